@@ -1,0 +1,1 @@
+"""Adapters as files and as algebra: numpy in, numpy out; no network and no training."""

@@ -1,0 +1,99 @@
+"""The canonical adapter: LoRA factors by target module, in Hugging Face names.
+
+Every format is read into this form and written from it, and every algebra works on it. A module that is
+not there was not trained. Invariants, checked when built: float32, C-contiguous, matching ranks, finite.
+
+Source: Hu et al., LoRA (arXiv 2106.09685): W' = W + scale * B @ A.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from converters.errors import AdapterError
+
+Array = NDArray[np.float32]
+
+
+class Factors(NamedTuple):
+    """One target module's update, `scale * b @ a`, in float32."""
+
+    a: Array  # (rank, in_features)
+    b: Array  # (out_features, rank)
+    scale: float  # the number that is really multiplied, alpha / rank in PEFT
+
+    @property
+    def rank(self) -> int:
+        """The number of rows of `a`, which is the number of columns of `b`."""
+        return int(self.a.shape[0])
+
+
+@dataclass(frozen=True, eq=False)
+class LoraAdapter:
+    """An adapter: target module (`model.layers.3.self_attn.q_proj`) to its factors.
+
+    Attributes:
+        modules: Read-only, in sorted order of names.
+
+    Raises:
+        AdapterError: On building, naming every module that is malformed at once.
+    """
+
+    modules: Mapping[str, Factors]
+
+    def __post_init__(self) -> None:
+        faults = [fault for name, factors in self.modules.items() for fault in _faults(name, factors)]
+        if faults:
+            raise AdapterError("adapter is malformed: " + "; ".join(faults))
+        ordered = {name: _stored(self.modules[name]) for name in sorted(self.modules)}
+        object.__setattr__(self, "modules", MappingProxyType(ordered))
+
+    def __iter__(self) -> Iterator[tuple[str, Factors]]:
+        """Names and factors in sorted order of names."""
+        return iter(self.modules.items())
+
+    def __len__(self) -> int:
+        return len(self.modules)
+
+    def __eq__(self, other: object) -> bool:
+        """Bit for bit: the same modules, scales and factors."""
+        if not isinstance(other, LoraAdapter):
+            return NotImplemented
+        return self.modules.keys() == other.modules.keys() and all(
+            mine.scale == other.modules[name].scale
+            and np.array_equal(mine.a, other.modules[name].a)
+            and np.array_equal(mine.b, other.modules[name].b)
+            for name, mine in self
+        )
+
+    @property
+    def num_parameters(self) -> int:
+        """Entries of all factors together."""
+        return sum(factors.a.size + factors.b.size for _, factors in self)
+
+    @property
+    def max_rank(self) -> int:
+        """The largest rank of any module; 0 for an adapter without modules."""
+        return max((factors.rank for _, factors in self), default=0)
+
+
+def _faults(name: str, factors: Factors) -> Iterator[str]:
+    a, b = factors.a, factors.b
+    if a.ndim != 2 or b.ndim != 2:
+        yield f"{name}: a {a.shape} and b {b.shape} must be matrices"
+    elif a.shape[0] != b.shape[1] or a.shape[0] == 0:
+        yield f"{name}: a {a.shape} and b {b.shape} must share one rank, a (rank, in) and b (out, rank)"
+    if not (np.isfinite(a).all() and np.isfinite(b).all()):
+        yield f"{name}: has entries that are not finite"
+    if not np.isfinite(factors.scale):
+        yield f"{name}: scale is {factors.scale}, expected a finite number"
+
+
+def _stored(factors: Factors) -> Factors:
+    a = np.ascontiguousarray(factors.a, dtype=np.float32)
+    b = np.ascontiguousarray(factors.b, dtype=np.float32)
+    return Factors(a, b, float(factors.scale))

@@ -1,0 +1,30 @@
+"""The errors that a user can mend.
+
+    TunefleetError             everything below prints as one line and exits 1
+    └── ConverterError
+        ├── AdapterError       an adapter that is malformed: missing, misshapen or not finite
+        ├── UnsupportedAdapter a sound adapter that the wanted form cannot carry (DoRA, unknown modules)
+        └── BaseModelError     a base model that is unreadable, or not the one that was expected
+
+A message says where, what came, what was expected and what to do; all faults of one input at once.
+"""
+
+
+class TunefleetError(Exception):
+    """Root of every error that a user can mend."""
+
+
+class ConverterError(TunefleetError):
+    """An adapter or a base model could not be read, written or carried over."""
+
+
+class AdapterError(ConverterError):
+    """An adapter is malformed: a factor is missing, misshapen or not finite."""
+
+
+class UnsupportedAdapter(ConverterError):  # noqa: N818 - it is a verdict, as in the tree above
+    """An adapter is sound, but the wanted form cannot carry all of it."""
+
+
+class BaseModelError(ConverterError):
+    """A base model is unreadable, or not the one that was expected."""

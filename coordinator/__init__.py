@@ -1,0 +1,1 @@
+"""What runs at the centre: admission, journal, strategies, versions, and the server around them."""

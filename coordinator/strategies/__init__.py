@@ -1,0 +1,1 @@
+"""How a buffer becomes a version: pure functions of (state, buffer)."""

@@ -1,0 +1,88 @@
+"""The errors of a device and of what it shares with the coordinator.
+
+    TunefleetError (converters.errors)
+    └── EdgeError
+        ├── ConfigError        a setting that cannot be used
+        ├── DataError          training data that cannot be used: file, line, reason
+        ├── BackendError       the training backend failed, or its worker process ended
+        │   ├── MissingExtra   a library is not installed; the message holds the install command
+        │   └── OutOfMemory    the worker ran out of memory; a smaller step may succeed
+        ├── StateError         a state folder of another fleet, of a newer version, or damaged
+        ├── DiskFull           no room to spool or to journal; nothing was lost
+        ├── TransportError     the broker cannot be reached
+        │   ├── BrokerRefused  the broker answered no: password, rights, protocol
+        │   └── TlsFailure     the encrypted connection could not be made
+        └── ProtocolError      a message that breaks the wire's contract
+            └── Rejected       an update that was refused, with the reason of its receipt
+"""
+
+from converters.errors import TunefleetError
+
+
+class EdgeError(TunefleetError):
+    """Anything on a device that a user can mend."""
+
+
+class ConfigError(EdgeError):
+    """A setting that cannot be used."""
+
+
+class DataError(EdgeError):
+    """Training data that cannot be used: file, line and reason."""
+
+
+class BackendError(EdgeError):
+    """The training backend failed, or its worker process ended."""
+
+
+class MissingExtra(BackendError):  # noqa: N818
+    """A library is not installed.
+
+    Attributes:
+        extra: The name of the extra that brings it.
+    """
+
+    def __init__(self, what: str, extra: str) -> None:
+        super().__init__(f"{what} is not installed; run: pip install 'tunefleet[{extra}]'")
+        self.extra = extra
+
+
+class OutOfMemory(BackendError):  # noqa: N818
+    """The worker ran out of memory; a smaller step may succeed."""
+
+
+class StateError(EdgeError):
+    """A state folder of another fleet, of a newer version, or damaged."""
+
+
+class DiskFull(EdgeError):  # noqa: N818
+    """There is no room to spool or to journal; nothing was lost."""
+
+
+class TransportError(EdgeError):
+    """The broker cannot be reached."""
+
+
+class BrokerRefused(TransportError):  # noqa: N818
+    """The broker answered no: wrong password, missing rights, unknown protocol."""
+
+
+class TlsFailure(TransportError):  # noqa: N818
+    """The encrypted connection could not be made."""
+
+
+class ProtocolError(EdgeError):
+    """A message that breaks the wire's contract."""
+
+
+class Rejected(ProtocolError):  # noqa: N818
+    """An update was refused.
+
+    Attributes:
+        reason: One word of `edge.protocol.messages.Reason`, as the receipt and the journal carry it.
+    """
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(f"{reason}: {detail}")
+        self.reason = reason
+        self.detail = detail

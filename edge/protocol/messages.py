@@ -1,0 +1,176 @@
+"""Every message of wire version 1, as it stands in JSON.
+
+Control messages are JSON that a person can read with `mosquitto_sub`; tensors travel as safetensors in chunks
+(`edge.protocol.chunks`). Unknown fields are refused: a newer wire bears another number in its topics.
+Field names are the wire: golden bytes in the tests hold them still.
+"""
+
+from typing import Annotated, Literal, TypeVar
+
+import msgspec
+from msgspec import Meta, Struct
+
+from edge.errors import ProtocolError
+
+Id = Annotated[str, Meta(pattern=r"^[a-z0-9]([a-z0-9-]{0,62}[a-z0-9])?$")]
+Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}$")]
+UpdateId = Annotated[str, Meta(pattern=r"^[0-9a-f]{32}$")]
+Count = Annotated[int, Meta(ge=0, le=2**53)]
+Seconds = Annotated[float, Meta(ge=0)]
+EncodingName = Literal["f32", "f16", "int8", "int4"]
+Space = Literal["product", "factors"]
+Range = tuple[Count, Count]  # first chunk, and the one after the last
+
+Reason = Literal[
+    "malformed",  # not a message, or not safetensors of the promised form
+    "too-large",
+    "unknown-device",  # its key is not enrolled
+    "bad-signature",
+    "hash-mismatch",
+    "foreign-base",  # another base model
+    "unknown-version",  # never published, or no longer kept
+    "rolled-back",  # its base version is not an ancestor of the current one
+    "too-stale",
+    "wrong-shape",
+    "not-finite",
+    "norm-too-large",
+]
+
+
+class Record(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Root of all wire records."""
+
+
+class Presence(Record):
+    """Topics `coordinator` and `device/<id>/state`: retained; the will says offline.
+
+    A late will of an old session bears the old epoch and is ignored.
+    """
+
+    online: bool
+    epoch: Count  # Unix time in ms at the start of the session
+
+
+class Recipe(Record):
+    """How devices are to train on a version."""
+
+    steps: Count  # optimizer steps of one task; 0 leaves it to `seconds`
+    seconds: Seconds = 0.0
+    lr: float = 1e-3
+    weight_decay: float = 0.0
+    clip_norm: float = 1.0
+    seq_tokens: Count = 512
+    batch_tokens: Count = 2048
+    attempts: Count = 1  # tasks a device may do on one version; 0 is no bound
+
+
+class Manifest(Record):
+    """Topic `version/<tier>`, retained, inside `Signed`: the current version for a rank tier."""
+
+    fleet: Id
+    tier: Id  # `r8`: adapters of rank 8
+    version: Count
+    parent: Count | None
+    sha256: Sha256  # of the blob: an adapter as safetensors
+    size_bytes: Count
+    chunk_bytes: Count
+    encoding: EncodingName  # of updates
+    base: Sha256  # fingerprint of the base model
+    rank: Count
+    space: Space
+    recipe: Recipe
+
+
+class Hello(Record):
+    """Topic `device/<id>/hello`, retained, inside `Signed`: a device's capability card."""
+
+    device_id: Id
+    backend: str
+    ranks: tuple[Count, ...]  # tiers it can train, largest first
+    encodings: tuple[EncodingName, ...]
+    memory_bytes: Count
+    tokens_per_s: float | None  # measured, None before the first task
+    base: Sha256
+
+
+class Want(Record):
+    """Topic `device/<id>/want`: chunks of a blob that are still missing here."""
+
+    sha256: Sha256
+    ranges: tuple[Range, ...]
+    window: Annotated[int, Meta(ge=1, le=16)]  # how many chunks the device takes now
+
+
+class UpdateHeader(Record):
+    """Topic `device/<id>/up/<update>/header`, inside `Signed`, before the update's chunks."""
+
+    update: UpdateId  # of (device, base version, attempt, sha256): `edge.protocol.delta.update_id`
+    fleet: Id
+    device_id: Id
+    tier: Id
+    base_version: Count
+    base: Sha256
+    attempt: Count
+    sha256: Sha256  # of the payload
+    size_bytes: Count
+    chunk_bytes: Annotated[int, Meta(ge=1024, le=1 << 20)]
+    encoding: EncodingName
+    num_examples: Count  # trained on, repetitions counted
+    num_tokens: Count
+    num_steps: Count
+    seconds: Seconds
+    loss_before: float  # first and last step's training loss
+    loss_after: float
+
+
+class Receipt(Record):
+    """Topic `device/<id>/receipt`, inside `Signed`: what became of an update.
+
+    `accepted` and `rejected` are final, and mean that the journal knows; `missing` names the chunks that the
+    coordinator still waits for.
+    """
+
+    update: UpdateId
+    status: Literal["accepted", "rejected", "missing"]
+    reason: Reason | None = None
+    detail: str = ""
+    missing: tuple[Range, ...] = ()
+
+
+class Telemetry(Record):
+    """Topic `device/<id>/telemetry`: progress of the task under way."""
+
+    base_version: Count
+    step: Count
+    steps: Count  # 0: bounded by time
+    loss: float
+    tokens_per_s: float
+    memory_bytes: Count
+
+
+class Signed(Record):
+    """A message and an Ed25519 signature over the exact bytes of its body (`edge.protocol.signing`)."""
+
+    body: msgspec.Raw
+    key: Annotated[str, Meta(pattern=r"^[0-9a-f]{64}$")]  # public key of the signer
+    signature: Annotated[str, Meta(pattern=r"^[0-9a-f]{128}$")]
+
+
+R = TypeVar("R", bound=Struct)
+
+
+def encode_message(message: Struct) -> bytes:
+    """JSON bytes, fields in the order of their declaration."""
+    return msgspec.json.encode(message)
+
+
+def decode_message(payload: bytes, kind: type[R]) -> R:
+    """The record of `kind` in `payload`.
+
+    Raises:
+        ProtocolError: Naming the field and what was expected.
+    """
+    try:
+        return msgspec.json.decode(payload, type=kind)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise ProtocolError(f"{kind.__name__}: {error}") from error

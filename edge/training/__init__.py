@@ -1,0 +1,1 @@
+"""Training on this device; nothing in here knows a network."""

@@ -1,0 +1,45 @@
+"""Training backends by name; a heavy library is imported when its backend is asked for."""
+
+import importlib
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Literal, cast
+
+from edge.errors import BackendError, MissingExtra
+from edge.training.backends.base import Loader, Precision, TrainableModel
+
+BackendName = Literal["auto", "toy", "torch", "mlx"]
+_LIBRARY = {"toy": "numpy", "torch": "torch", "mlx": "mlx_lm"}
+
+
+def choose_backend(base: Path) -> str:
+    """The backend that suits this machine and base: MLX on Apple silicon, else torch.
+
+    Raises:
+        MissingExtra: Neither is installed.
+    """
+    if (base / "toy.json").exists():
+        return "toy"
+    preferred = ["mlx", "torch"] if sys.platform == "darwin" else ["torch", "mlx"]
+    for name in preferred:
+        if find_spec(_LIBRARY[name]):
+            return name
+    raise MissingExtra("a training backend", preferred[0])
+
+
+def load_model(name: str, base: Path, *, precision: Precision = "float32", seed: int = 0) -> TrainableModel:
+    """Loads `base` with the backend called `name` (`auto` chooses).
+
+    Raises:
+        BackendError: No backend bears that name.
+        MissingExtra: Its library is not installed.
+        BaseModelError: The base model cannot be loaded.
+    """
+    chosen = choose_backend(base) if name == "auto" else name
+    if chosen not in _LIBRARY:
+        raise BackendError(f"backend {name!r} is unknown; expected one of auto, {', '.join(_LIBRARY)}")
+    if not find_spec(_LIBRARY[chosen]):
+        raise MissingExtra(f"backend {chosen}", chosen)
+    load = cast(Loader, importlib.import_module(f"edge.training.backends.{chosen}").load)
+    return load(base, precision=precision, seed=seed)

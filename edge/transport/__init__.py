@@ -1,0 +1,1 @@
+"""Bytes between device and coordinator: in memory, or over MQTT."""

@@ -1,0 +1,71 @@
+"""The contract of every transport: publish, subscribe, and an endless stream of messages.
+
+Delivery is at least once and in any order; a message may come twice. A transport reconnects by itself, with
+jittered back-off and under the same client id, subscribes again and publishes its birth again. Nothing is
+kept over the end of the process: what must survive lies in the spool.
+"""
+
+from collections.abc import AsyncIterator
+from typing import NamedTuple, Protocol, Self
+
+
+class Message(NamedTuple):
+    """One message as it came from the broker."""
+
+    topic: str
+    payload: bytes
+    retained: bool = False
+
+
+class Presence(NamedTuple):
+    """What is retained at `topic` while connected (birth), and after an unclean end (will)."""
+
+    topic: str
+    birth: bytes
+    will: bytes
+
+
+class Limits(NamedTuple):
+    """What the other side takes, learnt when connecting where it says so."""
+
+    max_packet_bytes: int  # one publish, header included
+    max_in_flight: int  # publishes without acknowledgement
+
+
+class Transport(Protocol):
+    """A connection that mends itself.
+
+    Used as `async with transport:`. Entering connects, and raises `TransportError` (or `BrokerRefused`,
+    `TlsFailure`) where the first attempt is refused for good; leaving publishes the will's payload at the
+    presence topic, retained, and disconnects cleanly.
+    """
+
+    @property
+    def limits(self) -> Limits:
+        """Of the present connection."""
+        ...
+
+    async def __aenter__(self) -> Self: ...
+
+    async def __aexit__(self, *exc: object) -> None: ...
+
+    async def publish(
+        self, topic: str, payload: bytes, *, retain: bool = False, expiry_s: int | None = None
+    ) -> None:
+        """Publishes at least once; returns when the broker has acknowledged, over reconnections if need be.
+
+        At most `limits.max_in_flight` are under way at a time; further callers wait for their turn.
+        """
+        ...
+
+    async def subscribe(self, topic_filter: str) -> None:
+        """Adds a subscription (`+` and `#` as in MQTT), kept over reconnections."""
+        ...
+
+    async def unsubscribe(self, topic_filter: str) -> None:
+        """Ends a subscription; unknown filters are ignored."""
+        ...
+
+    def messages(self) -> AsyncIterator[Message]:
+        """All messages of all subscriptions, in order of arrival; ends when the transport is left."""
+        ...
