@@ -1,0 +1,33 @@
+# On a fresh machine with Python 3.11: `make demo` shows the whole way, `make test` proves it.
+VENV ?= .venv
+PYTHON ?= python3.11
+BIN := $(VENV)/bin
+PACKAGES := converters edge coordinator tunefleet.py
+
+.PHONY: demo test check bench clean
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -c constraints.txt --editable '.[torch,mlx,broker,demo,bench,dev]'
+	touch $@
+
+demo: $(VENV)/.installed
+	$(BIN)/tunefleet demo
+
+test: $(VENV)/.installed
+	$(BIN)/python -m pytest
+
+check: $(VENV)/.installed
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy $(PACKAGES)
+	$(BIN)/lint-imports
+
+bench: $(VENV)/.installed
+	$(BIN)/python -m benchmarks.upload
+	$(BIN)/python -m benchmarks.merge_memory
+	$(BIN)/python -m benchmarks.training torch
+	$(BIN)/python -m benchmarks.training mlx
+
+clean:
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -1,0 +1,55 @@
+"""The house: what the wheel holds, what imports without heavy libraries, how fast the command answers."""
+
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+BLOCKED_IMPORTS = """
+import importlib, pkgutil, sys
+
+HEAVY = {"torch", "transformers", "peft", "mlx", "mlx_lm", "llama_cpp", "matplotlib", "amqtt"}
+
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in HEAVY:
+            raise ImportError(f"{name} is blocked")
+
+sys.meta_path.insert(0, Refuse())
+import converters, edge, tunefleet
+for package in (converters, edge):
+    for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
+        if module.name not in {"edge.training.backends.torch", "edge.training.backends.mlx"}:
+            importlib.import_module(module.name)
+import coordinator.server
+"""
+
+
+def test_the_wheel_holds_the_three_packages_and_the_command_and_nothing_else(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path), str(ROOT)]
+    subprocess.run(command, check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    names = {name.split("/")[0] for name in zipfile.ZipFile(wheel).namelist()}
+    assert {name for name in names if not name.endswith(".dist-info")} == {
+        "converters",
+        "coordinator",
+        "edge",
+        "tunefleet.py",
+    }
+
+
+def test_device_and_coordinator_import_without_any_heavy_library() -> None:
+    subprocess.run([sys.executable, "-c", BLOCKED_IMPORTS], check=True, cwd=ROOT)
+
+
+def test_help_imports_nothing_that_only_a_command_needs() -> None:
+    probe = (
+        "import sys, tunefleet, typer.testing\n"
+        "result = typer.testing.CliRunner().invoke(tunefleet.app, ['--help'])\n"
+        "assert result.exit_code == 0, result.output\n"
+        "print(sorted({'numpy', 'torch', 'mlx', 'sqlite3', 'aiomqtt', 'cryptography'} & set(sys.modules)))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", probe], check=True, capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout.strip() == "[]"
