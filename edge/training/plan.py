@@ -1,0 +1,86 @@
+"""How one task trains: for how long, at which rate, on how many tokens at a time.
+
+A plan is one record, so that a checkpoint can tell whether it belongs to it (`edge.training.checkpoint`).
+"""
+
+import math
+from collections.abc import Iterator
+from typing import Literal
+
+from msgspec import Struct
+
+from edge.errors import ConfigError
+
+
+class Plan(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A bound (exactly one of `steps`, `seconds`, `epochs`), a learning rate and the size of a step.
+
+    Attributes:
+        steps: Optimizer steps; 0 where another bound holds.
+        seconds: Time spent training, slowing down included, resumed runs added up.
+        epochs: Passes over the data.
+        lr: Peak learning rate of AdamW.
+        schedule: After the warm-up: constant, or falling to 0 at the bound.
+        warmup_steps: Steps over which the rate rises linearly.
+        weight_decay: Decoupled, as in AdamW.
+        clip_norm: Bound on the gradient's global l2 norm; 0 is off.
+        seq_tokens: Longest packed row, and so the longest example.
+        batch_tokens: Tokens of one optimizer step, padding included.
+        micro_batch_tokens: Tokens computed at a time; 0 is the whole step.
+        seed: Of the data's order; 0 is a seed.
+        checkpoint_every_s: Seconds between full checkpoints; 0 writes one after every step.
+
+    Raises:
+        ConfigError: On building, naming all faults at once.
+    """
+
+    steps: int = 0
+    seconds: float = 0.0
+    epochs: int = 0
+    lr: float = 1e-3
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    warmup_steps: int = 0
+    weight_decay: float = 0.0
+    clip_norm: float = 1.0
+    seq_tokens: int = 512
+    batch_tokens: int = 2048
+    micro_batch_tokens: int = 0
+    seed: int = 0
+    checkpoint_every_s: float = 60.0
+
+    def __post_init__(self) -> None:
+        faults = list(_faults(self))
+        if faults:
+            raise ConfigError("plan: " + "; ".join(faults))
+
+
+def lr_at(plan: Plan, step: int, progress: float) -> float:
+    """Learning rate of `step`, counted from 0.
+
+    Args:
+        plan: Peak rate, warm-up and schedule.
+        step: The step about to be taken.
+        progress: What is done of the bound, 0 to 1: steps of all steps, or seconds of all seconds.
+    """
+    warmup = min(1.0, (step + 1) / (plan.warmup_steps + 1))
+    left = 1.0 - min(1.0, max(0.0, progress))
+    decay = {"constant": 1.0, "linear": left, "cosine": 0.5 * (1.0 - math.cos(math.pi * left))}
+    return plan.lr * warmup * decay[plan.schedule]
+
+
+def _faults(plan: Plan) -> Iterator[str]:
+    bounds = {name: getattr(plan, name) for name in ("steps", "seconds", "epochs")}
+    if sum(value > 0 for value in bounds.values()) != 1 or min(bounds.values()) < 0:
+        given = ", ".join(f"{name} {value}" for name, value in bounds.items())
+        yield f"exactly one of steps, seconds, epochs must be above 0; they are {given}"
+    for name in ("lr", "seconds", "weight_decay", "clip_norm", "checkpoint_every_s"):
+        value = getattr(plan, name)
+        if not (math.isfinite(value) and value >= 0):
+            yield f"{name} is {value}, expected a finite number of at least 0"
+    for name in ("warmup_steps", "micro_batch_tokens", "seed"):
+        if getattr(plan, name) < 0:
+            yield f"{name} is {getattr(plan, name)}, expected at least 0"
+    if plan.seq_tokens < 2:
+        yield f"seq_tokens is {plan.seq_tokens}, expected at least 2"
+    if plan.batch_tokens < plan.seq_tokens:
+        yield f"batch_tokens is {plan.batch_tokens}, expected at least seq_tokens, {plan.seq_tokens}"
