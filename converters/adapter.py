@@ -81,6 +81,32 @@ class LoraAdapter:
         return max((factors.rank for _, factors in self), default=0)
 
 
+def initial_adapter(
+    modules: Mapping[str, tuple[int, int]], *, rank: int, scale: float, seed: int
+) -> LoraAdapter:
+    """The adapter that training starts from: it changes nothing yet, as every `b` is zero.
+
+    `a` is drawn as PEFT and mlx-lm draw it (Kaiming-uniform with a = sqrt 5): U(-1, 1) / sqrt(in_features).
+
+    Args:
+        modules: Name to (in_features, out_features).
+        rank: Of every module, at least 1.
+        scale: The number that is multiplied.
+        seed: The same seed and modules give the same adapter on every machine.
+
+    Raises:
+        AdapterError: `rank` is below 1.
+    """
+    if rank < 1:
+        raise AdapterError(f"rank is {rank}, expected at least 1")
+    rng = np.random.default_rng(seed)
+    initial = {}
+    for name, (num_in, num_out) in sorted(modules.items()):
+        a = (2 * rng.random((rank, num_in), dtype=np.float32) - 1) / np.float32(np.sqrt(num_in))
+        initial[name] = Factors(a, np.zeros((num_out, rank), np.float32), scale)
+    return LoraAdapter(initial)
+
+
 def _faults(name: str, factors: Factors) -> Iterator[str]:
     a, b = factors.a, factors.b
     if a.ndim != 2 or b.ndim != 2:

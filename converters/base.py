@@ -1,0 +1,208 @@
+"""A base model on disk: its linear layers and its fingerprint, from config.json and safetensors alone.
+
+Works on a Hugging Face folder and on one that mlx-lm converted, sharded or not, without torch or MLX.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from converters.errors import BaseModelError, UnsupportedAdapter
+from converters.tensorfile import FLOATING, Tensor, TensorFile, open_tensors
+
+Modules = Mapping[str, tuple[int, int]]  # name to (in_features, out_features)
+
+RUN_VALUES = 4096  # values of one sampled run; a run of bfloat16 is two pages of a disk
+NUM_RUNS = 16
+_EMBEDDING = re.compile(r"(?:embed[^.]*|tok_embeddings|wte|wpe)\.weight$")
+_BLOCK = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.")
+_NORM_EPS = ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_eps", "norm_epsilon")
+
+
+@dataclass(frozen=True, eq=False)
+class BaseModel:
+    """A base model's folder, headers read.
+
+    Attributes:
+        path: The folder.
+        config: `config.json`; of a model with several towers, the text model's part.
+        modules: Every linear layer in Hugging Face naming, sorted; embeddings and a tied head are left out.
+        is_quantized: In MLX's packed form. The modules' shapes are those of the unpacked weights.
+    """
+
+    path: Path
+    config: Mapping[str, Any]
+    modules: Modules
+    is_quantized: bool
+    weights: Mapping[str, TensorFile]  # tensor name to the file that holds it
+
+    @property
+    def num_layers(self) -> int:
+        """Transformer blocks, counted by the names of the weights."""
+        found = (_BLOCK.search(name) for name in self.weights)
+        return max((int(match[1]) + 1 for match in found if match), default=0)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """What the model computes, as 64 hex digits: sha256 of its architecture's numbers and its weights.
+
+        The same for a Hugging Face folder and for its conversion by mlx-lm, for one file and for shards, and
+        for bfloat16, float16 and float32 as long as the values are the same. Of each floating tensor, in
+        order of names, the name, the shape and the values as little-endian float32 are hashed; of one with
+        more than 65,536 values 16 evenly spaced runs of 4,096, so that a large model takes seconds. (Single
+        values in even strides were dropped: they touch every page of the file.) Rotary frequencies and a
+        tied head are left out: not every tool stores them.
+
+        Raises:
+            BaseModelError: The model is quantised, and its values are no longer the ones that were trained.
+        """
+        if self.is_quantized:
+            raise BaseModelError(
+                f"{self.path}: is quantised and has no fingerprint of its own; give the fingerprint of "
+                "the model it was made from"
+            )
+        digest = hashlib.sha256(_architecture(self.config))
+        for name, file in sorted(self.weights.items()):
+            tensor = file.tensors[name]
+            if tensor.dtype in FLOATING:
+                digest.update(f"{name} {tensor.shape}\n".encode())
+                for first, count in _runs(tensor.size):
+                    digest.update(file.floats(name, first, count).astype("<f4").tobytes())
+        return digest.hexdigest()
+
+
+def read_base(path: Path | str) -> BaseModel:
+    """Reads the headers of the model in folder `path`; its weights stay on disk.
+
+    Raises:
+        BaseModelError: No such folder, no config.json, no weights, or weights that are damaged, truncated
+            or quantised by another tool than MLX.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        raise BaseModelError(f"{folder}: no such folder; expected a Hugging Face or MLX model folder")
+    whole = _json(folder / "config.json")
+    config = {**whole, **(whole.get("text_config") or {})}
+    weights = {
+        name: file
+        for shard in _shards(folder)
+        for file in [open_tensors(shard, BaseModelError)]
+        for name in file.tensors
+        if not _is_derived(name, config)
+    }
+    packed = config.get("quantization")
+    if not packed and config.get("quantization_config"):
+        method = config["quantization_config"].get("quant_method", "an unknown method")
+        raise BaseModelError(
+            f"{folder}: is quantised by {method}; expected full precision, or MLX's quantisation"
+        )
+    modules = dict(sorted(_modules(weights, packed or {})))
+    return BaseModel(folder, config, MappingProxyType(modules), bool(packed), weights)
+
+
+def match_targets(modules: Modules, targets: Iterable[str]) -> dict[str, tuple[int, int]]:
+    """The modules whose name is one of `targets` or ends in it: `q_proj` is every block's.
+
+    Raises:
+        UnsupportedAdapter: Naming every target that matches nothing, and what there is.
+    """
+    wanted = list(targets)
+    matched = {t: [name for name in modules if f".{name}".endswith(f".{t}")] for t in wanted}
+    missing = [target for target, names in matched.items() if not names]
+    if missing or not wanted:
+        there = ", ".join(sorted({name.rpartition(".")[2] for name in modules}))
+        raise UnsupportedAdapter(
+            f"no module is called {', '.join(missing) or 'nothing'}; the model has: {there}"
+        )
+    chosen = {name for names in matched.values() for name in names}
+    return {name: shape for name, shape in modules.items() if name in chosen}
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_bytes())
+    except OSError as cause:
+        raise BaseModelError(f"{path}: cannot be read: {cause.strerror}; a base model needs it") from cause
+    except ValueError as cause:
+        raise BaseModelError(f"{path}: is not JSON: {cause}") from cause
+    if not isinstance(content, dict):
+        raise BaseModelError(f"{path}: holds a {type(content).__name__}, expected a JSON object")
+    return content
+
+
+def _shards(folder: Path) -> list[Path]:
+    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    if single.exists():
+        return [single]
+    if index.exists():
+        weight_map = _json(index).get("weight_map", {})
+        return [folder / name for name in sorted(set(weight_map.values()))]
+    found = sorted(folder.glob("model*.safetensors"))
+    if not found:
+        raise BaseModelError(f"{folder}: holds no model*.safetensors; pickled weights are not read")
+    return found
+
+
+def _is_derived(name: str, config: Mapping[str, Any]) -> bool:
+    is_tied_head = name.startswith("lm_head.") and bool(config.get("tie_word_embeddings"))
+    return is_tied_head or name.endswith("rotary_emb.inv_freq")
+
+
+def _modules(
+    weights: Mapping[str, TensorFile], packed: Mapping[str, Any]
+) -> Iterator[tuple[str, tuple[int, int]]]:
+    for weight, file in weights.items():
+        tensor, name = file.tensors[weight], weight.removesuffix(".weight")
+        if name == weight or len(tensor.shape) != 2 or _EMBEDDING.search(weight):
+            continue
+        yield name, (_num_in(name, tensor, packed), tensor.shape[0])
+
+
+def _num_in(name: str, tensor: Tensor, packed: Mapping[str, Any]) -> int:
+    if tensor.dtype != "U32":
+        return tensor.shape[1]
+    own = packed.get(name)  # mixed recipes give some layers their own width
+    bits = (own if isinstance(own, dict) else packed).get("bits", 0)
+    if not bits:
+        raise BaseModelError(f"{name}: is packed, but config.json does not say in how many bits")
+    return tensor.shape[1] * 32 // int(bits)
+
+
+def _architecture(config: Mapping[str, Any]) -> bytes:
+    """The numbers that change what the weights compute, alike in configs of transformers 4 and 5."""
+    heads = config.get("num_attention_heads")
+    hidden = config.get("hidden_size")
+    rope = {"rope_theta": config.get("rope_theta", 10000.0), **(config.get("rope_scaling") or {})}
+    rope |= config.get("rope_parameters") or {}
+    kind = rope.pop("type", None) or rope.get("rope_type")
+    numbers = {
+        "model_type": config.get("model_type"),
+        "num_attention_heads": heads,
+        "num_key_value_heads": config.get("num_key_value_heads") or heads,
+        "head_dim": config.get("head_dim") or (hidden // heads if hidden and heads else None),
+        "norm_eps": next((config[key] for key in _NORM_EPS if key in config), None),
+        "rope": rope | {"rope_type": kind or "default"},
+    }
+    return json.dumps(_floats(numbers), sort_keys=True).encode()
+
+
+def _floats(value: Any) -> Any:
+    """Numbers as floats: 10000 and 10000.0 are the same."""
+    if isinstance(value, dict):
+        return {key: _floats(entry) for key, entry in value.items() if entry is not None}
+    if isinstance(value, list):
+        return [_floats(entry) for entry in value]
+    return float(value) if isinstance(value, int) else value
+
+
+def _runs(size: int) -> Iterator[tuple[int, int]]:
+    if size <= RUN_VALUES * NUM_RUNS:
+        yield 0, size
+    else:
+        yield from ((i * (size - RUN_VALUES) // (NUM_RUNS - 1), RUN_VALUES) for i in range(NUM_RUNS))
