@@ -1,0 +1,200 @@
+"""mlx-lm's adapter folder: adapter_config.json and adapters.safetensors, both ways.
+
+mlx-lm stores the factors transposed, and knows one rank and one scale for the whole adapter. An adapter with
+several still computes the same there, without any rounding: a smaller rank is filled up with zeros, and a
+scale that differs by a power of two goes into `lora_b`. Any other scale is refused. What was filled and
+folded stands in the config under `tunefleet`, which mlx-lm ignores, and is undone when the file is read.
+
+Source: mlx-lm 0.32, tuner/utils.py (load_adapters, linear_to_lora_layers) and tuner/lora.py.
+"""
+
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+from safetensors.numpy import save
+
+from converters.adapter import Array, Factors, LoraAdapter
+from converters.base import Modules
+from converters.canonical import write_atomic
+from converters.errors import AdapterError, UnsupportedAdapter
+from converters.layout import Faults, Layout, check_fit, find_shapes, fit_faults, read_factors, to_tensors
+from converters.tensorfile import open_tensors
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapters.safetensors"
+LAYOUT = Layout("", ".lora_a", ".lora_b", is_transposed=True)
+_IN_BLOCK = re.compile(r".*?\blayers\.(\d+)\.(.+)")
+
+
+class _Parameters(msgspec.Struct, frozen=True):
+    rank: int
+    scale: float
+
+
+class _Own(msgspec.Struct, frozen=True):
+    """What was filled up and folded: module to its true rank, and to its true scale."""
+
+    ranks: dict[str, int] = {}
+    scales: dict[str, float] = {}
+
+
+class _Config(msgspec.Struct, frozen=True):
+    lora_parameters: _Parameters | None  # null where all weights were trained
+    fine_tune_type: str = "lora"
+    tunefleet: _Own = _Own()
+
+
+def load_mlx(folder: Path, modules: Modules | None = None) -> LoraAdapter:
+    """Reads the LoRA adapter that mlx-lm saved in `folder`.
+
+    Args:
+        folder: Holds adapter_config.json and adapters.safetensors.
+        modules: The base model's, to check names and shapes against.
+
+    Raises:
+        UnsupportedAdapter: It is more than LoRA on linear layers of this base; everything is named at once.
+        AdapterError: It is missing, damaged, or its factors do not agree with its config.
+    """
+    config = _read_config(folder / CONFIG)
+    if config.fine_tune_type != "lora" or config.lora_parameters is None:
+        raise UnsupportedAdapter(f"{folder}: fine_tune_type is {config.fine_tune_type!r}, expected 'lora'")
+    rank, scale = config.lora_parameters.rank, config.lora_parameters.scale
+    file = open_tensors(folder / WEIGHTS, AdapterError)
+    faults = Faults(str(folder))
+    shapes = find_shapes(file, LAYOUT, faults)
+    for name, shape in shapes.items():
+        if shape.rank != rank:
+            faults.malformed.append(f"{name} has rank {shape.rank}, its config says {rank}")
+    if modules is not None:
+        inside = {name: (shape.num_in, shape.num_out) for name, shape in shapes.items()}
+        faults.unsupported.extend(fit_faults(inside, modules))
+    faults.raise_any()
+    stored = {name: read_factors(file, LAYOUT, name, scale) for name in shapes}
+    return LoraAdapter({name: _undone(factors, name, config.tunefleet) for name, factors in stored.items()})
+
+
+def save_mlx(adapter: LoraAdapter, folder: Path, modules: Modules | None = None) -> None:
+    """Writes `adapter` as mlx-lm does; `folder` is made where it is missing.
+
+    Args:
+        adapter: Has at least one module.
+        folder: Files of the same names are replaced.
+        modules: The base model's: checked against, and used to name layers as mlx-lm does.
+
+    Raises:
+        AdapterError: The adapter has no modules: mlx-lm has no name for that.
+        UnsupportedAdapter: Scales that differ by more than a power of two, or modules that the base model
+            lacks or has otherwise; all are named at once.
+    """
+    if not len(adapter):
+        raise AdapterError(f"{folder}: an adapter without modules cannot be written in mlx-lm's format")
+    if modules is not None:
+        check_fit(adapter, modules)
+    rank, scale = adapter.max_rank, _common_scale(adapter)
+    uniform = _uniform(adapter, rank, scale)
+    own = {
+        "ranks": {name: f.rank for name, f in adapter if f.rank != rank},
+        "scales": {name: f.scale for name, f in adapter if f.scale != scale},
+    }
+    keys, num_layers = _keys(list(adapter.modules), modules)
+    config: dict[str, Any] = {
+        "fine_tune_type": "lora",
+        "lora_parameters": {"dropout": 0.0, "keys": keys, "rank": rank, "scale": scale},
+        "num_layers": num_layers,
+    }
+    if own["ranks"] or own["scales"]:
+        config["tunefleet"] = own
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomic(folder / WEIGHTS, save(to_tensors(uniform, LAYOUT)))
+    write_atomic(folder / CONFIG, json.dumps(config, indent=4).encode())
+
+
+def _read_config(path: Path) -> _Config:
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=_Config)
+    except OSError as cause:
+        raise AdapterError(f"{path}: cannot be read: {cause.strerror}") from cause
+    except (msgspec.MsgspecError, UnicodeDecodeError) as cause:
+        raise AdapterError(f"{path}: is not a LoRA config of mlx-lm: {cause}") from cause
+
+
+def _common_scale(adapter: LoraAdapter) -> float:
+    """The most frequent scale; 0 only where all are, as nothing can be folded over 0."""
+    scales = [factors.scale for _, factors in adapter]
+    return Counter(filter(None, scales) if any(scales) else scales).most_common(1)[0][0]
+
+
+def _uniform(adapter: LoraAdapter, rank: int, scale: float) -> LoraAdapter:
+    """The same updates with one rank and one scale, exactly."""
+    modules, faults = {}, []
+    for name, factors in adapter:
+        b = factors.b if factors.scale == scale else _times(factors.b, factors.scale, scale)
+        if b is None:
+            faults.append(f"{name} has scale {factors.scale}")
+            continue
+        more = rank - factors.rank
+        a = np.pad(factors.a, ((0, more), (0, 0)))
+        modules[name] = Factors(a, np.pad(b, ((0, 0), (0, more))), scale)
+    if faults:
+        raise UnsupportedAdapter(
+            f"mlx-lm has one scale for all modules, here {scale}; another is carried exactly only if it differs "
+            f"by a power of two: {'; '.join(faults)}"
+        )
+    return LoraAdapter(modules)
+
+
+def _undone(factors: Factors, name: str, own: _Own) -> Factors:
+    """Zeros and folded scales taken out again, unless later training has made them matter."""
+    a, b, scale = factors
+    rank = own.ranks.get(name, factors.rank)
+    if 0 < rank < factors.rank and not a[rank:].any() and not b[:, rank:].any():
+        a, b = a[:rank], b[:, :rank]
+    if name in own.scales:
+        unfolded = _times(b, scale, own.scales[name])
+        if unfolded is not None:
+            b, scale = unfolded, own.scales[name]
+    return Factors(a, b, scale)
+
+
+def _times(b: Array, scale: float, other: float) -> Array | None:
+    """`b * scale / other`, or None where that would round."""
+    if not b.any():
+        return b
+    ratio = scale / other if other else 0.0
+    if abs(math.frexp(ratio)[0]) != 0.5 or ratio * other != scale:
+        return None
+    with np.errstate(over="ignore", under="ignore"):
+        folded = (b * np.float64(ratio)).astype(np.float32)
+    return folded if np.array_equal(folded / np.float64(ratio), b) else None
+
+
+def _keys(names: list[str], modules: Modules | None) -> tuple[list[str], int]:
+    """mlx-lm's `keys` and `num_layers`.
+
+    Where the last blocks carry the same layers each, names within a block, as mlx-lm writes them; otherwise
+    full names, which mlx-lm also takes, whatever `num_layers` says.
+    """
+    blocks = _by_block(names)
+    num_blocks = max(_by_block(modules or names), default=-1) + 1
+    layers = sorted(blocks.get(num_blocks - 1, set()))
+    last = range(num_blocks - len(blocks), num_blocks)
+    is_regular = set(blocks) == set(last) and all(blocks[i] == set(layers) for i in blocks)
+    is_whole = modules is not None and len(names) == len(blocks) * len(layers)
+    return (layers, len(blocks)) if is_regular and is_whole else (names, max(len(blocks), 1))
+
+
+def _by_block(names: Iterable[str]) -> dict[int, set[str]]:
+    blocks: dict[int, set[str]] = {}
+    for match in _matches(names):
+        blocks.setdefault(int(match[1]), set()).add(match[2])
+    return blocks
+
+
+def _matches(names: Iterable[str]) -> Iterator[re.Match[str]]:
+    return (match for name in names if (match := _IN_BLOCK.fullmatch(name)))
