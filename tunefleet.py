@@ -1,4 +1,4 @@
-"""The one command, `tunefleet …`: mounts each package's commands; what a command needs is imported when it runs.
+"""The one command, `tunefleet …`: mounts each package's commands and imports what they need when they run.
 
 Run as: tunefleet --help
 """
