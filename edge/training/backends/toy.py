@@ -1,0 +1,353 @@
+"""The toy backend: a one-layer attention model over bytes, in numpy, with gradients by hand.
+
+Small enough for tests and try-outs (loads in milliseconds, trains a step in a few), and honest: causal
+attention within segments, LoRA on its four linear modules, AdamW. With x the token embeddings and sinusoidal
+positions, its hidden states are h = x + o_proj(attention(q_proj x, k_proj x, v_proj x)), its logits
+h @ lm_head.
+
+A base is a folder that `make_toy_base` writes: `toy.json`, and weights under their Hugging Face names.
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from converters.adapter import Factors, LoraAdapter
+from converters.errors import BaseModelError, UnsupportedAdapter
+from edge.errors import BackendError, OutOfMemory
+from edge.training.backends.base import Batch, ModelCard, Precision, Score, Snapshot
+
+Array = NDArray[np.float32]
+BOS, EOS, VOCAB = 256, 257, 258
+LAYER = "model.layers.0.self_attn."
+PROJECTIONS = tuple(f"{LAYER}{letter}_proj" for letter in "qkvo")
+WEIGHTS = (*(name + ".weight" for name in PROJECTIONS), "model.embed_tokens.weight", "lm_head.weight")
+BETAS, EPSILON = (0.9, 0.999), 1e-8
+
+
+def make_toy_base(
+    folder: Path, *, seed: int = 0, dim: int = 32, max_tokens: int = 512, memory_tokens: int = 0
+) -> Path:
+    """Writes a random base model; the same arguments give the same bytes.
+
+    Args:
+        folder: Made where it is missing.
+        seed: Of the weights.
+        dim: Hidden size, even.
+        max_tokens: Context length.
+        memory_tokens: A micro-batch of more tokens runs out of memory, as on a small device; 0 is no bound.
+
+    Returns:
+        The folder.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    random = np.random.default_rng(seed)
+    shapes = {name + ".weight": (dim, dim) for name in PROJECTIONS}
+    shapes |= {"model.embed_tokens.weight": (VOCAB, dim), "lm_head.weight": (VOCAB, dim)}
+    weights = {name: random.normal(0, dim**-0.5, shape).astype(np.float32) for name, shape in shapes.items()}
+    weights["model.embed_tokens.weight"] *= dim**0.5
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    config = {
+        "architectures": ["ToyForCausalLM"],
+        "model_type": "toy",
+        "vocab_size": VOCAB,
+        "hidden_size": dim,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 1,
+        "num_key_value_heads": 1,
+        "max_position_embeddings": max_tokens,
+        "tie_word_embeddings": False,
+    }
+    (folder / "config.json").write_text(json.dumps(config, indent=2))
+    (folder / "toy.json").write_text(json.dumps({"max_tokens": max_tokens, "memory_tokens": memory_tokens}))
+    return folder
+
+
+def load(base: Path, *, precision: Precision = "auto", seed: int = 0) -> "ToyModel":
+    """Loads a folder of `make_toy_base`; nothing in it depends on `seed`.
+
+    Raises:
+        BackendError: For bfloat16, which numpy lacks.
+        BaseModelError: `base` is no toy base.
+    """
+    if precision == "bfloat16":
+        raise BackendError("backend toy computes in float32 only; choose precision auto or float32")
+    try:
+        settings = json.loads((base / "toy.json").read_text())
+        weights = load_file(base / "model.safetensors")
+        limits = (int(settings["max_tokens"]), int(settings["memory_tokens"]))
+        return ToyModel({name: weights[name] for name in WEIGHTS}, *limits)
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise BaseModelError(f"{base}: is no toy base: {error}; make_toy_base writes one") from error
+
+
+class ByteTokenizer:
+    """One token a byte, and two more for beginning and end."""
+
+    bos_id: int | None = BOS
+    eos_id: int | None = EOS
+
+    def encode(self, text: str) -> list[int]:
+        """UTF-8 bytes of `text`."""
+        return list(text.encode())
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Text of the bytes among `tokens`; broken UTF-8 is shown as U+FFFD."""
+        return bytes(token for token in tokens if token < BOS).decode(errors="replace")
+
+    def render(self, messages: Sequence[Mapping[str, str]], *, add_generation_prompt: bool) -> str:
+        """`<role>content` and a line break for each message."""
+        turns = "".join(f"<{message['role']}>{message['content']}\n" for message in messages)
+        return turns + "<assistant>" * add_generation_prompt
+
+
+class Trace(NamedTuple):
+    """What the forward pass leaves for the backward pass; B rows of width T, hidden size d."""
+
+    x: Array  # (B, T, d)
+    q: Array  # (B, T, d)
+    k: Array  # (B, T, d)
+    v: Array  # (B, T, d)
+    attention: Array  # (B, T, T)
+    z: Array  # (B, T, d), input of o_proj
+    h: Array  # (B, T, d)
+
+
+class ToyModel:
+    """A loaded toy base; see `TrainableModel`."""
+
+    def __init__(self, weights: Mapping[str, Array], max_tokens: int, memory_tokens: int) -> None:
+        self.weights = weights
+        self.tokenizer = ByteTokenizer()
+        self.memory_tokens = memory_tokens
+        self.card = ModelCard(
+            backend="toy",
+            modules={name: weights[name + ".weight"].shape[::-1] for name in PROJECTIONS},
+            max_tokens=max_tokens,
+            vocab_size=VOCAB,
+            num_parameters=sum(weight.size for weight in weights.values()),
+        )
+        self.scales: dict[str, float] = {}
+        self.factors: dict[str, Array] = {}  # `<module>.a` and `<module>.b`
+        self.begin(weight_decay=0.0, clip_norm=0.0)
+
+    def set_adapter(self, adapter: LoraAdapter) -> None:
+        """See `Model.set_adapter`."""
+        faults = [fault for name, factors in adapter if (fault := self._misfit(name, factors))]
+        if faults:
+            raise UnsupportedAdapter("adapter does not fit the toy base: " + "; ".join(faults))
+        self.scales = {name: factors.scale for name, factors in adapter}
+        self.factors = {}
+        for name, factors in adapter:
+            self.factors |= {f"{name}.a": factors.a.copy(), f"{name}.b": factors.b.copy()}
+        self.begin(weight_decay=0.0, clip_norm=0.0)
+
+    def adapter(self) -> LoraAdapter:
+        """See `Model.adapter`."""
+        factors = self.factors
+        return LoraAdapter(
+            {
+                name: Factors(factors[f"{name}.a"].copy(), factors[f"{name}.b"].copy(), scale)
+                for name, scale in self.scales.items()
+            }
+        )
+
+    def score(self, batch: Batch) -> Score:
+        """See `Model.score`."""
+        logits, targets, weights = self._labelled(self._forward(batch).h, batch)
+        losses = _cross_entropy(logits, targets)
+        is_correct = logits.argmax(-1) == targets
+        example = _example_ids(batch)[batch.weights > 0]
+        labels, wrong = np.bincount(example), np.bincount(example, ~is_correct)
+        return Score(
+            loss_sum=float(losses @ weights),
+            weight_sum=float(weights.sum()),
+            num_correct=int(is_correct.sum()),
+            num_labels=len(targets),
+            num_exact=int(np.count_nonzero((labels > 0) & (wrong == 0))),
+            num_examples=int(np.count_nonzero(labels)),
+        )
+
+    def features(self, batch: Batch) -> Array:
+        """See `Model.features`."""
+        hidden = self._forward(batch).h[batch.segments > 0]
+        _, example = np.unique(_example_ids(batch)[batch.segments > 0], return_inverse=True)
+        sums = np.zeros((example.max(initial=-1) + 1, hidden.shape[-1]), np.float64)
+        np.add.at(sums, example, hidden)
+        return (sums / np.bincount(example)[:, None]).astype(np.float32)
+
+    def generate(
+        self, prompts: Sequence[Sequence[int]], *, max_tokens: int, temperature: float = 0.0, seed: int = 0
+    ) -> list[list[int]]:
+        """See `Model.generate`."""
+        random = np.random.default_rng(seed)
+        return [self._continue(list(prompt), max_tokens, temperature, random) for prompt in prompts]
+
+    def begin(self, *, weight_decay: float, clip_norm: float) -> None:
+        """See `TrainableModel.begin`."""
+        self.weight_decay, self.clip_norm = weight_decay, clip_norm
+        self.num_steps = 0
+        self.moments = [{name: np.zeros_like(value) for name, value in self.factors.items()} for _ in BETAS]
+
+    def step(self, batches: Sequence[Batch], lr: float) -> float:
+        """See `TrainableModel.step`."""
+        if 0 < self.memory_tokens < max(batch.tokens.size for batch in batches):
+            raise OutOfMemory(f"backend toy: a micro-batch holds more than {self.memory_tokens} tokens")
+        total = sum(float(batch.weights.sum()) for batch in batches)
+        gradients = {name: np.zeros_like(value) for name, value in self.factors.items()}
+        loss = sum(self._backward(batch, total, gradients) for batch in batches)
+        self._update(gradients, lr)
+        return loss
+
+    def snapshot(self) -> Snapshot:
+        """See `TrainableModel.snapshot`."""
+        kinds = {"factor": self.factors, "first": self.moments[0], "second": self.moments[1]}
+        arrays: Snapshot = {
+            f"{kind}.{name}": v.copy() for kind, held in kinds.items() for name, v in held.items()
+        }
+        return {**arrays, "num_steps": np.array(self.num_steps, np.int64)}
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """See `TrainableModel.restore`."""
+        for kind, held in (("factor", self.factors), ("first", self.moments[0]), ("second", self.moments[1])):
+            for name in held:
+                held[name] = snapshot[f"{kind}.{name}"].copy()
+        self.num_steps = int(snapshot["num_steps"])
+
+    def _misfit(self, name: str, factors: Factors) -> str | None:
+        came = (factors.a.shape[1], factors.b.shape[0])
+        expected = self.card.modules.get(name)
+        if expected is None:
+            return f"{name}: no such module; there are {', '.join(PROJECTIONS)}"
+        return None if came == expected else f"{name}: has (in, out) {came}, expected {expected}"
+
+    def _linear(self, name: str, x: Array) -> Array:
+        y: Array = x @ self.weights[name + ".weight"].T
+        if name in self.scales:
+            y += self.scales[name] * (x @ self.factors[name + ".a"].T @ self.factors[name + ".b"].T)
+        return y
+
+    def _linear_backward(self, name: str, x: Array, dy: Array, gradients: dict[str, Array]) -> Array:
+        dx: Array = dy @ self.weights[name + ".weight"]
+        if name in self.scales:
+            a, b, scale = self.factors[name + ".a"], self.factors[name + ".b"], self.scales[name]
+            rows, d_rows = x.reshape(-1, x.shape[-1]), dy.reshape(-1, dy.shape[-1])
+            gradients[name + ".b"] += scale * (d_rows.T @ (rows @ a.T))
+            gradients[name + ".a"] += scale * ((d_rows @ b).T @ rows)
+            dx += scale * (dy @ b @ a)
+        return dx
+
+    def _forward(self, batch: Batch) -> Trace:
+        x = self.weights["model.embed_tokens.weight"][batch.tokens]
+        dim = x.shape[-1]
+        x = x + _sinusoids(batch.positions, dim)
+        q, k, v = (self._linear(name, x) for name in PROJECTIONS[:3])
+        same = batch.segments[:, :, None] == batch.segments[:, None, :]
+        scores = np.where(np.tril(same), q @ k.transpose(0, 2, 1) * np.float32(dim**-0.5), np.float32(-1e9))
+        attention = np.exp(scores - scores.max(-1, keepdims=True))
+        attention /= attention.sum(-1, keepdims=True)
+        z = attention @ v
+        return Trace(x, q, k, v, attention, z, x + self._linear(PROJECTIONS[3], z))
+
+    def _labelled(self, h: Array, batch: Batch) -> tuple[Array, NDArray[np.int32], Array]:
+        chosen = batch.weights > 0
+        return h[chosen] @ self.weights["lm_head.weight"].T, batch.targets[chosen], batch.weights[chosen]
+
+    def _backward(self, batch: Batch, total: float, gradients: dict[str, Array]) -> float:
+        trace = self._forward(batch)
+        logits, targets, weights = self._labelled(trace.h, batch)
+        loss = float(_cross_entropy(logits, targets) @ weights) / total
+        d_logits = _softmax(logits)
+        d_logits[np.arange(len(targets)), targets] -= 1
+        d_logits *= weights[:, None] / np.float32(total)
+        dh = np.zeros_like(trace.h)
+        dh[batch.weights > 0] = d_logits @ self.weights["lm_head.weight"]
+        self._attention_backward(trace, dh, gradients)
+        return loss
+
+    def _attention_backward(self, trace: Trace, dh: Array, gradients: dict[str, Array]) -> None:
+        dz = self._linear_backward(PROJECTIONS[3], trace.z, dh, gradients)
+        d_attention = dz @ trace.v.transpose(0, 2, 1)
+        inner = (d_attention * trace.attention).sum(-1, keepdims=True)
+        d_scores = trace.attention * (d_attention - inner) * np.float32(trace.x.shape[-1] ** -0.5)
+        ends = (
+            d_scores @ trace.k,
+            d_scores.transpose(0, 2, 1) @ trace.q,
+            trace.attention.transpose(0, 2, 1) @ dz,
+        )
+        for name, dy in zip(PROJECTIONS[:3], ends, strict=True):
+            if name in self.scales:  # the embeddings below are frozen
+                self._linear_backward(name, trace.x, dy, gradients)
+
+    def _update(self, gradients: dict[str, Array], lr: float) -> None:
+        norm = (
+            sum(float(np.square(gradient, dtype=np.float64).sum()) for gradient in gradients.values()) ** 0.5
+        )
+        shrink = np.float32(self.clip_norm / norm if 0 < self.clip_norm < norm else 1.0)
+        self.num_steps += 1
+        corrections = [1 - beta**self.num_steps for beta in BETAS]
+        for name, gradient in gradients.items():
+            for moments, beta, power in zip(self.moments, BETAS, (1, 2), strict=True):
+                moments[name] = (
+                    np.float32(beta) * moments[name] + np.float32(1 - beta) * (gradient * shrink) ** power
+                )
+            first, second = (
+                moments[name] / np.float32(c) for moments, c in zip(self.moments, corrections, strict=True)
+            )
+            decayed = self.factors[name] * np.float32(1 - lr * self.weight_decay)
+            self.factors[name] = decayed - np.float32(lr) * first / (np.sqrt(second) + np.float32(EPSILON))
+
+    def _continue(
+        self, tokens: list[int], max_tokens: int, temperature: float, random: np.random.Generator
+    ) -> list[int]:
+        start = len(tokens)
+        pick = _picker(temperature, random)
+        for _ in range(min(max_tokens, self.card.max_tokens - start)):
+            row = np.array([tokens], np.int32)
+            ones = np.ones_like(row)
+            batch = Batch(
+                row, row, ones.astype(np.float32), ones, np.arange(len(tokens), dtype=np.int32)[None]
+            )
+            token = pick(self._forward(batch).h[0, -1] @ self.weights["lm_head.weight"].T)
+            if token == EOS:
+                break
+            tokens.append(token)
+        return tokens[start:]
+
+
+def _picker(temperature: float, random: np.random.Generator) -> Callable[[Array], int]:
+    if temperature == 0:
+        return lambda logits: int(logits.argmax())
+    return lambda logits: int(random.choice(VOCAB, p=_softmax(logits.astype(np.float64) / temperature)))
+
+
+def _softmax(logits: NDArray[np.floating]) -> NDArray[np.floating]:
+    powers = np.exp(logits - logits.max(-1, keepdims=True))
+    shares: NDArray[np.floating] = powers / powers.sum(-1, keepdims=True)
+    return shares
+
+
+def _cross_entropy(logits: Array, targets: NDArray[np.int32]) -> Array:
+    highest = logits.max(-1, keepdims=True)
+    log_sums = np.log(np.exp(logits - highest).sum(-1)) + highest[:, 0]
+    losses: Array = log_sums - logits[np.arange(len(targets)), targets]
+    return losses
+
+
+def _sinusoids(positions: NDArray[np.int32], dim: int) -> Array:
+    # Vaswani et al. (arXiv 1706.03762), section 3.5, halves side by side.
+    angles = positions[..., None] / 10000.0 ** (np.arange(dim // 2) / (dim // 2))
+    return np.concatenate([np.sin(angles), np.cos(angles)], -1).astype(np.float32)
+
+
+def _example_ids(batch: Batch) -> NDArray[np.int64]:
+    # Ascending in order of row and segment; padding has ids of its own.
+    num_rows, width = batch.segments.shape
+    ids: NDArray[np.int64] = batch.segments + np.arange(num_rows, dtype=np.int64)[:, None] * (width + 1)
+    return ids
