@@ -41,7 +41,7 @@ class Record(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Root of all wire records."""
 
 
-class Presence(Record):
+class Presence(Record, frozen=True):
     """Topics `coordinator` and `device/<id>/state`: retained; the will says offline.
 
     A late will of an old session bears the old epoch and is ignored.
@@ -51,7 +51,7 @@ class Presence(Record):
     epoch: Count  # Unix time in ms at the start of the session
 
 
-class Recipe(Record):
+class Recipe(Record, frozen=True):
     """How devices are to train on a version."""
 
     steps: Count  # optimizer steps of one task; 0 leaves it to `seconds`
@@ -64,7 +64,7 @@ class Recipe(Record):
     attempts: Count = 1  # tasks a device may do on one version; 0 is no bound
 
 
-class Manifest(Record):
+class Manifest(Record, frozen=True):
     """Topic `version/<tier>`, retained, inside `Signed`: the current version for a rank tier."""
 
     fleet: Id
@@ -81,7 +81,7 @@ class Manifest(Record):
     recipe: Recipe
 
 
-class Hello(Record):
+class Hello(Record, frozen=True):
     """Topic `device/<id>/hello`, retained, inside `Signed`: a device's capability card."""
 
     device_id: Id
@@ -93,7 +93,7 @@ class Hello(Record):
     base: Sha256
 
 
-class Want(Record):
+class Want(Record, frozen=True):
     """Topic `device/<id>/want`: chunks of a blob that are still missing here."""
 
     sha256: Sha256
@@ -101,7 +101,7 @@ class Want(Record):
     window: Annotated[int, Meta(ge=1, le=16)]  # how many chunks the device takes now
 
 
-class UpdateHeader(Record):
+class UpdateHeader(Record, frozen=True):
     """Topic `device/<id>/up/<update>/header`, inside `Signed`, before the update's chunks."""
 
     update: UpdateId  # of (device, base version, attempt, sha256): `edge.protocol.delta.update_id`
@@ -123,7 +123,7 @@ class UpdateHeader(Record):
     loss_after: float
 
 
-class Receipt(Record):
+class Receipt(Record, frozen=True):
     """Topic `device/<id>/receipt`, inside `Signed`: what became of an update.
 
     `accepted` and `rejected` are final, and mean that the journal knows; `missing` names the chunks that the
@@ -137,7 +137,7 @@ class Receipt(Record):
     missing: tuple[Range, ...] = ()
 
 
-class Telemetry(Record):
+class Telemetry(Record, frozen=True):
     """Topic `device/<id>/telemetry`: progress of the task under way."""
 
     base_version: Count
@@ -148,7 +148,7 @@ class Telemetry(Record):
     memory_bytes: Count
 
 
-class Signed(Record):
+class Signed(Record, frozen=True):
     """A message and an Ed25519 signature over the exact bytes of its body (`edge.protocol.signing`)."""
 
     body: msgspec.Raw

@@ -1,0 +1,72 @@
+"""Payloads in chunks, and ranges of chunk numbers as they stand in `want` and `receipt`.
+
+A range is (first, one after the last). Ranges that come from outside are clipped to the payload before
+anything walks them, so that a hostile range costs nothing.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+
+from edge.protocol.messages import Range
+
+CHUNK_BYTES = 64 * 1024  # every broker takes it: AWS IoT ends at 128 KB, EMQX at 1 MB
+
+
+def num_chunks(size_bytes: int, chunk_bytes: int) -> int:
+    """How many chunks hold `size_bytes`; the last one may be short. An empty payload has none."""
+    return -(-size_bytes // chunk_bytes)
+
+
+def chunk_length(number: int, size_bytes: int, chunk_bytes: int) -> int:
+    """Bytes of chunk `number`; 0 or less for a number outside the payload."""
+    return min(chunk_bytes, size_bytes - number * chunk_bytes) if number >= 0 else 0
+
+
+def split_chunks(payload: bytes, chunk_bytes: int) -> Iterator[bytes]:
+    """The chunks of `payload` in order."""
+    for start in range(0, len(payload), chunk_bytes):
+        yield payload[start : start + chunk_bytes]
+
+
+def missing_ranges(present: Sequence[object], max_ranges: int = 256) -> tuple[Range, ...]:
+    """The ranges of `present` that are false, the first `max_ranges` of them: a receipt stays small."""
+    found: list[Range] = []
+    start = None
+    for number, here in enumerate(present):
+        if here and start is not None:
+            found.append((start, number))
+            start = None
+            if len(found) == max_ranges:
+                return tuple(found)
+        elif not here and start is None:
+            start = number
+    return (*found, (start, len(present))) if start is not None else tuple(found)
+
+
+def merge_ranges(ranges: Iterable[Range], total: int) -> tuple[Range, ...]:
+    """The union of `ranges` within 0 … `total` - 1: sorted, not touching; empty ranges are dropped."""
+    merged: list[Range] = []
+    for start, end in sorted((max(start, 0), min(end, total)) for start, end in ranges):
+        if start >= end:
+            continue
+        if merged and start <= merged[-1][1]:
+            merged[-1] = (merged[-1][0], max(end, merged[-1][1]))
+        else:
+            merged.append((start, end))
+    return tuple(merged)
+
+
+def first_chunks(ranges: Iterable[Range], count: int) -> tuple[Range, ...]:
+    """The first `count` chunks of `ranges`."""
+    taken: list[Range] = []
+    for start, end in ranges:
+        if count <= 0:
+            break
+        taken.append((start, min(end, start + count)))
+        count -= taken[-1][1] - start
+    return tuple(taken)
+
+
+def chunk_numbers(ranges: Iterable[Range]) -> Iterator[int]:
+    """Every chunk number of `ranges`, which `merge_ranges` has clipped."""
+    for start, end in ranges:
+        yield from range(start, end)

@@ -1,0 +1,82 @@
+"""What training changed, and how it is sent without losing what the encoding rounds away.
+
+A delta is a `LoraAdapter` whose a and b are increments: trained minus dispatched factors, at the dispatched
+scale.
+Error feedback (Seide et al. 2014; Karimireddy et al., arXiv 1901.09847): what an encoding leaves over, the
+residual, is kept by the device and added to its next delta, so that over time nothing is dropped.
+"""
+
+import hashlib
+
+from converters.adapter import Factors, LoraAdapter
+from converters.errors import AdapterError
+from edge.protocol.codec import decode_adapter, encode_adapter
+from edge.protocol.messages import EncodingName
+
+
+def make_delta(trained: LoraAdapter, base: LoraAdapter) -> LoraAdapter:
+    """`trained` minus `base`, for the modules of `trained`.
+
+    Raises:
+        AdapterError: Naming every module that `base` lacks or has in another shape or scale.
+    """
+    _check_fits(trained, base)
+    return LoraAdapter(
+        {
+            name: Factors(f.a - base.modules[name].a, f.b - base.modules[name].b, f.scale)
+            for name, f in trained
+        }
+    )
+
+
+def apply_delta(base: LoraAdapter, delta: LoraAdapter) -> LoraAdapter:
+    """`base` plus `delta`; modules that `delta` lacks stay as they are.
+
+    Raises:
+        AdapterError: Naming every module of `delta` that does not fit `base`.
+    """
+    _check_fits(delta, base)
+    moved = {
+        name: Factors(base.modules[name].a + f.a, base.modules[name].b + f.b, f.scale) for name, f in delta
+    }
+    return LoraAdapter({**base.modules, **moved})
+
+
+def encode_delta(
+    trained: LoraAdapter, base: LoraAdapter, residual: LoraAdapter | None, encoding: EncodingName
+) -> tuple[bytes, LoraAdapter]:
+    """The delta with the earlier `residual` added, as bytes, and the residual that is left over now.
+
+    Modules of `residual` that no longer fit (another rank, another coverage) are forgotten.
+
+    Raises:
+        AdapterError: If `trained` does not fit `base`.
+    """
+    delta = make_delta(trained, base)
+    if residual is not None:
+        shapes = {name: _shape(factors) for name, factors in delta}
+        fitting = {name: factors for name, factors in residual if _shape(factors) == shapes.get(name)}
+        delta = apply_delta(delta, LoraAdapter(fitting))
+    payload = encode_adapter(delta, encoding)
+    return payload, make_delta(delta, decode_adapter(payload, like=delta))
+
+
+def update_id(device_id: str, base_version: int, attempt: int, sha256: str) -> str:
+    """The update's name, 32 hex digits: the same update has the same id however often it is sent."""
+    text = f"{device_id}\n{base_version}\n{attempt}\n{sha256}"
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def _check_fits(adapter: LoraAdapter, base: LoraAdapter) -> None:
+    expected = {name: _shape(factors) for name, factors in base}
+    faults = [
+        f"{name} has {_shape(factors)}, expected {expected.get(name, 'no such module')}"
+        for name, factors in adapter
+        if _shape(factors) != expected.get(name)
+    ]
+    if faults:
+        raise AdapterError("adapter does not fit the one it was trained from: " + "; ".join(faults))
+
+
+def _shape(factors: Factors) -> tuple[tuple[int, ...], tuple[int, ...], float]:
+    return factors.a.shape, factors.b.shape, factors.scale
