@@ -143,8 +143,8 @@ def _uniform(adapter: LoraAdapter, rank: int, scale: float) -> LoraAdapter:
         modules[name] = Factors(a, np.pad(b, ((0, 0), (0, more))), scale)
     if faults:
         raise UnsupportedAdapter(
-            f"mlx-lm has one scale for all modules, here {scale}; another is carried exactly only if it differs "
-            f"by a power of two: {'; '.join(faults)}"
+            f"mlx-lm has one scale for all modules, here {scale}; only one that differs by a power of two is "
+            f"carried exactly: {'; '.join(faults)}"
         )
     return LoraAdapter(modules)
 

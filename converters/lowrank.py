@@ -1,0 +1,227 @@
+"""Algebra on factored updates `scale * b @ a`; no dense matrix is ever formed.
+
+All sums run in float64, results are float32. Singular values come from Gram matrices of the stacked factors,
+whose size is the stack's rank R: for 16 updates of rank 8 that took half the time of a QR of both stacks. It
+costs accuracy only below 1e-7 of |a| |b|, which is where float32 factors end anyway; there a singular value
+counts as zero.
+
+Source of the optimum: Eckart & Young, The approximation of one matrix by another of lower rank (1936).
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from converters.adapter import Factors, LoraAdapter
+from converters.errors import AdapterError
+
+Matrix = NDArray[np.float64]
+Term = tuple[float, Factors]  # weight and update
+FLOOR = 1e-7  # of |a| |b|: singular values below are rounding
+
+
+class Projection(NamedTuple):
+    """A matrix of high rank as the best one of low rank and what that leaves over.
+
+    `kept + rest` is the matrix, up to `lost`.
+    """
+
+    kept: Factors  # of exactly the wanted rank; missing directions are rows of zeros
+    rest: Factors  # the following singular directions; its rank may be 0
+    lost: float  # Frobenius norm of what neither holds
+
+
+class MergedAdapter(NamedTuple):
+    """A weighted sum of adapters at one rank, and what that leaves over; see `Projection`."""
+
+    kept: LoraAdapter
+    rest: LoraAdapter  # only modules where something is left over
+    lost: float
+
+
+def change(base: Factors, delta: Factors) -> Factors:
+    """The true change of the product when `a` and `b` change by the increments in `delta`.
+
+    scale * ((b + db)(a + da) - b a), written as scale * [b + db, db] @ [da; a], of rank 2r: the large
+    product b a, which cancels, is never there.
+
+    Args:
+        base: The factors before.
+        delta: Increments of both factors, of the same rank and scale.
+    """
+    b = np.concatenate([base.b + delta.b, delta.b], axis=1)
+    return Factors(np.concatenate([delta.a, base.a]), b, base.scale)
+
+
+def weighted_sum(terms: Sequence[Term], scale: float = 1.0) -> Factors:
+    """The sum of weight * update: factors are stacked and ranks add up, so that nothing is approximated.
+
+    Args:
+        terms: At least one, all of the same (in, out) features.
+        scale: Of the result; weights and scales of the terms go into `b`.
+
+    Raises:
+        AdapterError: There are no terms, or `scale` is not positive.
+    """
+    if not terms or scale <= 0:
+        raise AdapterError(f"cannot sum {len(terms)} updates with scale {scale}; expected some, and above 0")
+    a = np.concatenate([update.a for _, update in terms])
+    b = np.concatenate([update.b * np.float32(w * update.scale / scale) for w, update in terms], axis=1)
+    return Factors(a, b, scale)
+
+
+def inner(x: Factors, y: Factors) -> float:
+    """The Frobenius inner product of two updates: the sum of (a_x a_y^T) * (b_x^T b_y)."""
+    over_a = x.a.astype(np.float64) @ y.a.astype(np.float64).T
+    over_b = x.b.astype(np.float64).T @ y.b.astype(np.float64)
+    return float(x.scale * y.scale * np.vdot(over_a, over_b))
+
+
+def norm(x: Factors) -> float:
+    """The Frobenius norm of an update."""
+    return float(np.sqrt(max(inner(x, x), 0.0)))
+
+
+def reproject(x: Factors, rank: int, scale: float, *, max_rest: int | None = None) -> Projection:
+    """The best approximation of `x` of the given rank, balanced, and the rest.
+
+    Args:
+        x: Of any rank R.
+        rank: Of the result, at least 1.
+        scale: Of the result, above 0.
+        max_rest: Bound on the rank of the rest; None keeps all of it.
+
+    Raises:
+        AdapterError: `rank` or `scale` is out of range.
+    """
+    if rank < 1 or scale <= 0:
+        raise AdapterError(
+            f"cannot re-project to rank {rank} and scale {scale}; expected at least 1, above 0"
+        )
+    left, sigma, right, lost = _svd(x, None if max_rest is None else rank + max_rest)
+    half = np.sqrt(sigma / scale)  # of each direction, in both factors: they are balanced
+    a, b = (right * half[:, None]).astype(np.float32), (left * half).astype(np.float32)
+    more = max(rank - len(sigma), 0)
+    kept = Factors(np.pad(a[:rank], ((0, more), (0, 0))), np.pad(b[:, :rank], ((0, 0), (0, more))), scale)
+    return Projection(kept, Factors(a[rank:], b[:, rank:], scale), lost)
+
+
+def truncate(x: Factors, rank: int) -> Factors:
+    """The leading `rank` directions of `x`, balanced, at its own scale; with its own rank, only balanced."""
+    return reproject(x, rank, x.scale, max_rest=0).kept
+
+
+def rotate(x: Factors, toward: Factors) -> Factors:
+    """The same update in the coordinates nearest to those of `toward`, which has the same rank.
+
+    Orthogonal Procrustes: the Q with the least |b Q - b'|^2 + |Q^T a - a'|^2 (Schoenemann 1966).
+    """
+    overlap = x.b.T.astype(np.float64) @ toward.b + x.a.astype(np.float64) @ toward.a.T
+    u, _, vt = np.linalg.svd(overlap)
+    turn = u @ vt
+    return Factors((turn.T @ x.a).astype(np.float32), (x.b @ turn).astype(np.float32), x.scale)
+
+
+def revive(x: Factors, spare: Factors) -> Factors:
+    """The same update, but rows of `spare.a` stand in `a` wherever `b` is zero.
+
+    A direction in which both factors are zero can never be trained again: each one's gradient is a multiple
+    of the other. This happens wherever a sum has a lower rank than its adapter.
+    """
+    _, sigma, vt = np.linalg.svd(x.b.astype(np.float64), full_matrices=False)
+    live = vt[sigma > FLOOR * max(sigma[0], np.finfo(np.float32).tiny)]
+    if len(live) == x.rank:
+        return x
+    dead = np.eye(x.rank) - live.T @ live
+    return x._replace(a=(live.T @ (live @ x.a) + dead @ spare.a).astype(np.float32))
+
+
+def merge_adapters(
+    terms: Sequence[tuple[float, LoraAdapter]],
+    rank: int,
+    scale: float,
+    *,
+    max_rest: int | None = None,
+    on_module: Callable[[str], None] = lambda _: None,
+) -> MergedAdapter:
+    """The weighted sum of adapters, re-projected module by module: only one module's stack is in memory.
+
+    Args:
+        terms: Weight and adapter; a module that an adapter lacks counts as zero there.
+        rank: Of the result.
+        scale: Of the result.
+        max_rest: See `reproject`.
+        on_module: Told the name of each module that is done.
+    """
+    kept, rest, squares = {}, {}, 0.0
+    for name in sorted({name for _, adapter in terms for name in adapter.modules}):
+        own = [(weight, adapter.modules[name]) for weight, adapter in terms if name in adapter.modules]
+        kept[name], left_over, lost = reproject(weighted_sum(own, scale), rank, scale, max_rest=max_rest)
+        squares += lost**2
+        if left_over.rank:
+            rest[name] = left_over
+        on_module(name)
+    return MergedAdapter(LoraAdapter(kept), LoraAdapter(rest), squares**0.5)
+
+
+def adapter_inner(x: LoraAdapter, y: LoraAdapter) -> float:
+    """The Frobenius inner product over all modules; one that only one side has counts as zero."""
+    return sum(inner(factors, y.modules[name]) for name, factors in x if name in y.modules)
+
+
+def adapter_norm(x: LoraAdapter) -> float:
+    """The Frobenius norm over all modules."""
+    return float(np.sqrt(max(adapter_inner(x, x), 0.0)))
+
+
+def adapter_change(base: LoraAdapter, delta: LoraAdapter) -> LoraAdapter:
+    """`change` of every module in `delta`; `base` has them all."""
+    return LoraAdapter({name: change(base.modules[name], factors) for name, factors in delta})
+
+
+def truncate_adapter(adapter: LoraAdapter, rank: int) -> LoraAdapter:
+    """`truncate` for every module."""
+    return LoraAdapter({name: truncate(factors, rank) for name, factors in adapter})
+
+
+def rotate_adapter(adapter: LoraAdapter, toward: LoraAdapter) -> LoraAdapter:
+    """`rotate`, then `revive`, for every module that both have at the same rank; others stay as they are."""
+    turned = {}
+    for name, factors in adapter:
+        other = toward.modules.get(name)
+        is_alike = other is not None and other.rank == factors.rank
+        turned[name] = revive(rotate(factors, other), other) if is_alike and other else factors
+    return LoraAdapter(turned)
+
+
+def _svd(x: Factors, count: int | None) -> tuple[Matrix, Matrix, Matrix, float]:
+    """The leading singular triplets of `x`, at most `count`, and the norm of those behind them.
+
+    With F F^T = a a^T, the matrix b F has the same left side as b a, and its Gram matrix F^T (b^T b) F is
+    small. The right side follows from the left one, so that nothing is divided but by kept singular values.
+
+    Returns:
+        left (out, m), sigma (m,) falling, right (m, in), and the norm of what is left out.
+    """
+    a, b = x.a.astype(np.float64), x.b.astype(np.float64) * x.scale
+    gram_b = b.T @ b
+    root = a if a.shape[1] <= a.shape[0] else _root(a @ a.T)
+    squares, vectors = np.linalg.eigh(root.T @ gram_b @ root)
+    sigma = np.sqrt(np.maximum(squares[::-1], 0.0))
+    floor = FLOOR * np.linalg.norm(root) * np.sqrt(np.trace(gram_b))
+    m = min(
+        int(np.count_nonzero(sigma > floor)), a.shape[1], b.shape[0], len(sigma) if count is None else count
+    )
+    lift = root @ vectors[:, ::-1][:, :m] / sigma[:m]
+    right = (lift.T @ gram_b / sigma[:m, None]) @ a
+    return b @ lift, sigma[:m], right, float(np.linalg.norm(sigma[m:]))
+
+
+def _root(gram: Matrix) -> Matrix:
+    """The lower triangle F with F F^T = gram, up to rounding; `gram` may be singular."""
+    shift = len(gram) * np.finfo(np.float64).eps * np.trace(gram)
+    if shift == 0.0:
+        return gram
+    return np.linalg.cholesky(gram + shift * np.eye(len(gram)))
