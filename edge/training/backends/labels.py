@@ -1,0 +1,101 @@
+"""What a batch asks of a model besides its forward pass: the labelled positions, and sums over examples.
+
+Logits are computed at labelled positions only: on instruction data that is a fraction of all tokens, and with
+a vocabulary of 32,000 the head is a third of a small model's work.
+"""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from converters.adapter import LoraAdapter
+from converters.errors import UnsupportedAdapter
+from edge.training.backends.base import Batch, Score
+
+
+class Labels(NamedTuple):
+    """The labelled positions of a batch, in order of row and column; all of shape (labels,)."""
+
+    index: NDArray[np.int64]  # into the batch's positions, flattened
+    targets: NDArray[np.int64]
+    weights: NDArray[np.float32]
+
+
+def find_labels(batch: Batch) -> Labels:
+    """Positions whose weight is not 0."""
+    index = np.flatnonzero(batch.weights)
+    return Labels(index, batch.targets.ravel()[index].astype(np.int64), batch.weights.ravel()[index])
+
+
+def sum_score(
+    batch: Batch, labels: Labels, losses: NDArray[np.floating], predicted: NDArray[np.integer]
+) -> Score:
+    """Sums over a batch from the loss and the most likely token at each label."""
+    is_correct = predicted == labels.targets
+    example = _example_ids(batch).ravel()[labels.index]
+    num_labels, num_wrong = np.bincount(example), np.bincount(example, ~is_correct)
+    return Score(
+        loss_sum=float(losses.astype(np.float64) @ labels.weights),
+        weight_sum=float(labels.weights.sum(dtype=np.float64)),
+        num_correct=int(is_correct.sum()),
+        num_labels=len(is_correct),
+        num_exact=int(np.count_nonzero((num_labels > 0) & (num_wrong == 0))),
+        num_examples=int(np.count_nonzero(num_labels)),
+    )
+
+
+def average_examples(batch: Batch, hidden: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Means of `hidden` (rows, width, size) over each example: (examples, size), by row and segment."""
+    used = batch.segments > 0
+    _, example = np.unique(_example_ids(batch)[used], return_inverse=True)
+    sums = np.zeros((int(example.max(initial=-1)) + 1, hidden.shape[-1]), np.float64)
+    np.add.at(sums, example, hidden[used])
+    means: NDArray[np.float32] = (sums / np.bincount(example)[:, None]).astype(np.float32)
+    return means
+
+
+def unpack(batch: Batch) -> Batch:
+    """The same examples, one a row: for models in which packed examples would see each other."""
+    used = batch.segments > 0
+    _, row = np.unique(_example_ids(batch)[used], return_inverse=True)
+    place = (row, batch.positions[used])
+    shape = (int(row.max(initial=0)) + 1, int(place[1].max(initial=0)) + 1)
+    unpacked = Batch(*(np.zeros(shape, field.dtype) for field in batch))
+    for new, old in zip(unpacked, batch, strict=True):
+        new[place] = old[used]
+    unpacked.segments[place] = 1
+    return unpacked
+
+
+def flatten(batch: Batch) -> Batch:
+    """The same examples in one row without padding, segments numbered through: shape (1, useful tokens)."""
+    used = batch.segments > 0
+    _, example = np.unique(_example_ids(batch)[used], return_inverse=True)
+    flat = Batch(*(field[used][None] for field in batch))
+    return flat._replace(segments=(example[None] + 1).astype(np.int32))
+
+
+def check_fit(adapter: LoraAdapter, modules: Mapping[str, tuple[int, int]], base: str) -> None:
+    """Compares an adapter with a base model's linear layers.
+
+    Raises:
+        UnsupportedAdapter: Naming all modules that the base lacks, or whose shapes differ, at once.
+    """
+    faults = []
+    for name, factors in adapter:
+        came, expected = (factors.a.shape[1], factors.b.shape[0]), modules.get(name)
+        if expected is None:
+            faults.append(f"{name}: no such linear layer")
+        elif came != expected:
+            faults.append(f"{name}: has (in, out) {came}, expected {expected}")
+    if faults:
+        raise UnsupportedAdapter(f"adapter does not fit {base}: " + "; ".join(faults))
+
+
+def _example_ids(batch: Batch) -> NDArray[np.int64]:
+    # Ascending in order of row and segment; padding has ids of its own.
+    num_rows, width = batch.segments.shape
+    ids: NDArray[np.int64] = batch.segments + np.arange(num_rows, dtype=np.int64)[:, None] * (width + 1)
+    return ids

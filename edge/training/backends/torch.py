@@ -1,0 +1,484 @@
+"""The torch backend: transformers loads the base, peft its LoRA layers, on the GPU where there is one.
+
+Three things make it faster than a padded full-logits loop, and none of them changes the loss: no padding
+(on a processor examples lie end to end in one row, and attention is computed example by example), logits
+only at labels, and bfloat16 where the processor multiplies in it. All factors lie in one flat vector, so that
+clipping, AdamW and snapshots are a few operations whatever the number of modules.
+"""
+
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from itertools import groupby
+from pathlib import Path
+from typing import Any, cast
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch: idle threads must not spin beside others
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from peft import LoraConfig, inject_adapter_in_model
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.utils.logging import disable_progress_bar
+
+from converters.adapter import Factors, LoraAdapter
+from converters.errors import BaseModelError
+from edge.errors import OutOfMemory
+from edge.training.backends.base import Batch, ModelCard, Precision, Score, Snapshot
+from edge.training.backends.labels import (
+    Labels,
+    average_examples,
+    check_fit,
+    find_labels,
+    flatten,
+    sum_score,
+    unpack,
+)
+from edge.training.backends.tokenizer import HubTokenizer
+
+NAME = "default"  # of peft's adapter
+HEAD_ROWS = 256  # labels whose logits are held at a time: 32 MB with a vocabulary of 32,000
+GENERATE_ROWS = 16
+PRODUCT_TOKENS = 1024  # longest example whose attention scores are kept: 16 MB with 8 heads in bfloat16
+ATTENTION = "by_example"  # under this name transformers finds `attend_by_example`
+Layout = Callable[[Batch], Batch]
+
+
+def load(base: Path, *, precision: Precision = "auto", seed: int = 0) -> "TorchModel":
+    """Loads a Hugging Face folder; nothing in it depends on `seed`.
+
+    Raises:
+        BaseModelError: `base` is not a causal language model that transformers can load, and why.
+    """
+    disable_progress_bar()
+    ALL_ATTENTION_FUNCTIONS.register(ATTENTION, attend_by_example)
+    ALL_MASK_ATTENTION_FUNCTIONS.register(ATTENTION, sdpa_mask)
+    device = _choose_device()
+    dtype = _choose_dtype(precision, device)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(base, local_files_only=True)
+        model = AutoModelForCausalLM.from_pretrained(
+            base, local_files_only=True, dtype=dtype, use_safetensors=True
+        )
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise BaseModelError(f"{base}: transformers cannot load it: {reason}") from error
+    return TorchModel(model.to(device), HubTokenizer(tokenizer), str(base))
+
+
+class TorchModel:
+    """A loaded base model; see `TrainableModel`."""
+
+    def __init__(self, model: Any, tokenizer: HubTokenizer, name: str) -> None:
+        self.model = model.requires_grad_(False).eval()
+        if model.device.type == "cpu" and model.config._attn_implementation == "sdpa":
+            model.set_attn_implementation(ATTENTION)
+        model.generation_config = GenerationConfig()  # `generate` says all that holds
+        self.tokenizer = tokenizer
+        self.name = name
+        self.head = model.get_output_embeddings()
+        self.linears = {
+            name: module
+            for name, module in model.named_modules()
+            if type(module) is nn.Linear and module is not self.head
+        }
+        self.card = ModelCard(
+            backend="torch",
+            modules={
+                name: (module.in_features, module.out_features) for name, module in self.linears.items()
+            },
+            max_tokens=int(model.config.get_text_config().max_position_embeddings),
+            vocab_size=int(self.head.weight.shape[0]),
+            num_parameters=sum(weight.numel() for weight in model.parameters()),
+        )
+        self.scales: dict[str, float] = {}
+        self.set_adapter(LoraAdapter({}))
+        self.has_plain_head, self.layout = self._probe()
+
+    def set_adapter(self, adapter: LoraAdapter) -> None:
+        """See `Model.set_adapter`."""
+        check_fit(adapter, self.card.modules, self.name)
+        for name in self.scales:
+            self._replace(name, self.linears[name])
+        vars(self.model).pop("peft_config", None)  # peft warns of adapters that are gone
+        self.scales = {name: factors.scale for name, factors in adapter}
+        if self.scales:
+            inject_adapter_in_model(_lora_config(adapter), self.model, NAME)
+        for name, scale in self.scales.items():
+            self.model.get_submodule(name).forward = partial(
+                _apply_lora, self.linears[name], *self._weights(name), scale
+            )
+        matrices = [matrix for _, factors in adapter for matrix in (factors.a, factors.b)]
+        values = (
+            np.concatenate([matrix.ravel() for matrix in matrices]) if matrices else np.zeros(0, np.float32)
+        )
+        self.flat = nn.Parameter(torch.from_numpy(values).to(self.model.device))
+        self.flat.grad = torch.zeros_like(self.flat)
+        parameters = [weight for name in self.scales for weight in self._weights(name)]
+        sizes = [parameter.numel() for parameter in parameters]
+        for parameter, value, gradient in zip(
+            parameters, self.flat.data.split(sizes), self.flat.grad.split(sizes), strict=True
+        ):
+            parameter.data = value.view_as(parameter)
+            parameter.grad = gradient.view_as(parameter)
+        self.begin(weight_decay=0.0, clip_norm=0.0)
+
+    def adapter(self) -> LoraAdapter:
+        """See `Model.adapter`."""
+        return LoraAdapter(
+            {
+                name: Factors(_numpy(a).copy(), _numpy(b).copy(), scale)
+                for name, scale in self.scales.items()
+                for a, b in [self._weights(name)]
+            }
+        )
+
+    def score(self, batch: Batch) -> Score:
+        """See `Model.score`."""
+        batch = self.layout(batch)
+        labels = find_labels(batch)
+        losses, predicted = [torch.zeros(0)], [torch.zeros(0, dtype=torch.long)]
+        with torch.inference_mode(), _mapped_errors():
+            targets = self._tensor(labels.targets)
+            for logits, target in zip(self._logits(batch, labels), targets.split(HEAD_ROWS), strict=True):
+                losses.append(F.cross_entropy(logits.float(), target, reduction="none").cpu())
+                predicted.append(logits.argmax(-1).cpu())
+        return sum_score(batch, labels, torch.cat(losses).numpy(), torch.cat(predicted).numpy())
+
+    def features(self, batch: Batch) -> NDArray[np.float32]:
+        """See `Model.features`."""
+        batch = self.layout(batch)
+        with torch.inference_mode(), _mapped_errors():
+            return average_examples(batch, _numpy(self._hidden(batch).float()))
+
+    def generate(
+        self, prompts: Sequence[Sequence[int]], *, max_tokens: int, temperature: float = 0.0, seed: int = 0
+    ) -> list[list[int]]:
+        """See `Model.generate`."""
+        completions: list[list[int]] = [[] for _ in prompts]
+        room = [min(max_tokens, self.card.max_tokens - len(prompt)) for prompt in prompts]
+        order = sorted(range(len(prompts)), key=lambda index: (room[index], len(prompts[index])))
+        with torch.inference_mode(), torch.random.fork_rng(), _mapped_errors():
+            torch.manual_seed(seed)
+            for limit, group in groupby(order, key=lambda index: room[index]):
+                for chosen in _chunks(list(group), GENERATE_ROWS):
+                    found = self._continue([prompts[index] for index in chosen], limit, temperature)
+                    for index, completion in zip(chosen, found, strict=True):
+                        completions[index] = completion
+        return completions
+
+    def begin(self, *, weight_decay: float, clip_norm: float) -> None:
+        """See `TrainableModel.begin`."""
+        self.clip_norm = clip_norm
+        self.optimizer = torch.optim.AdamW([self.flat], weight_decay=weight_decay, fused=True)
+
+    def step(self, batches: Sequence[Batch], lr: float) -> float:
+        """See `TrainableModel.step`."""
+        assert self.flat.grad is not None
+        total = sum(float(batch.weights.sum()) for batch in batches)
+        with _mapped_errors():
+            self.flat.grad.zero_()
+            loss = sum(self._backward(self.layout(batch), total) for batch in batches)
+            self._clip(self.flat.grad)
+            self.optimizer.param_groups[0]["lr"] = lr
+            self.optimizer.step()
+        return float(loss)
+
+    def snapshot(self) -> Snapshot:
+        """See `TrainableModel.snapshot`."""
+        state = self.optimizer.state.get(self.flat, {})
+        zeros = torch.zeros_like(self.flat)
+        return {
+            "factors": _numpy(self.flat).copy(),
+            "first": _numpy(state.get("exp_avg", zeros)).copy(),
+            "second": _numpy(state.get("exp_avg_sq", zeros)).copy(),
+            "num_steps": np.array(float(state.get("step", 0.0)), np.float32),
+        }
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """See `TrainableModel.restore`."""
+        with torch.no_grad():
+            self.flat.copy_(self._tensor(snapshot["factors"]))
+        self.optimizer.state[self.flat] = {
+            "step": self._tensor(snapshot["num_steps"]).clone(),
+            "exp_avg": self._tensor(snapshot["first"]).clone(),
+            "exp_avg_sq": self._tensor(snapshot["second"]).clone(),
+        }
+
+    def _weights(self, name: str) -> tuple[Tensor, Tensor]:
+        layer = self.model.get_submodule(name)
+        return layer.lora_A[NAME].weight, layer.lora_B[NAME].weight
+
+    def _replace(self, name: str, module: nn.Module) -> None:
+        parent, _, child = name.rpartition(".")
+        setattr(self.model.get_submodule(parent), child, module)
+
+    def _tensor(self, array: NDArray[Any]) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(array)).to(self.model.device)
+
+    def _hidden(self, batch: Batch) -> Tensor:
+        output = self.model.base_model(**self._inputs(batch))
+        return cast(Tensor, output.last_hidden_state)
+
+    def _inputs(self, batch: Batch) -> dict[str, Any]:
+        inputs: dict[str, Any] = {
+            "input_ids": self._tensor(batch.tokens.astype(np.int64)),
+            "position_ids": self._tensor(batch.positions.astype(np.int64)),
+            "use_cache": False,
+        }
+        if self.layout is flatten:  # an empty mask, for transformers to make none itself
+            lengths = np.bincount(batch.segments[0])[1:].tolist()
+            inputs |= {"attention_mask": torch.zeros(1, 1, 1, 1), "example_lengths": lengths}
+        return inputs  # else transformers reads from positions that start anew where an example begins
+
+    def _logits(self, batch: Batch, labels: Labels) -> Iterator[Tensor]:
+        # At the labels, HEAD_ROWS at a time.
+        if self.has_plain_head:
+            hidden = self._hidden(batch).flatten(0, 1)[self._tensor(labels.index)]
+            yield from (self.head(part) for part in hidden.split(HEAD_ROWS))
+        else:
+            yield from self._all_logits(batch, labels).split(HEAD_ROWS)
+
+    def _all_logits(self, batch: Batch, labels: Labels) -> Tensor:
+        # Where logits are scaled or capped, the model's own forward does it, its head fed with labels only.
+        index = self._tensor(labels.index)
+        hook = self.head.register_forward_pre_hook(lambda _, inputs: (inputs[0].flatten(0, 1)[index],))
+        try:
+            return cast(Tensor, self.model(**self._inputs(batch)).logits)
+        finally:
+            hook.remove()
+
+    def _backward(self, batch: Batch, total: float) -> float:
+        labels = find_labels(batch)
+        targets, weights = self._tensor(labels.targets), self._tensor(labels.weights) / total
+        if self.has_plain_head:
+            hidden = self._hidden(batch).flatten(0, 1)[self._tensor(labels.index)]
+            loss = cast(Tensor, _HeadLoss.apply(hidden, self.head, targets, weights))
+        else:
+            logits = self._all_logits(batch, labels).float()
+            loss = F.cross_entropy(logits, targets, reduction="none") @ weights
+        if loss.requires_grad:
+            loss.backward()
+        return loss.item()
+
+    def _clip(self, gradient: Tensor) -> None:
+        if self.clip_norm > 0:
+            norm = gradient.norm().item()
+            if norm > self.clip_norm:
+                gradient.mul_(self.clip_norm / norm)
+
+    def _probe(self) -> tuple[bool, Layout]:
+        # Seen on a few tokens rather than kept as a list of architectures.
+        length = min(8, self.card.max_tokens)
+        tokens = (np.arange(2 * length, dtype=np.int32) * 7 % self.card.vocab_size).reshape(2, length)
+        ones, positions = np.ones_like(tokens), np.tile(np.arange(length, dtype=np.int32), (2, 1))
+        apart = Batch(tokens, tokens, ones.astype(np.float32), ones, positions)
+        packed = flatten(apart)
+        with torch.inference_mode():
+            self.layout = unpack
+            hidden = self._hidden(apart)
+            logits = self.model(**self._inputs(apart)).logits
+            is_plain = torch.allclose(self.head(hidden).float(), logits.float(), rtol=1e-3, atol=1e-4)
+            layouts = (flatten, _as_it_is) if self.model.device.type == "cpu" else (_as_it_is,)
+            for self.layout in layouts:
+                if self._agrees(packed, hidden):
+                    return is_plain, self.layout
+        return is_plain, unpack
+
+    def _agrees(self, packed: Batch, hidden: Tensor) -> bool:
+        try:
+            found = self._hidden(packed).view_as(hidden)
+        except (TypeError, ValueError, NotImplementedError):  # a model that does not hand segments down
+            return False
+        difference = (found - hidden).float().norm() / hidden.float().norm()
+        return bool(difference < (1e-4 if hidden.dtype == torch.float32 else 3e-2))
+
+    def _continue(
+        self, prompts: Sequence[Sequence[int]], max_tokens: int, temperature: float
+    ) -> list[list[int]]:
+        if max_tokens <= 0:
+            return [[] for _ in prompts]
+        longest = max(len(prompt) for prompt in prompts)
+        tokens = torch.zeros((len(prompts), longest), dtype=torch.long)
+        mask = torch.zeros_like(tokens)
+        for row, prompt in enumerate(prompts):
+            tokens[row, longest - len(prompt) :] = torch.tensor(prompt)
+            mask[row, longest - len(prompt) :] = 1
+        sampling = {"do_sample": True, "temperature": temperature, "top_k": 0} if temperature > 0 else {}
+        eos = self.tokenizer.eos_id
+        config = GenerationConfig(
+            max_new_tokens=max_tokens, eos_token_id=eos, pad_token_id=eos or 0, **sampling
+        )
+        device = self.model.device
+        output = self.model.generate(
+            tokens.to(device), attention_mask=mask.to(device), generation_config=config
+        )
+        return [_until(completion, eos) for completion in output[:, longest:].tolist()]
+
+
+def _apply_lora(base: nn.Linear, a: Tensor, b: Tensor, scale: float, x: Tensor) -> Tensor:
+    # In place of the forward of peft's layer, which writes out the update, its product with the scale, and
+    # the sum, all in float32 even beside a bfloat16 base.
+    flat = x.reshape(-1, x.shape[-1])
+    y = base(flat)
+    y.addmm_(flat @ a.to(x.dtype).t(), b.to(x.dtype).t(), alpha=scale)
+    return cast(Tensor, y.view(*x.shape[:-1], -1))
+
+
+class _HeadLoss(torch.autograd.Function):
+    """Weighted cross entropy of a linear head, a few rows of logits at a time.
+
+    The head is frozen, so its input's gradient is all that is kept: (labels, hidden size) instead of two
+    copies of (labels, vocabulary).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, head: nn.Linear, targets: Tensor, weights: Tensor) -> Tensor:
+        """The sum of `weights` times the loss at each row of `hidden`."""
+        gradient = torch.empty_like(hidden)
+        loss = torch.zeros((), device=hidden.device)
+        for at in range(0, len(hidden), HEAD_ROWS):
+            part = slice(at, at + HEAD_ROWS)
+            target, weight = targets[part, None], weights[part, None]
+            logits = F.linear(hidden[part], head.weight, head.bias).float()
+            shares = torch.softmax(logits, 1)
+            chosen = shares.gather(1, target)
+            losses = -chosen.log()
+            if not torch.isfinite(losses).all():  # a share below 1e-45
+                losses = torch.logsumexp(logits, 1, keepdim=True) - logits.gather(1, target)
+            loss += (losses * weight).sum()
+            shares.scatter_(1, target, chosen - 1)
+            gradient[part] = (shares.to(hidden.dtype) @ head.weight) * weight
+        ctx.save_for_backward(gradient)
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        """The input's gradient, computed on the way forward."""
+        (gradient,) = ctx.saved_tensors
+        return gradient * grads[0], None, None, None
+
+
+def attend_by_example(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    example_lengths: list[int] | None = None,
+    sliding_window: int | None = None,
+    **options: Any,
+) -> tuple[Tensor, None]:
+    """Causal attention within each of the examples that lie end to end in one row; shapes as transformers'.
+
+    Measured for 2,000 tokens in 10 examples, 8 heads of 64, bfloat16, forward and backward: 38 ms, and 75 ms
+    for torch's fused kernel with a block-diagonal mask over rows of 512.
+
+    Args:
+        module: The attention layer.
+        query: (1, heads, tokens, size).
+        key: (1, key heads, tokens, size).
+        value: (1, key heads, tokens, size).
+        attention_mask: Read only without `example_lengths`, which is when generating.
+        scaling: Of the scores; 1 / sqrt(size) if None.
+        example_lengths: Tokens of each example.
+        sliding_window: How far back a token sees.
+        options: Anything else that a model's attention wants.
+
+    Raises:
+        NotImplementedError: For a kind of attention that has more to it (sinks, soft caps, biases).
+    """
+    if example_lengths is None:
+        options["sliding_window"] = sliding_window
+        output = sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **options)
+        return cast(Tensor, output[0]), None
+    unknown = [
+        name for name in ("softcap", "s_aux", "sinks", "position_bias") if options.get(name) is not None
+    ]
+    if unknown or (sliding_window and max(example_lengths) > sliding_window):
+        raise NotImplementedError(f"attention with {unknown}")
+    groups = query.shape[1] // key.shape[1]
+    factor = query.shape[-1] ** -0.5 if scaling is None else scaling
+    parts = [p.split(example_lengths, 2) for p in (query, repeat_kv(key, groups), repeat_kv(value, groups))]
+    outputs = [_attend(q, k, v, factor).transpose(1, 2) for q, k, v in zip(*parts, strict=True)]
+    return torch.cat(outputs, 1), None
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
+    length = query.shape[2]
+    if query.dtype == torch.float32 or length > PRODUCT_TOKENS:
+        return F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling)
+    # Plain products are twice as fast in bfloat16, while the scores are small enough to be kept.
+    later = torch.full((length, length), -torch.inf, dtype=query.dtype).triu(1)
+    scores = torch.baddbmm(later, query[0], key[0].transpose(1, 2), alpha=scaling)
+    return (torch.softmax(scores, -1) @ value[0])[None]
+
+
+def _as_it_is(batch: Batch) -> Batch:
+    return batch
+
+
+def _choose_device() -> torch.device:
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def _choose_dtype(precision: Precision, device: torch.device) -> torch.dtype:
+    if precision == "auto":
+        return torch.bfloat16 if _multiplies_bfloat16(device) else torch.float32
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[precision]
+
+
+def _multiplies_bfloat16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    if device.type == "mps":
+        return True
+    # Without these instructions oneDNN computes in float32, and converting costs more than it saves.
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+def _lora_config(adapter: LoraAdapter) -> LoraConfig:
+    names = {f"^{re.escape(name)}$": factors for name, factors in adapter}
+    return LoraConfig(
+        target_modules=[name for name, _ in adapter],
+        rank_pattern={name: factors.rank for name, factors in names.items()},
+        alpha_pattern={name: factors.scale * factors.rank for name, factors in names.items()},
+        lora_dropout=0.0,
+        init_lora_weights=False,
+    )
+
+
+@contextmanager
+def _mapped_errors() -> Iterator[None]:
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise OutOfMemory(f"backend torch: {error}") from error
+    except RuntimeError as error:
+        if "allocate memory" in str(error) or "out of memory" in str(error):
+            raise OutOfMemory(f"backend torch: {error}") from error
+        raise
+
+
+def _numpy(tensor: Tensor) -> NDArray[np.float32]:
+    array: NDArray[np.float32] = tensor.detach().cpu().numpy()
+    return array
+
+
+def _chunks(items: list[int], size: int) -> Iterator[list[int]]:
+    return (items[at : at + size] for at in range(0, len(items), size))
+
+
+def _until(tokens: list[int], end: int | None) -> list[int]:
+    return tokens[: tokens.index(end)] if end in tokens else tokens
