@@ -28,6 +28,21 @@ def choose_backend(base: Path) -> str:
     raise MissingExtra("a training backend", preferred[0])
 
 
+def resolve_backend(name: str, base: Path) -> str:
+    """The backend called `name` (`auto` chooses), once its library is known to be installed.
+
+    Raises:
+        BackendError: No backend bears that name.
+        MissingExtra: Its library is not installed.
+    """
+    chosen = choose_backend(base) if name == "auto" else name
+    if chosen not in _LIBRARY:
+        raise BackendError(f"backend {name!r} is unknown; expected one of auto, {', '.join(_LIBRARY)}")
+    if not find_spec(_LIBRARY[chosen]):
+        raise MissingExtra(f"backend {chosen}", chosen)
+    return chosen
+
+
 def load_model(name: str, base: Path, *, precision: Precision = "float32", seed: int = 0) -> TrainableModel:
     """Loads `base` with the backend called `name` (`auto` chooses).
 
@@ -36,10 +51,6 @@ def load_model(name: str, base: Path, *, precision: Precision = "float32", seed:
         MissingExtra: Its library is not installed.
         BaseModelError: The base model cannot be loaded.
     """
-    chosen = choose_backend(base) if name == "auto" else name
-    if chosen not in _LIBRARY:
-        raise BackendError(f"backend {name!r} is unknown; expected one of auto, {', '.join(_LIBRARY)}")
-    if not find_spec(_LIBRARY[chosen]):
-        raise MissingExtra(f"backend {chosen}", chosen)
+    chosen = resolve_backend(name, base)
     load = cast(Loader, importlib.import_module(f"edge.training.backends.{chosen}").load)
     return load(base, precision=precision, seed=seed)

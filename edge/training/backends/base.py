@@ -43,7 +43,7 @@ class ModelCard(NamedTuple):
     """What a loaded base model is."""
 
     backend: str
-    modules: Mapping[str, tuple[int, int]]  # every linear layer that can carry LoRA: name to (in, out) features
+    modules: Mapping[str, tuple[int, int]]  # linear layers that can carry LoRA: name to (in, out) features
     max_tokens: int  # context length
     vocab_size: int
     num_parameters: int
@@ -87,10 +87,14 @@ class Model(Protocol):
     """A loaded base model with at most one adapter; see `TrainableModel` for training."""
 
     @property
-    def card(self) -> ModelCard: ...
+    def card(self) -> ModelCard:
+        """What the base model is."""
+        ...
 
     @property
-    def tokenizer(self) -> Tokenizer: ...
+    def tokenizer(self) -> Tokenizer:
+        """The base model's own."""
+        ...
 
     def set_adapter(self, adapter: LoraAdapter) -> None:
         """Replaces the adapter; forgets the optimizer. An adapter without modules is the plain base.
@@ -148,7 +152,7 @@ class TrainableModel(Model, Protocol):
         ...
 
     def restore(self, snapshot: Snapshot) -> None:
-        """Continues exactly where `snapshot` was taken, after `set_adapter` and `begin` with the same values."""
+        """Continues exactly where `snapshot` was taken; `set_adapter` and `begin` were called as then."""
         ...
 
 

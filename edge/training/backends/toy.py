@@ -19,9 +19,10 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from converters.adapter import Factors, LoraAdapter
-from converters.errors import BaseModelError, UnsupportedAdapter
+from converters.errors import BaseModelError
 from edge.errors import BackendError, OutOfMemory
 from edge.training.backends.base import Batch, ModelCard, Precision, Score, Snapshot
+from edge.training.backends.labels import Labels, average_examples, check_fit, find_labels, sum_score
 
 Array = NDArray[np.float32]
 BOS, EOS, VOCAB = 256, 257, 258
@@ -139,9 +140,7 @@ class ToyModel:
 
     def set_adapter(self, adapter: LoraAdapter) -> None:
         """See `Model.set_adapter`."""
-        faults = [fault for name, factors in adapter if (fault := self._misfit(name, factors))]
-        if faults:
-            raise UnsupportedAdapter("adapter does not fit the toy base: " + "; ".join(faults))
+        check_fit(adapter, self.card.modules, "the toy base")
         self.scales = {name: factors.scale for name, factors in adapter}
         self.factors = {}
         for name, factors in adapter:
@@ -160,27 +159,13 @@ class ToyModel:
 
     def score(self, batch: Batch) -> Score:
         """See `Model.score`."""
-        logits, targets, weights = self._labelled(self._forward(batch).h, batch)
-        losses = _cross_entropy(logits, targets)
-        is_correct = logits.argmax(-1) == targets
-        example = _example_ids(batch)[batch.weights > 0]
-        labels, wrong = np.bincount(example), np.bincount(example, ~is_correct)
-        return Score(
-            loss_sum=float(losses @ weights),
-            weight_sum=float(weights.sum()),
-            num_correct=int(is_correct.sum()),
-            num_labels=len(targets),
-            num_exact=int(np.count_nonzero((labels > 0) & (wrong == 0))),
-            num_examples=int(np.count_nonzero(labels)),
-        )
+        labels = find_labels(batch)
+        logits = self._logits(self._forward(batch).h, labels)
+        return sum_score(batch, labels, _cross_entropy(logits, labels.targets), logits.argmax(-1))
 
     def features(self, batch: Batch) -> Array:
         """See `Model.features`."""
-        hidden = self._forward(batch).h[batch.segments > 0]
-        _, example = np.unique(_example_ids(batch)[batch.segments > 0], return_inverse=True)
-        sums = np.zeros((example.max(initial=-1) + 1, hidden.shape[-1]), np.float64)
-        np.add.at(sums, example, hidden)
-        return (sums / np.bincount(example)[:, None]).astype(np.float32)
+        return average_examples(batch, self._forward(batch).h)
 
     def generate(
         self, prompts: Sequence[Sequence[int]], *, max_tokens: int, temperature: float = 0.0, seed: int = 0
@@ -220,13 +205,6 @@ class ToyModel:
                 held[name] = snapshot[f"{kind}.{name}"].copy()
         self.num_steps = int(snapshot["num_steps"])
 
-    def _misfit(self, name: str, factors: Factors) -> str | None:
-        came = (factors.a.shape[1], factors.b.shape[0])
-        expected = self.card.modules.get(name)
-        if expected is None:
-            return f"{name}: no such module; there are {', '.join(PROJECTIONS)}"
-        return None if came == expected else f"{name}: has (in, out) {came}, expected {expected}"
-
     def _linear(self, name: str, x: Array) -> Array:
         y: Array = x @ self.weights[name + ".weight"].T
         if name in self.scales:
@@ -255,19 +233,19 @@ class ToyModel:
         z = attention @ v
         return Trace(x, q, k, v, attention, z, x + self._linear(PROJECTIONS[3], z))
 
-    def _labelled(self, h: Array, batch: Batch) -> tuple[Array, NDArray[np.int32], Array]:
-        chosen = batch.weights > 0
-        return h[chosen] @ self.weights["lm_head.weight"].T, batch.targets[chosen], batch.weights[chosen]
+    def _logits(self, h: Array, labels: Labels) -> Array:
+        logits: Array = h.reshape(-1, h.shape[-1])[labels.index] @ self.weights["lm_head.weight"].T
+        return logits
 
     def _backward(self, batch: Batch, total: float, gradients: dict[str, Array]) -> float:
-        trace = self._forward(batch)
-        logits, targets, weights = self._labelled(trace.h, batch)
-        loss = float(_cross_entropy(logits, targets) @ weights) / total
+        trace, labels = self._forward(batch), find_labels(batch)
+        logits = self._logits(trace.h, labels)
+        loss = float(_cross_entropy(logits, labels.targets) @ labels.weights) / total
         d_logits = _softmax(logits)
-        d_logits[np.arange(len(targets)), targets] -= 1
-        d_logits *= weights[:, None] / np.float32(total)
+        d_logits[np.arange(len(logits)), labels.targets] -= 1
+        d_logits *= labels.weights[:, None] / np.float32(total)
         dh = np.zeros_like(trace.h)
-        dh[batch.weights > 0] = d_logits @ self.weights["lm_head.weight"]
+        dh.reshape(-1, dh.shape[-1])[labels.index] = d_logits @ self.weights["lm_head.weight"]
         self._attention_backward(trace, dh, gradients)
         return loss
 
@@ -333,7 +311,7 @@ def _softmax(logits: NDArray[np.floating]) -> NDArray[np.floating]:
     return shares
 
 
-def _cross_entropy(logits: Array, targets: NDArray[np.int32]) -> Array:
+def _cross_entropy(logits: Array, targets: NDArray[np.int64]) -> Array:
     highest = logits.max(-1, keepdims=True)
     log_sums = np.log(np.exp(logits - highest).sum(-1)) + highest[:, 0]
     losses: Array = log_sums - logits[np.arange(len(targets)), targets]
@@ -344,10 +322,3 @@ def _sinusoids(positions: NDArray[np.int32], dim: int) -> Array:
     # Vaswani et al. (arXiv 1706.03762), section 3.5, halves side by side.
     angles = positions[..., None] / 10000.0 ** (np.arange(dim // 2) / (dim // 2))
     return np.concatenate([np.sin(angles), np.cos(angles)], -1).astype(np.float32)
-
-
-def _example_ids(batch: Batch) -> NDArray[np.int64]:
-    # Ascending in order of row and segment; padding has ids of its own.
-    num_rows, width = batch.segments.shape
-    ids: NDArray[np.int64] = batch.segments + np.arange(num_rows, dtype=np.int64)[:, None] * (width + 1)
-    return ids

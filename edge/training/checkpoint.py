@@ -1,0 +1,128 @@
+"""Full checkpoints: everything that decides how training goes on, in one safetensors file.
+
+Adapter and optimizer are the backend's snapshot; the position in the data is the number of steps, since
+every step takes one batch. Written atomically, so a killed worker leaves the old checkpoint or the new one.
+"""
+
+import hashlib
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+import numpy as np
+from msgspec import Struct
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from converters.adapter import LoraAdapter
+from converters.canonical import dump_adapter
+from edge.disk import write_file
+from edge.errors import StateError
+from edge.training.backends.base import ModelCard, Snapshot
+from edge.training.plan import Plan
+
+FORMAT = 1
+FILE = "checkpoint.safetensors"
+METADATA = "tunefleet"
+LOSSES = "losses"
+PREFIX = "model."
+_NOT_IDENTITY = ("micro_batch_tokens", "checkpoint_every_s")  # they do not change what is computed
+
+
+class Tally(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What has been done so far."""
+
+    num_steps: int = 0
+    seconds: float = 0.0
+    num_examples: int = 0
+    num_tokens: int = 0
+    micro_batch_tokens: int = 0
+
+
+class Checkpoint(NamedTuple):
+    """A point between two steps."""
+
+    tally: Tally
+    losses: list[float]  # of every step so far
+    model: Snapshot
+
+
+class _Header(Struct, frozen=True, forbid_unknown_fields=True):
+    format: int
+    task: str
+    tensors: str  # sha256 of names, types, shapes and bytes
+    tally: Tally
+
+
+def task_digest(adapter: LoraAdapter, data_digest: str, plan: Plan, card: ModelCard) -> str:
+    """What must be the same for a checkpoint to be continued, as sha256 hex."""
+    settings = {
+        name: value for name, value in msgspec.structs.asdict(plan).items() if name not in _NOT_IDENTITY
+    }
+    model = [card.backend, card.vocab_size, card.num_parameters, sorted(card.modules.items())]
+    digest = hashlib.sha256(dump_adapter(adapter))
+    digest.update(msgspec.json.encode([data_digest, settings, model]))
+    return digest.hexdigest()
+
+
+def save_checkpoint(checkpoint: Checkpoint, folder: Path, task: str) -> None:
+    """Replaces the folder's checkpoint.
+
+    Raises:
+        DiskFull: The old checkpoint is still there.
+    """
+    tensors: Snapshot = {PREFIX + name: array for name, array in checkpoint.model.items()}
+    tensors[LOSSES] = np.array(checkpoint.losses, np.float64)
+    header = _Header(FORMAT, task, _digest(tensors), checkpoint.tally)
+    content = save(tensors, {METADATA: msgspec.json.encode(header).decode()})
+    write_file(folder / FILE, content)
+
+
+def load_checkpoint(folder: Path, task: str) -> Checkpoint | None:
+    """The folder's checkpoint, checked; None where there is none.
+
+    Raises:
+        StateError: It is damaged, of a newer version, or of another task.
+    """
+    path = folder / FILE
+    if not path.exists():
+        return None
+    header, tensors = _read(path)
+    if header.task != task:
+        raise StateError(
+            f"{path}: belongs to another task: base, adapter, data or plan differ; "
+            "restore them, or remove the file to begin anew"
+        )
+    losses = tensors.pop(LOSSES).tolist()
+    return Checkpoint(
+        header.tally, losses, {name.removeprefix(PREFIX): array for name, array in tensors.items()}
+    )
+
+
+class _Format(Struct):
+    format: int
+
+
+def _read(path: Path) -> tuple[_Header, Snapshot]:
+    try:
+        with safe_open(path, "numpy") as file:
+            metadata = (file.metadata() or {})[METADATA]
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dict
+        version = msgspec.json.decode(metadata, type=_Format).format
+        if version != FORMAT:
+            raise StateError(
+                f"{path}: has format {version}, expected {FORMAT}; use the tunefleet that wrote it"
+            )
+        header = msgspec.json.decode(metadata, type=_Header)
+    except (OSError, SafetensorError, KeyError, msgspec.MsgspecError) as error:
+        raise StateError(f"{path}: is damaged ({error}); remove it to begin anew") from error
+    if LOSSES not in tensors or _digest(tensors) != header.tensors:
+        raise StateError(f"{path}: is damaged (its checksum differs); remove it to begin anew")
+    return header, tensors
+
+
+def _digest(tensors: Snapshot) -> str:
+    digest = hashlib.sha256()
+    for name, array in sorted(tensors.items()):
+        digest.update(f"{name} {array.dtype} {array.shape}\n".encode() + array.tobytes())
+    return digest.hexdigest()

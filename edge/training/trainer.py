@@ -1,0 +1,217 @@
+"""The training loop, alike for every backend: order, learning rate, progress, checkpoints, stopping.
+
+Invariant: adapter, data and plan decide the result. How often a run was stopped, killed and resumed, or split
+into micro-batches, does not (the split only by rounding).
+"""
+
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from converters.adapter import LoraAdapter
+from converters.canonical import save_adapter
+from edge.disk import room_for
+from edge.errors import BackendError, OutOfMemory
+from edge.training.backends.base import Batch, Model, TrainableModel
+from edge.training.checkpoint import Checkpoint, Tally, load_checkpoint, save_checkpoint, task_digest
+from edge.training.dataset import Dataset
+from edge.training.packing import iterate_batches, iterate_once, pack_epoch, row_lengths, split_batch
+from edge.training.plan import Plan, lr_at
+from edge.training.task import Evaluation, Progress, Result
+
+ADAPTER = "adapter.safetensors"
+
+
+def train(
+    model: TrainableModel,
+    dataset: Dataset,
+    plan: Plan,
+    adapter: LoraAdapter,
+    folder: Path,
+    *,
+    on_progress: Callable[[Progress], None] = lambda _: None,
+    should_stop: Callable[[], bool] = lambda: False,
+    slowdown: float = 1.0,
+    clock: Callable[[], float] = time.monotonic,
+    sleep: Callable[[float], object] = time.sleep,
+) -> Result:
+    """Trains `adapter` on `dataset`, from the folder's checkpoint where there is one.
+
+    Args:
+        model: Its adapter and optimizer are replaced.
+        dataset: Loaded for the plan's `seq_tokens`.
+        plan: Bound, rates and sizes.
+        adapter: What to begin with.
+        folder: Exists, and belongs to this task alone.
+        on_progress: Called after every step.
+        should_stop: Asked after every step; True writes a checkpoint and ends.
+        slowdown: Every step is made to take this many times as long.
+        clock: Seconds.
+        sleep: Waits for a number of seconds; may return early when training is to stop.
+
+    Raises:
+        UnsupportedAdapter: The adapter does not fit the base.
+        OutOfMemory: Not even one row at a time fits.
+        BackendError: The loss is no longer finite.
+        StateError: The folder's checkpoint is damaged or belongs to another task.
+        DiskFull: No room for a checkpoint; the last one is still there.
+    """
+    run = _Run(model, dataset, plan, adapter, folder)
+    began = saved = clock()
+    for batch in run.batches():
+        run.step(batch)
+        sleep((slowdown - 1) * (clock() - began))
+        run.count(batch, clock() - began)
+        on_progress(run.progress())
+        if should_stop():
+            break
+        if clock() - saved >= plan.checkpoint_every_s:
+            run.save()
+            saved = clock()
+        began = clock()
+    return run.finish()
+
+
+def score_dataset(model: Model, dataset: Dataset, *, seq_tokens: int, batch_tokens: int) -> Evaluation:
+    """Scores every example once with the model's present adapter."""
+    batches = iterate_once(dataset.examples, seq_tokens=seq_tokens, batch_tokens=batch_tokens)
+    sums = np.sum([model.score(batch) for batch in batches], axis=0)
+    loss, weight, correct, labels, exact, examples = sums.tolist()
+    return Evaluation(
+        loss=loss / weight,
+        accuracy=correct / labels,
+        exact_match=exact / examples,
+        num_labels=int(labels),
+        num_examples=int(examples),
+        num_truncated=dataset.num_truncated,
+    )
+
+
+class _Run:
+    """One run of a task: the model, and what has been done."""
+
+    def __init__(
+        self, model: TrainableModel, dataset: Dataset, plan: Plan, adapter: LoraAdapter, folder: Path
+    ) -> None:
+        self.model, self.dataset, self.plan, self.folder = model, dataset, plan, folder
+        self.task = task_digest(adapter, dataset.digest, plan, model.card)
+        self.num_steps = plan.steps or (plan.epochs and self._num_epoch_steps())
+        self.tally = Tally(micro_batch_tokens=plan.micro_batch_tokens)
+        self.losses: list[float] = []
+        model.set_adapter(adapter)
+        model.begin(weight_decay=plan.weight_decay, clip_norm=plan.clip_norm)
+        found = load_checkpoint(folder, self.task)
+        if found:
+            self._resume(found)
+
+    @property
+    def is_complete(self) -> bool:
+        """The plan's bound is reached."""
+        if self.num_steps:
+            return self.tally.num_steps >= self.num_steps
+        return self.tally.num_steps > 0 and self.tally.seconds >= self.plan.seconds
+
+    def batches(self) -> Iterator[Batch]:
+        """The batches that are still to be trained on."""
+        sizes = {"seq_tokens": self.plan.seq_tokens, "batch_tokens": self.plan.batch_tokens}
+        start = self.tally.num_steps
+        endless = iterate_batches(self.dataset.examples, seed=self.plan.seed, start=start, **sizes)
+        while not self.is_complete:
+            yield next(endless)
+
+    def step(self, batch: Batch) -> None:
+        """Takes one optimizer step, on smaller and smaller parts until they fit."""
+        tally = self.tally
+        done = tally.num_steps / self.num_steps if self.num_steps else tally.seconds / self.plan.seconds
+        lr = lr_at(self.plan, tally.num_steps, done)
+        while True:
+            parts = split_batch(batch, self.tally.micro_batch_tokens)
+            try:
+                loss = self.model.step(parts, lr)
+                break
+            except OutOfMemory as error:
+                self._halve(parts, error)
+        if not np.isfinite(loss):
+            raise BackendError(
+                f"loss is {loss} at step {tally.num_steps}; a lower lr than {self.plan.lr} may help"
+            )
+        self.losses.append(loss)
+
+    def count(self, batch: Batch, seconds: float) -> None:
+        """Adds a step that was taken to the tally."""
+        self.tally = msgspec.structs.replace(
+            self.tally,
+            num_steps=self.tally.num_steps + 1,
+            seconds=self.tally.seconds + seconds,
+            num_examples=self.tally.num_examples + int(batch.segments.max(1).sum()),
+            num_tokens=self.tally.num_tokens + batch.num_tokens,
+        )
+
+    def progress(self) -> Progress:
+        """Where the run stands."""
+        tally = self.tally
+        return Progress(
+            step=tally.num_steps,
+            steps=self.num_steps,
+            loss=self.losses[-1],
+            tokens_per_s=tally.num_tokens / max(tally.seconds, 1e-9),
+            memory_bytes=_peak_memory_bytes(),
+            micro_batch_tokens=tally.micro_batch_tokens,
+            num_truncated=self.dataset.num_truncated,
+        )
+
+    def save(self) -> None:
+        """Writes a checkpoint."""
+        save_checkpoint(Checkpoint(self.tally, self.losses, self.model.snapshot()), self.folder, self.task)
+
+    def finish(self) -> Result:
+        """Writes a checkpoint and the adapter as it is now."""
+        self.save()
+        path = self.folder / ADAPTER
+        with room_for(ADAPTER, self.folder):
+            save_adapter(self.model.adapter(), path)
+        return Result(
+            adapter=str(path),
+            num_examples=self.tally.num_examples,
+            num_tokens=self.tally.num_tokens,
+            num_truncated=self.dataset.num_truncated,
+            num_steps=self.tally.num_steps,
+            seconds=self.tally.seconds,
+            loss_before=self.losses[0],
+            loss_after=self.losses[-1],
+            losses=tuple(self.losses),
+            micro_batch_tokens=self.tally.micro_batch_tokens,
+            is_complete=self.is_complete,
+        )
+
+    def _num_epoch_steps(self) -> int:
+        plan, lengths = self.plan, row_lengths(self.dataset.examples)
+        sizes = {"seq_tokens": plan.seq_tokens, "batch_tokens": plan.batch_tokens}
+        epochs = range(plan.epochs)
+        return sum(len(pack_epoch(lengths, seed=plan.seed, epoch=epoch, **sizes)) for epoch in epochs)
+
+    def _resume(self, found: Checkpoint) -> None:
+        asked, used = self.plan.micro_batch_tokens, found.tally.micro_batch_tokens
+        smaller = min(asked, used) if asked and used else asked or used
+        self.tally = msgspec.structs.replace(found.tally, micro_batch_tokens=smaller)
+        self.losses = found.losses
+        self.model.restore(found.model)
+
+    def _halve(self, parts: Sequence[Batch], error: OutOfMemory) -> None:
+        largest = parts[0].tokens
+        if len(largest) == 1:
+            raise OutOfMemory(
+                f"{error}; one row of {largest.size} tokens is the smallest part of a step: "
+                f"lower seq_tokens, {self.plan.seq_tokens}"
+            ) from error
+        self.tally = msgspec.structs.replace(self.tally, micro_batch_tokens=largest.size // 2)
+
+
+def _peak_memory_bytes() -> int:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # macOS counts bytes, Linux KiB
