@@ -1,9 +1,9 @@
 """A file that comes in chunks, in any order and more than once, and survives a kill in between.
 
 One file holds the data and behind it a trailer: what is being received, and a byte per chunk that is there.
-The byte is written after the chunk, so that what the trailer says is true after a SIGKILL; after a power cut it
-may lie, and then the hash of the whole finds out. Nothing is kept open between calls, and memory is a byte per
-chunk.
+The byte is written after the chunk, so that what the trailer says is true after a SIGKILL; after a power cut
+it may lie, and then the hash of the whole finds out. Nothing is kept open between calls, and memory is a byte
+per chunk.
 """
 
 import contextlib
