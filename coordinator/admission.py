@@ -1,0 +1,134 @@
+"""What an update must be before it counts: nothing a device sends is believed.
+
+`read_header` and `check_header` judge the header, before a single chunk is kept; `check_payload` the tensors. Each
+failure is a `Rejected` with one of the wire's reasons. Sizes are bounded before memory is taken: a header may
+promise no more bytes than its encoding needs for the tier it names.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from converters.adapter import LoraAdapter
+from edge.errors import ProtocolError, Rejected
+from edge.protocol.codec import decode_adapter, max_payload_bytes
+from edge.protocol.delta import update_id
+from edge.protocol.messages import UpdateHeader
+from edge.protocol.signing import open_signed
+
+
+class Rules(NamedTuple):
+    """What updates are measured against."""
+
+    fleet: str
+    base: str  # fingerprint
+    max_staleness: int
+    max_update_bytes: int
+    max_norm: float  # Frobenius, increments of A and B together
+
+
+class Present(NamedTuple):
+    """Where the fleet stands."""
+
+    version: int
+    lineage: Mapping[int, int]  # the current version and its ancestors, each with its depth
+    oldest_kept: int  # older versions have lost their files
+    tiers: Mapping[str, LoraAdapter]  # what each rank tier trains on now: names and shapes of every version's
+
+    def staleness(self, base_version: int) -> int:
+        """Versions along the lineage between `base_version`, an ancestor, and the current one."""
+        return self.lineage[self.version] - self.lineage[base_version]
+
+
+def read_header(payload: bytes, device_id: str, update: str) -> tuple[UpdateHeader, str]:
+    """The header that came on the topic of `device_id` and `update`, and the key that signed it.
+
+    Raises:
+        Rejected: `malformed` or `bad-signature`.
+    """
+    try:
+        header, key = open_signed(payload, UpdateHeader)
+    except Rejected:
+        raise
+    except ProtocolError as error:
+        raise Rejected("malformed", str(error)) from error
+    if (header.device_id, header.update) != (device_id, update):
+        raise Rejected(
+            "malformed",
+            f"header of {header.device_id} {header.update} came on the topic of {device_id} {update}",
+        )
+    expected = update_id(header.device_id, header.base_version, header.attempt, header.sha256)
+    if header.update != expected:
+        raise Rejected(
+            "malformed", f"update id {header.update} does not belong to its content, expected {expected}"
+        )
+    return header, key
+
+
+def check_header(header: UpdateHeader, rules: Rules, present: Present) -> None:
+    """Everything that can be known before the first chunk.
+
+    Raises:
+        Rejected: `malformed`, `foreign-base`, `unknown-version`, `rolled-back`, `too-stale`, `wrong-shape` or
+            `too-large`.
+    """
+    if header.fleet != rules.fleet:
+        raise Rejected("malformed", f"update of fleet {header.fleet}, expected {rules.fleet}")
+    if header.base != rules.base:
+        raise Rejected("foreign-base", f"base model {header.base[:16]}…, expected {rules.base[:16]}…")
+    _check_version(header, rules, present)
+    like = present.tiers.get(header.tier)
+    if like is None:
+        raise Rejected("wrong-shape", f"tier {header.tier}, expected one of {', '.join(present.tiers)}")
+    bound = min(rules.max_update_bytes, max_payload_bytes(like, header.encoding))
+    if header.size_bytes > bound:
+        raise Rejected("too-large", f"{header.size_bytes} bytes, expected at most {bound}")
+
+
+def check_payload(header: UpdateHeader, payload: bytes, rules: Rules, present: Present) -> LoraAdapter:
+    """The delta in `payload`.
+
+    Raises:
+        Rejected: `hash-mismatch`, or by its tensors `malformed`, `too-large`, `wrong-shape`, `not-finite` or
+            `norm-too-large`.
+    """
+    found = hashlib.sha256(payload).hexdigest()
+    if found != header.sha256:
+        raise Rejected("hash-mismatch", f"payload has sha256 {found}, expected {header.sha256}")
+    delta = decode_adapter(payload, like=present.tiers[header.tier])
+    norm = delta_norm(delta)
+    if not np.isfinite(norm) or norm > rules.max_norm:
+        raise Rejected("norm-too-large", f"norm {norm:.6g}, expected at most {rules.max_norm:.6g}")
+    return delta
+
+
+def delta_norm(delta: LoraAdapter) -> float:
+    """Frobenius norm of all increments of A and B together."""
+    squares = (np.vdot(x, x) for _, factors in delta for x in (factors.a, factors.b))
+    with np.errstate(over="ignore"):  # infinite is too large, and is told as such
+        return float(np.sqrt(sum(float(square) for square in squares)))
+
+
+def _check_version(header: UpdateHeader, rules: Rules, present: Present) -> None:
+    base_version = header.base_version
+    if base_version > present.version:
+        raise Rejected(
+            "unknown-version", f"version {base_version} was never published, {present.version} is current"
+        )
+    if base_version not in present.lineage:
+        raise Rejected(
+            "rolled-back", f"version {base_version} is no ancestor of the current one, {present.version}"
+        )
+    staleness = present.staleness(base_version)
+    if staleness > rules.max_staleness:
+        raise Rejected(
+            "too-stale",
+            f"version {base_version} is {staleness} versions old, expected at most {rules.max_staleness}",
+        )
+    if base_version < present.oldest_kept:
+        raise Rejected(
+            "unknown-version",
+            f"version {base_version} is no longer kept, {present.oldest_kept} is the oldest",
+        )

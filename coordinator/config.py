@@ -1,0 +1,190 @@
+"""The coordinator's settings: defaults stand here and nowhere else; TOML and the command line override them."""
+
+import tomllib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+from msgspec import Struct, structs
+
+from edge.errors import ConfigError
+from edge.protocol.messages import EncodingName, Id, Recipe, Sha256, Space
+
+StrategyName = Literal["fedbuff", "fedavg"]
+MIB = 1 << 20
+
+
+class CoordinatorConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Everything `tunefleet serve` can be told.
+
+    Attributes:
+        broker: `mqtt://[user[:password]@]host[:port]`, or `mqtts://` for TLS.
+        fleet: The fleet's name, one topic level.
+        base: Folder of the base model; only its headers are read, unless `eval_data` is given.
+        state: Folder of this coordinator alone.
+        ranks: Rank tiers, the fleet's own rank first; a device takes the largest that fits it.
+        scale: What B @ A is multiplied by, in every tier.
+        targets: Endings of the names of the linear layers that carry LoRA.
+        seed: Of version 0.
+        fingerprint: Of the model that a quantised `base` was made from; others are asked themselves.
+        strategy: How a buffer becomes a version.
+        space: What is added up: true products, or increments of the factors.
+        buffer_size: Updates that make a version; for `fedavg` without a cohort, distinct devices.
+        time_budget_s: A version is made of what is there when the oldest update has waited this long; 0 waits on.
+        cohort: Devices that `fedavg` waits for; empty waits for any `buffer_size`.
+        max_staleness: Updates that are older, counted in versions along the lineage, are rejected.
+        server_lr: η, by which the merged step is multiplied.
+        remainder_rank: Rank that `product` carries over of what the re-projection leaves.
+        encoding: Of updates.
+        chunk_bytes: Of versions.
+        recipe: How devices are to train.
+        enrolment: `open` pins a device's key at first sight; `closed` knows those in `devices` only.
+        devices: Device id to public key, 64 hex digits.
+        max_update_bytes: Larger updates are rejected at their header.
+        max_norm: Largest Frobenius norm of an update's increments of A and B together.
+        max_open_uploads: Updates under way at a time; the one longest without progress makes room.
+        keep_versions: Older versions lose their files, and can be neither exported nor rolled back to.
+        max_versions: The coordinator ends when this version is made; 0 goes on for ever.
+        eval_data: JSONL that every version is scored on (needs the torch extra).
+        eval_every: Every how many versions.
+        protocol: MQTT version, 3.1.1 or 5.
+        tls_ca: Certificates to check the broker against, instead of the system's.
+        tls_cert: The coordinator's certificate, where the broker asks for one.
+        tls_key: Private key of `tls_cert`.
+    """
+
+    broker: str
+    fleet: Id
+    base: str
+    state: str
+    ranks: tuple[int, ...] = (8,)
+    scale: float = 2.0
+    targets: tuple[str, ...] = ("q_proj", "v_proj")
+    seed: int = 0
+    fingerprint: Sha256 | None = None
+    strategy: StrategyName = "fedbuff"
+    space: Space = "product"
+    buffer_size: int = 4
+    time_budget_s: float = 0.0
+    cohort: tuple[Id, ...] = ()
+    max_staleness: int = 20
+    server_lr: float = 1.0
+    remainder_rank: int = 32
+    encoding: EncodingName = "f16"
+    chunk_bytes: int = 65536
+    recipe: Recipe = Recipe(steps=20)
+    enrolment: Literal["open", "closed"] = "open"
+    devices: dict[Id, Sha256] = {}
+    max_update_bytes: int = 256 * MIB
+    max_norm: float = 1000.0
+    max_open_uploads: int = 64
+    keep_versions: int = 100
+    max_versions: int = 0
+    eval_data: str | None = None
+    eval_every: int = 1
+    protocol: Literal["3.1.1", "5"] = "5"
+    tls_ca: str | None = None
+    tls_cert: str | None = None
+    tls_key: str | None = None
+
+
+def read_config(path: Path | None, overrides: Mapping[str, Any]) -> CoordinatorConfig:
+    """The settings of a TOML file, where there is one, with `overrides` above them.
+
+    Args:
+        path: TOML with the fields of `CoordinatorConfig`; `recipe` and `devices` are tables.
+        overrides: Field to value; None leaves the file's. `recipe` is merged field by field.
+
+    Raises:
+        ConfigError: Naming every fault at once.
+    """
+    settings = _toml(path) if path else {}
+    given = {name: value for name, value in overrides.items() if value is not None}
+    recipe = {name: value for name, value in given.pop("recipe", {}).items() if value is not None}
+    settings |= given
+    if recipe:
+        settings["recipe"] = {**settings.get("recipe", {"steps": 20}), **recipe}
+    faults = list(_type_faults(settings))
+    if not faults:
+        config = msgspec.convert(settings, CoordinatorConfig)
+        faults = list(_value_faults(config))
+    if faults:
+        raise ConfigError(f"{path or 'settings'}: {'; '.join(faults)}")
+    return config
+
+
+def config_table(config: CoordinatorConfig) -> dict[str, Any]:
+    """What a TOML file would hold; settings that are None are left out, tables come last."""
+    table = {name: value for name, value in structs.asdict(config).items() if value is not None}
+    recipe, devices = table.pop("recipe"), table.pop("devices")
+    return {**table, "recipe": structs.asdict(recipe), "devices": devices}
+
+
+def _toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: is not TOML: {error}") from error
+
+
+def _type_faults(settings: Mapping[str, Any]) -> Iterator[str]:
+    fields = {field.name: field for field in structs.fields(CoordinatorConfig)}
+    unknown = sorted(settings.keys() - fields.keys())
+    if unknown:
+        yield f"{', '.join(unknown)} unknown; expected some of {', '.join(fields)}"
+    for name, field in fields.items():
+        if name not in settings:
+            if field.required:
+                yield f"{name} is missing"
+            continue
+        try:
+            msgspec.convert(settings[name], field.type)
+        except msgspec.ValidationError as error:
+            yield f"{name}: {error}"
+
+
+def _value_faults(config: CoordinatorConfig) -> Iterator[str]:
+    for name, least in (
+        ("buffer_size", 1),
+        ("time_budget_s", 0),
+        ("max_staleness", 0),
+        ("remainder_rank", 0),
+        ("max_update_bytes", 1),
+        ("max_open_uploads", 1),
+        ("max_versions", 0),
+        ("eval_every", 1),
+    ):
+        if not getattr(config, name) >= least:
+            yield f"{name} is {getattr(config, name)}, expected at least {least}"
+    if (
+        not config.ranks
+        or min(config.ranks) < 1
+        or list(config.ranks) != sorted(set(config.ranks), reverse=True)
+    ):
+        yield f"ranks is {list(config.ranks)}, expected falling numbers from 1, the fleet's rank first"
+    if not config.targets:
+        yield "targets is empty, expected endings of layer names such as q_proj"
+    if not (config.scale > 0 and config.server_lr > 0):
+        yield f"scale is {config.scale} and server_lr {config.server_lr}, expected more than 0 for both"
+    if not config.max_norm > 0:
+        yield f"max_norm is {config.max_norm}, expected more than 0"
+    if not 1024 <= config.chunk_bytes <= MIB:
+        yield f"chunk_bytes is {config.chunk_bytes}, expected 1024 to {MIB}"
+    if config.keep_versions <= config.max_staleness:
+        yield (
+            f"keep_versions is {config.keep_versions}, expected more than max_staleness ({config.max_staleness}): "
+            "an update is checked against the version it began from"
+        )
+    if config.enrolment == "closed" and not config.devices:
+        yield "enrolment is closed, and devices lists no keys"
+    if config.recipe.steps == 0 and config.recipe.seconds == 0:
+        yield "recipe.steps and recipe.seconds are both 0, expected one of them"
+    if bool(config.tls_cert) != bool(config.tls_key):
+        yield "tls_cert and tls_key belong together; one is missing"
+    for name in ("base", "eval_data", "tls_ca", "tls_cert", "tls_key"):
+        value = getattr(config, name)
+        if value is not None and not Path(value).exists():
+            yield f"{name} is {value!r}, which does not exist"

@@ -1,0 +1,24 @@
+"""The errors of the coordinator that a user can mend.
+
+    TunefleetError (converters.errors)
+    └── CoordinatorError
+        ├── UnknownVersion     a version that was never made, or is no longer kept
+        └── MergeError         a buffer that a strategy cannot merge; the version stays as it was
+
+What the coordinator shares with devices has its errors in `edge.errors`: ConfigError, StateError, DiskFull,
+TransportError and, for everything a device sends, ProtocolError and Rejected.
+"""
+
+from converters.errors import TunefleetError
+
+
+class CoordinatorError(TunefleetError):
+    """Anything at the centre that a user can mend."""
+
+
+class UnknownVersion(CoordinatorError):  # noqa: N818
+    """A version that was never made, or is no longer kept."""
+
+
+class MergeError(CoordinatorError):
+    """A buffer that a strategy cannot merge; the version stays as it was."""

@@ -1,0 +1,48 @@
+"""Version 0: a fresh state folder gets the adapter that changes nothing, for the base model and ranks it is told.
+
+A folder that is not fresh must have been made for the same base, ranks, scale and targets.
+"""
+
+from pathlib import Path
+
+from converters.adapter import initial_adapter
+from converters.base import match_targets, read_base
+from coordinator.config import CoordinatorConfig
+from coordinator.state import CoordinatorState
+from coordinator.strategies.base import State
+from coordinator.strategies.spaces import dispatch
+from coordinator.versions import Version
+
+
+def tier_name(rank: int) -> str:
+    """`r8`: devices that train adapters of rank 8."""
+    return f"r{rank}"
+
+
+def found_fleet(config: CoordinatorConfig, state: CoordinatorState, at: float) -> Version:
+    """The current version; made where there is none.
+
+    Raises:
+        BaseModelError: The base model cannot be read, or is quantised and its fingerprint is not configured.
+        UnsupportedAdapter: The base has none of some target.
+        StateError: The folder was made with other settings, each of which is named.
+        DiskFull: There is no room.
+    """
+    base = read_base(Path(config.base))
+    modules = match_targets(base.modules, config.targets)
+    state.journal.agree(
+        {
+            "base": config.fingerprint or base.fingerprint,
+            "ranks": ", ".join(str(rank) for rank in config.ranks),
+            "scale": repr(config.scale),
+            "targets": ", ".join(sorted(config.targets)),
+        }
+    )
+    current = state.versions.current()
+    if current is None:
+        adapter = initial_adapter(modules, rank=config.ranks[0], scale=config.scale, seed=config.seed)
+        tiers = {tier_name(rank): dispatch(config.space, adapter, rank, None) for rank in config.ranks}
+        files = state.versions.store(State(0, adapter), tiers)
+        current = state.versions.add(files, None, None, at)
+    assert current is not None  # nobody else makes a version 0: the folder is locked
+    return current

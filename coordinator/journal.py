@@ -1,0 +1,259 @@
+"""What happened, in SQLite: devices and their keys, every update once, versions with lineage.
+
+`journal.sqlite` is written ahead (WAL) and through to the disk (synchronous=FULL): what a receipt says is
+here before the receipt is sent. Other processes (`status`, `history`, `rollback`) may read and write at the same
+time; every change is one transaction. Invariants: an update's id stands here at most once, and what was accepted
+stays in the buffer until the version that holds it is committed in the same transaction.
+"""
+
+import sqlite3
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from edge.errors import DiskFull, Rejected, StateError
+from edge.protocol.messages import Reason, UpdateHeader
+
+SCHEMA = 1
+FILE = "journal.sqlite"
+MAX_REFUSALS = 1000  # kept, newest: strangers must not fill the disk
+_BUSY_S = 30.0
+
+_TABLES = """
+CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
+CREATE TABLE devices (
+    device TEXT PRIMARY KEY, key TEXT NOT NULL, first_seen REAL NOT NULL, last_seen REAL NOT NULL,
+    online INTEGER NOT NULL DEFAULT 0, epoch INTEGER NOT NULL DEFAULT 0, hello TEXT, telemetry TEXT
+);
+CREATE TABLE updates (
+    seq INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, device TEXT NOT NULL, tier TEXT NOT NULL,
+    base_version INTEGER NOT NULL, attempt INTEGER NOT NULL, sha256 TEXT NOT NULL, encoding TEXT NOT NULL,
+    size_bytes INTEGER NOT NULL, num_examples INTEGER NOT NULL, num_tokens INTEGER NOT NULL,
+    num_steps INTEGER NOT NULL, seconds REAL NOT NULL, loss_before REAL, loss_after REAL,
+    received_at REAL NOT NULL, status TEXT NOT NULL, reason TEXT, detail TEXT NOT NULL DEFAULT '',
+    merged_into INTEGER, staleness INTEGER, weight REAL
+);
+CREATE INDEX updates_waiting ON updates (status, merged_into);
+CREATE TABLE refusals (
+    seq INTEGER PRIMARY KEY, at REAL NOT NULL, device TEXT NOT NULL, id TEXT NOT NULL, reason TEXT NOT NULL,
+    detail TEXT NOT NULL
+);
+CREATE TABLE versions (
+    version INTEGER PRIMARY KEY, parent INTEGER, depth INTEGER NOT NULL, created_at REAL NOT NULL,
+    master TEXT NOT NULL, remainder TEXT, tiers TEXT NOT NULL, report TEXT, kept INTEGER NOT NULL DEFAULT 1,
+    loss REAL, exact REAL
+);
+"""
+
+Status = Literal["accepted", "rejected", "discarded"]
+
+
+class Update(NamedTuple):
+    """One update as the journal knows it."""
+
+    id: str
+    device: str
+    tier: str
+    base_version: int
+    attempt: int
+    sha256: str
+    encoding: str
+    size_bytes: int
+    num_examples: int
+    num_tokens: int
+    num_steps: int
+    seconds: float
+    loss_before: float | None
+    loss_after: float | None
+    received_at: float  # Unix time
+    status: Status  # `discarded`: accepted, and left out of every version, by a rollback
+    reason: Reason | None
+    detail: str
+    merged_into: int | None  # version; None while it waits in the buffer
+    staleness: int | None  # when merged
+    weight: float | None  # when merged
+
+
+class Refusal(NamedTuple):
+    """A message that was refused before anything proved whose it is; it says nothing about the update it names."""
+
+    at: float  # Unix time
+    device: str
+    id: str
+    reason: str
+    detail: str
+
+
+class Journal:
+    """The open journal of one state folder; `coordinator.roster` and `coordinator.versions` keep their rows in it.
+
+    Args:
+        folder: The state folder.
+        fleet: Makes the journal where it is missing, and refuses another fleet's; None only opens.
+
+    Raises:
+        StateError: It is missing, damaged, of a newer version or of another fleet.
+        DiskFull: There is no room to make it.
+    """
+
+    def __init__(self, folder: Path, fleet: str | None = None) -> None:
+        self.path = folder / FILE
+        if fleet is None and not self.path.is_file():
+            raise StateError(
+                f"{folder}: holds no {FILE}; expected the folder given to `tunefleet serve --state`"
+            )
+        with self._told():
+            # Any thread may use it, one at a time: the server's loop, or the command line.
+            self._db = sqlite3.connect(
+                self.path, timeout=_BUSY_S, isolation_level=None, check_same_thread=False
+            )
+        try:
+            self._open(fleet)
+        except BaseException:
+            self._db.close()
+            raise
+
+    def close(self) -> None:
+        """Ends the connection."""
+        self._db.close()
+
+    @contextmanager
+    def transaction(self) -> Iterator[sqlite3.Connection]:
+        """One change, all of it or nothing, on the disk when it returns.
+
+        Raises:
+            DiskFull: Nothing was changed.
+            StateError: The database is damaged.
+        """
+        with self._told():
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                yield self._db
+                self._db.execute("COMMIT")
+            except BaseException:
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
+                raise
+
+    def rows(self, query: str, values: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+        """All rows of a question."""
+        with self._told(), closing(self._db.execute(query, values)) as cursor:
+            return cursor.fetchall()
+
+    def data_version(self) -> int:
+        """A number that changes when another process has changed the journal."""
+        return int(self.rows("PRAGMA data_version")[0][0])
+
+    def meta(self, key: str) -> str | None:
+        """A fact about the whole state folder, such as the base model's fingerprint."""
+        found = self.rows("SELECT value FROM meta WHERE key = ?", (key,))
+        return str(found[0][0]) if found else None
+
+    def agree(self, facts: Mapping[str, str]) -> None:
+        """Writes down facts that must never change, and refuses others than those written.
+
+        Raises:
+            StateError: Naming every fact that differs.
+        """
+        known = {key: self.meta(key) for key in facts}
+        faults = [
+            f"is of {key} {known[key]}, expected {facts[key]}"
+            for key in facts
+            if known[key] not in (None, facts[key])
+        ]
+        if faults:
+            raise StateError(f"{self.path}: {'; '.join(faults)}; give another --state")
+        with self.transaction() as db:
+            db.executemany("INSERT OR IGNORE INTO meta VALUES (?, ?)", list(facts.items()))
+
+    def update(self, update_id: str) -> Update | None:
+        """The update of that id, or None where the journal has never heard of it."""
+        found = self._updates("WHERE id = ?", (update_id,))
+        return found[0] if found else None
+
+    def waiting(self) -> list[Update]:
+        """The buffer: accepted and in no version yet, in order of arrival."""
+        return self._updates("WHERE status = 'accepted' AND merged_into IS NULL ORDER BY seq")
+
+    def updates(self, limit: int = 1000) -> list[Update]:
+        """The latest updates, newest first."""
+        return self._updates("ORDER BY seq DESC LIMIT ?", (limit,))
+
+    def refusals(self, limit: int = 100) -> list[Refusal]:
+        """The latest messages that were refused, newest first."""
+        fields = ", ".join(Refusal._fields)
+        return [
+            Refusal(*row)
+            for row in self.rows(f"SELECT {fields} FROM refusals ORDER BY seq DESC LIMIT ?", (limit,))  # noqa: S608
+        ]
+
+    def record(self, header: UpdateHeader, at: float, rejected: Rejected | None = None) -> None:
+        """Writes an update down, accepted or rejected; one that is already there stays as it is.
+
+        Raises:
+            DiskFull: Nothing was written, and no receipt may be sent.
+        """
+        row = {
+            "id": header.update,
+            "received_at": at,
+            "status": "rejected" if rejected else "accepted",
+            "reason": rejected.reason if rejected else None,
+            "detail": rejected.detail if rejected else "",
+        } | {
+            name: getattr(header, name)
+            for name in (
+                "tier", "base_version", "attempt", "sha256", "encoding", "size_bytes", "num_examples",
+                "num_tokens", "num_steps", "seconds", "loss_before", "loss_after",
+            )
+        }  # fmt: skip
+        row["device"] = header.device_id
+        names = ", ".join(row)
+        marks = ", ".join("?" * len(row))
+        with self.transaction() as db:
+            db.execute(f"INSERT OR IGNORE INTO updates ({names}) VALUES ({marks})", list(row.values()))  # noqa: S608
+
+    def discard(self, updates: Sequence[str], reason: Reason, detail: str) -> None:
+        """Takes accepted updates out of the buffer for good."""
+        with self.transaction() as db:
+            db.executemany(
+                "UPDATE updates SET status = 'discarded', reason = ?, detail = ? WHERE id = ?",
+                [(reason, detail, update) for update in updates],
+            )
+
+    def refuse(self, refusal: Refusal) -> None:
+        """Writes down a message that proved nobody's; only the latest are kept."""
+        with self.transaction() as db:
+            marks = ", ".join("?" * len(refusal))
+            db.execute(f"INSERT INTO refusals ({', '.join(refusal._fields)}) VALUES ({marks})", refusal)  # noqa: S608
+            db.execute(
+                "DELETE FROM refusals WHERE seq <= (SELECT max(seq) FROM refusals) - ?", (MAX_REFUSALS,)
+            )
+
+    def _updates(self, condition: str, values: tuple[Any, ...] = ()) -> list[Update]:
+        fields = ", ".join(Update._fields)
+        return [Update(*row) for row in self.rows(f"SELECT {fields} FROM updates {condition}", values)]  # noqa: S608
+
+    def _open(self, fleet: str | None) -> None:
+        with self._told():
+            (number,) = self._db.execute("PRAGMA user_version").fetchone()
+            if number > SCHEMA:
+                raise StateError(
+                    f"{self.path}: has version {number}, this tunefleet reads up to {SCHEMA}; "
+                    "upgrade it, or give another --state"
+                )
+            self._db.execute("PRAGMA journal_mode = WAL")
+            self._db.execute("PRAGMA synchronous = FULL")
+            if number == 0:
+                self._db.executescript(f"BEGIN IMMEDIATE; {_TABLES} PRAGMA user_version = {SCHEMA}; COMMIT;")
+        if fleet is not None:
+            self.agree({"fleet": fleet})
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.Error as error:
+            if error.sqlite_errorname in ("SQLITE_FULL", "SQLITE_IOERR_WRITE", "SQLITE_IOERR_FSYNC"):
+                raise DiskFull(f"{self.path}: no room to journal; free some, nothing was lost") from error
+            raise StateError(f"{self.path}: {error}; expected a coordinator's journal") from error

@@ -1,0 +1,132 @@
+"""Who is in the fleet: each device's pinned key, its presence, its capability card and how its task goes.
+
+With `open` enrolment a device's key is pinned at the first message it signs; with `closed` only listed keys
+count. A key that is pinned never changes. Presence and progress come often and are worth little, so they are
+kept in memory and written down together, at `flush`.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import msgspec
+from msgspec import Struct
+
+from coordinator.journal import Journal
+from edge.errors import Rejected
+from edge.protocol.messages import Hello, Presence, R, Telemetry
+
+MAX_DEVICES = 10_000  # with open enrolment anybody may come
+
+
+class Device(NamedTuple):
+    """One device as the journal knows it."""
+
+    device: str
+    key: str  # public, hex
+    first_seen: float  # Unix time
+    last_seen: float
+    online: bool
+    epoch: int  # of its present or last session
+    hello: Hello | None
+    telemetry: Telemetry | None  # of the task under way, or the last one
+
+
+class Roster:
+    """The devices of one state folder.
+
+    Args:
+        journal: Keeps them over a restart.
+        listed: Keys of the configuration.
+        is_open: Whether devices that are not listed may enrol themselves.
+    """
+
+    def __init__(self, journal: Journal, listed: Mapping[str, str], is_open: bool) -> None:
+        self._journal = journal
+        self._listed = listed
+        self._is_open = is_open
+        self._devices = {device.device: device for device in read_devices(journal)}
+        self._changed: set[str] = set()
+
+    def enrol(self, device_id: str, key: str, at: float) -> None:
+        """Lets `key` speak for a device, from now on no other.
+
+        Raises:
+            Rejected: `unknown-device`: another key is pinned, or it is not listed and enrolment is closed.
+        """
+        pinned = self._listed.get(device_id) or self.key(device_id)
+        if pinned is None and not self._is_open:
+            raise Rejected("unknown-device", f"{device_id} is not listed and enrolment is closed")
+        if pinned is not None and pinned != key:
+            raise Rejected(
+                "unknown-device", f"{device_id} has key {pinned[:16]}…, this is signed by {key[:16]}…"
+            )
+        if device_id in self._devices:
+            return
+        if len(self._devices) >= MAX_DEVICES:
+            raise Rejected("unknown-device", f"the fleet is full: it holds {MAX_DEVICES} devices")
+        with self._journal.transaction() as db:
+            db.execute(
+                "INSERT INTO devices (device, key, first_seen, last_seen) VALUES (?, ?, ?, ?)",
+                (device_id, key, at, at),
+            )
+        self._devices[device_id] = Device(device_id, key, at, at, False, 0, None, None)
+
+    def key(self, device_id: str) -> str | None:
+        """The pinned key of a device, or None where it has never signed anything."""
+        device = self._devices.get(device_id)
+        return device.key if device else None
+
+    def greet(self, hello: Hello, at: float) -> None:
+        """Takes the capability card of an enrolled device."""
+        self._change(hello.device_id, at, hello=hello)
+
+    def observe(self, device_id: str, presence: Presence, at: float) -> None:
+        """Takes a device's presence; a late will of an earlier session and strangers are ignored."""
+        known = self._devices.get(device_id)
+        if known and presence.epoch >= known.epoch:
+            self._change(device_id, at, online=presence.online, epoch=presence.epoch)
+
+    def follow(self, device_id: str, telemetry: Telemetry, at: float) -> None:
+        """Takes a device's progress; strangers are ignored."""
+        self._change(device_id, at, telemetry=telemetry)
+
+    def flush(self) -> None:
+        """Writes down what changed.
+
+        Raises:
+            DiskFull: It is still to be written.
+        """
+        if not self._changed:
+            return
+        with self._journal.transaction() as db:
+            db.executemany(
+                "UPDATE devices SET last_seen = ?, online = ?, epoch = ?, hello = ?, telemetry = ? WHERE device = ?",
+                [
+                    (one.last_seen, one.online, one.epoch, _json(one.hello), _json(one.telemetry), one.device)
+                    for one in (self._devices[device_id] for device_id in self._changed)
+                ],
+            )
+        self._changed.clear()
+
+    def _change(self, device_id: str, at: float, **changes: Any) -> None:
+        if device_id in self._devices:
+            self._devices[device_id] = self._devices[device_id]._replace(last_seen=at, **changes)
+            self._changed.add(device_id)
+
+
+def read_devices(journal: Journal) -> list[Device]:
+    """All devices that ever enrolled, by name."""
+    found = []
+    for row in journal.rows(f"SELECT {', '.join(Device._fields)} FROM devices ORDER BY device"):  # noqa: S608
+        raw = Device(*row)
+        hello, telemetry = _read(row[6], Hello), _read(row[7], Telemetry)
+        found.append(raw._replace(online=bool(raw.online), hello=hello, telemetry=telemetry))
+    return found
+
+
+def _json(record: Struct | None) -> str | None:
+    return msgspec.json.encode(record).decode() if record is not None else None
+
+
+def _read(text: str | None, kind: type[R]) -> R | None:
+    return msgspec.json.decode(text, type=kind) if text is not None else None

@@ -1,0 +1,362 @@
+"""The coordinator: announces versions, takes updates in, and makes the next version when the strategy says so.
+
+Everything runs in one event loop around a `Transport`; what takes long (checking a payload, merging, scoring) runs
+in a thread beside it. The journal is the truth: a coordinator that is killed at any point goes on where it was,
+and what was accepted is still in the buffer. No message ends the loop: bad ones are rejected, refused or dropped,
+and said so once.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable, Coroutine
+from typing import Any, NamedTuple
+
+import msgspec
+
+from converters.adapter import LoraAdapter
+from coordinator.admission import Present, Rules
+from coordinator.config import CoordinatorConfig
+from coordinator.errors import MergeError
+from coordinator.founding import found_fleet, tier_name
+from coordinator.intake import Desk, Intake, Say
+from coordinator.journal import Update
+from coordinator.publisher import Publisher
+from coordinator.roster import Roster
+from coordinator.state import CoordinatorState
+from coordinator.strategies import choose_strategy
+from coordinator.strategies.base import Contribution, Report, Waiting
+from coordinator.strategies.spaces import dispatch
+from coordinator.uploads import Uploads
+from coordinator.versions import Version, VersionFiles
+from edge.errors import DiskFull, ProtocolError
+from edge.protocol.codec import decode_adapter
+from edge.protocol.messages import (
+    Hello,
+    Id,
+    Manifest,
+    Presence,
+    Telemetry,
+    UpdateId,
+    Want,
+    decode_message,
+    encode_message,
+)
+from edge.protocol.signing import open_signed, public_key, sign_message
+from edge.protocol.topics import Topics
+from edge.transport import base as transports
+from edge.transport.base import Transport
+
+POLL_S = 0.25  # how soon a rollback by another process, or a time budget that ran out, is noticed
+RETRY_S = 5.0  # after a full disk
+SAYINGS_KEPT = 1000  # of faults, so that each is said once
+
+
+class Quality(NamedTuple):
+    """How good a version is on the coordinator's evaluation data."""
+
+    loss: float  # nats per label
+    exact: float  # share of examples reproduced exactly
+
+
+Score = Callable[[LoraAdapter], Quality]
+
+
+def coordinator_presence(fleet: str, epoch: int) -> transports.Presence:
+    """What the coordinator's transport says of it while connected, and after an unclean end."""
+    birth, will = (encode_message(Presence(online=online, epoch=epoch)) for online in (True, False))
+    return transports.Presence(Topics(fleet).coordinator, birth, will)
+
+
+class Coordinator:
+    """One fleet's coordinator; `run` once.
+
+    Args:
+        config: Its settings.
+        state: Its state folder, entered.
+        transport: Not entered yet; with `coordinator_presence`.
+        score: Scores an adapter on held-out data, in a thread; None scores nothing.
+        say: Gets one line for everything that happens.
+        clock: Unix time in seconds.
+
+    Raises:
+        BaseModelError, UnsupportedAdapter: The base model does not fit the configuration.
+        StateError: The state folder does not.
+        DiskFull: There is no room for version 0.
+    """
+
+    def __init__(
+        self,
+        config: CoordinatorConfig,
+        state: CoordinatorState,
+        transport: Transport,
+        *,
+        score: Score | None = None,
+        say: Say = print,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._config = config
+        self._state = state
+        self._transport = transport
+        self._score = score
+        self._say = say
+        self._clock = clock
+        self._topics = Topics(config.fleet)
+        self._strategy = choose_strategy(config)
+        self._data_version = state.journal.data_version()
+        self._version = found_fleet(config, state, clock())
+        self._roster = Roster(state.journal, config.devices, config.enrolment == "open")
+        self._publisher = Publisher(transport, self._topics, state.versions, config.chunk_bytes)
+        self._rules = Rules(
+            fleet=config.fleet,
+            base=state.journal.meta("base") or "",
+            max_staleness=0 if config.strategy == "fedavg" else config.max_staleness,
+            max_update_bytes=config.max_update_bytes,
+            max_norm=config.max_norm,
+        )
+        desk = Desk(
+            transport=transport,
+            topics=self._topics,
+            key=state.key,
+            journal=state.journal,
+            roster=self._roster,
+            uploads=Uploads(state.incoming, state.updates, config.max_open_uploads),
+            rules=self._rules,
+            clock=clock,
+            say=say,
+        )
+        self._intake = Intake(desk, self._present())
+        self._unscored: asyncio.Queue[Version] = asyncio.Queue()
+        self._stopping = asyncio.Event()
+        self._said: set[str] = set()
+
+    async def run(self) -> None:
+        """Works until `max_versions` are made, or until `stop`.
+
+        Raises:
+            TransportError: The first connection was refused.
+        """
+        for update in self._state.recover():
+            self._say(f"update {update[:8]} left the buffer: its payload on this disk is damaged")
+        async with self._transport:
+            key = public_key(self._state.key)
+            self._say(f"fleet {self._config.fleet} at version {self._version.version}; coordinator key {key}")
+            await self._intake.recover()
+            await self._announce()
+            for kind in ("hello", "state", "want", "telemetry", "up/+/+"):
+                await self._transport.subscribe(self._topics.device("+", kind))
+            await _until_first(
+                self._listen(),
+                self._publisher.run(),
+                self._merge_when_ready(),
+                self._score_versions(),
+                self._stopping.wait(),
+            )
+        self._said.clear()
+        self._flush_roster()
+        self._say("stopped; state is on disk, the same command goes on from here")
+
+    def stop(self) -> None:
+        """Ends `run` in order."""
+        self._stopping.set()
+
+    # Messages of devices.
+
+    async def _listen(self) -> None:
+        async for message in self._transport.messages():
+            levels = self._topics.levels(message.topic)
+            try:
+                await self._receive(levels, message.payload)
+            except (ProtocolError, msgspec.ValidationError, ValueError) as error:
+                self._complain(f"{'/'.join(levels)[:200]}: {error}"[:500])
+            except DiskFull as error:
+                self._complain(str(error))
+
+    async def _receive(self, levels: list[str], payload: bytes) -> None:
+        at = self._clock()
+        match levels:
+            case ["device", device_id, "up", update, "header"]:
+                _check_ids(device_id, update)
+                await self._intake.take_header(device_id, update, payload)
+            case ["device", device_id, "up", update, number]:
+                await self._intake.take_chunk(device_id, update, int(number), payload)
+            case ["device", _, "want"]:
+                self._publisher.ask(decode_message(payload, Want))
+            case ["device", device_id, "hello"] if payload:
+                self._greet(device_id, payload, at)
+            case ["device", device_id, "state"] if payload:
+                self._roster.observe(device_id, decode_message(payload, Presence), at)
+            case ["device", device_id, "telemetry"]:
+                self._roster.follow(device_id, decode_message(payload, Telemetry), at)
+
+    def _greet(self, device_id: str, payload: bytes, at: float) -> None:
+        hello, key = open_signed(payload, Hello)
+        if hello.device_id != device_id:
+            raise ProtocolError(f"hello of {hello.device_id} came on another device's topic")
+        if self._roster.key(device_id) is None:
+            self._say(f"device {device_id} joined with {hello.backend}; key {key}")
+        self._roster.enrol(device_id, key, at)
+        self._roster.greet(hello, at)
+
+    def _complain(self, fault: str) -> None:
+        """Says a fault once: strangers must not fill a log."""
+        if fault not in self._said and len(self._said) < SAYINGS_KEPT:
+            self._said.add(fault)
+            self._say(fault)
+
+    # Versions.
+
+    async def _announce(self) -> None:
+        """Publishes the current version's manifest for every rank tier, retained."""
+        version, config = self._version, self._config
+        for rank in config.ranks:
+            sha256 = version.tiers[tier_name(rank)]
+            manifest = Manifest(
+                fleet=config.fleet,
+                tier=tier_name(rank),
+                version=version.version,
+                parent=version.parent,
+                sha256=sha256,
+                size_bytes=self._state.versions.path(sha256).stat().st_size,
+                chunk_bytes=config.chunk_bytes,
+                encoding=config.encoding,
+                base=self._rules.base,
+                rank=rank,
+                space=config.space,
+                recipe=config.recipe,
+            )
+            topic = self._topics.version(manifest.tier)
+            await self._transport.publish(topic, sign_message(manifest, self._state.key), retain=True)
+
+    def _present(self) -> Present:
+        versions, current = self._state.versions, self._version
+        tiers = {name: versions.load(sha256) for name, sha256 in current.tiers.items()}
+        return Present(current.version, versions.lineage(current.version), versions.oldest_kept(), tiers)
+
+    async def _adopt(self, version: Version) -> None:
+        self._version = version
+        self._intake.present = self._present()
+        await self._announce()
+        if self._score and version.version % self._config.eval_every == 0:
+            self._unscored.put_nowait(version)
+
+    async def _merge_when_ready(self) -> None:
+        if self._score and self._version.loss is None:
+            self._unscored.put_nowait(self._version)
+        while not self._is_done():
+            try:
+                await self._notice_rollback()
+                self._roster.flush()
+                buffer = self._ready()
+                if buffer:
+                    await self._make_version(buffer)
+                else:
+                    await asyncio.sleep(POLL_S)
+            except (DiskFull, MergeError) as error:
+                self._complain(str(error))
+                await asyncio.sleep(RETRY_S)
+        await self._unscored.join()
+
+    def _is_done(self) -> bool:
+        return 0 < self._config.max_versions <= self._version.version
+
+    def _ready(self) -> list[Update]:
+        """The updates to merge now; none while the strategy waits for more."""
+        present, now = self._intake.present, self._clock()
+        waiting = self._state.journal.waiting()
+        orphans = [one.id for one in waiting if one.base_version not in present.lineage]
+        if orphans:  # journalled just after another process rolled back
+            self._state.journal.discard(
+                orphans, "rolled-back", f"is no ancestor of version {present.version}"
+            )
+            waiting = [one for one in waiting if one.id not in orphans]
+        outline = [
+            Waiting(one.device, present.staleness(one.base_version), now - one.received_at) for one in waiting
+        ]
+        return waiting[: self._strategy.take(outline)]
+
+    async def _make_version(self, buffer: list[Update]) -> None:
+        """Merges, writes, commits, announces; nothing is changed where somebody rolled back meanwhile."""
+        old = self._version
+        contributions = [self._contribution(update) for update in buffer]
+        report, files = await asyncio.to_thread(self._merge, old, contributions)
+        made = self._state.versions.add(files, old.version, report, self._clock())
+        if made is None:
+            return
+        for update in buffer:
+            (self._state.updates / update.id).unlink(missing_ok=True)
+        self._state.versions.collect(self._config.keep_versions)
+        devices = ", ".join(sorted({share.device for share in report.shares}))
+        self._say(
+            f"version {made.version}: {len(buffer)} updates of {devices}, "
+            f"staleness up to {max(share.staleness for share in report.shares)}, step {report.step_norm:.4g}"
+        )
+        await self._adopt(made)
+
+    def _merge(self, old: Version, contributions: list[Contribution]) -> tuple[Report, VersionFiles]:
+        """In a thread: no database."""
+        versions, config = self._state.versions, self._config
+        state, report = self._strategy.merge(versions.state(old), contributions)
+        tiers = {
+            name: dispatch(config.space, state.adapter, rank, versions.load(old.tiers[name]))
+            for rank in config.ranks
+            for name in [tier_name(rank)]
+        }
+        return report, versions.store(state, tiers)
+
+    def _contribution(self, update: Update) -> Contribution:
+        versions, payload = self._state.versions, self._state.updates / update.id
+        dispatched = versions.version(update.base_version).tiers[update.tier]
+        like = self._intake.present.tiers[update.tier]
+        return Contribution(
+            update=update.id,
+            device=update.device,
+            base_version=update.base_version,
+            staleness=self._intake.present.staleness(update.base_version),
+            num_examples=update.num_examples,
+            load_delta=lambda: decode_adapter(payload.read_bytes(), like=like),
+            load_base=lambda: versions.load(dispatched),
+        )
+
+    async def _notice_rollback(self) -> None:
+        data_version = self._state.journal.data_version()
+        if data_version == self._data_version:
+            return
+        self._data_version = data_version
+        current = self._state.versions.current()
+        if current and current.version != self._version.version:
+            self._say(f"version {current.version}: went back to version {current.parent}")
+            await self._adopt(current)
+
+    async def _score_versions(self) -> None:
+        while True:
+            version = await self._unscored.get()
+            if self._score:
+                adapter = self._state.versions.load(version.master)
+                quality = await asyncio.to_thread(self._score, adapter)
+                self._state.versions.score(version.version, *quality)
+                self._say(f"version {version.version}: loss {quality.loss:.4f}, exact {quality.exact:.1%}")
+            self._unscored.task_done()
+
+    def _flush_roster(self) -> None:
+        try:
+            self._roster.flush()
+        except DiskFull as error:
+            self._complain(str(error))
+
+
+async def _until_first(*loops: Coroutine[Any, Any, object]) -> None:
+    """Runs all until one ends, or raises; then ends the others."""
+    tasks = [asyncio.create_task(loop) for loop in loops]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _check_ids(device_id: str, update: str) -> None:
+    msgspec.convert(device_id, Id)
+    msgspec.convert(update, UpdateId)

@@ -1,0 +1,119 @@
+"""What the coordinator remembers, in one folder that belongs to one coordinator of one fleet.
+
+    journal.sqlite   devices, updates, versions (`coordinator.journal`)
+    objects/         adapters by their sha256 (`coordinator.versions`)
+    incoming/        headers and parts of updates under way (`coordinator.uploads`)
+    updates/         payloads of accepted updates that are in no version yet, by their id
+    identity.key     the coordinator's private key, readable by its owner only
+    lock             held while a coordinator runs
+
+Every write is atomic, so a coordinator that is killed at any point finds the state before or after it. Reports
+and rollback work on the journal without the lock, also while a coordinator runs.
+"""
+
+import fcntl
+import hashlib
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from coordinator.journal import Journal
+from coordinator.versions import FOLDER, VersionStore
+from edge.disk import room_for, sync_folder, write_through
+from edge.errors import StateError
+from edge.protocol.signing import new_key
+
+
+class CoordinatorState:
+    """The state folder of a running coordinator; used as `with CoordinatorState(…) as state:`.
+
+    Args:
+        folder: Made where it is missing.
+        fleet: The fleet it belongs to.
+
+    Raises:
+        StateError: On entering: another coordinator runs here, or the folder is another fleet's, of a newer
+            version, or damaged.
+        DiskFull: On entering.
+    """
+
+    def __init__(self, folder: Path, fleet: str) -> None:
+        self.folder = folder
+        self.incoming = folder / "incoming"
+        self.updates = folder / "updates"
+        self._fleet = fleet
+
+    def __enter__(self) -> Self:
+        try:
+            with room_for("the state folder", self.folder):
+                for path in (self.folder / FOLDER, self.incoming, self.updates):
+                    path.mkdir(parents=True, exist_ok=True)
+                self._lock = (self.folder / "lock").open("w")
+        except (PermissionError, FileExistsError, NotADirectoryError) as error:
+            raise StateError(f"{self.folder}: cannot be used as a state folder: {error.strerror}") from error
+        try:
+            self._claim()
+            self.key = self._identity()
+            self.journal = Journal(self.folder, self._fleet)
+        except BaseException:
+            self._lock.close()
+            raise
+        self.versions = VersionStore(self.folder, self.journal)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.journal.close()
+        self._lock.close()
+
+    def recover(self) -> list[str]:
+        """Brings files and journal together after a kill; to be called before anything is received.
+
+        Returns:
+            Ids of updates whose payload is damaged or gone; they leave the buffer.
+        """
+        waiting = {update.id: update for update in self.journal.waiting()}
+        for path in self.updates.iterdir():
+            if path.name not in waiting and not (self.incoming / f"{path.name}.header").exists():
+                path.unlink()
+        lost = [
+            update.id for update in waiting.values() if not _holds(self.updates / update.id, update.sha256)
+        ]
+        if lost:
+            self.journal.discard(lost, "hash-mismatch", "its payload on the coordinator's disk is damaged")
+        return lost
+
+    def _claim(self) -> None:
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise StateError(
+                f"{self.folder}: another coordinator is running with this state folder; give each its own --state"
+            ) from error
+
+    def _identity(self) -> bytes:
+        path = self.folder / "identity.key"
+        if not path.exists():
+            draft = self.folder / ".identity.key.partial"
+            with room_for(path.name, self.folder):
+                write_through(draft, new_key().hex().encode(), mode=0o600)
+                draft.replace(path)
+                sync_folder(self.folder)
+        try:
+            key = bytes.fromhex(path.read_text("ascii"))
+        except ValueError:
+            key = b""
+        if len(key) != 32:
+            raise StateError(
+                f"{path}: is damaged, expected 64 hex digits; restore it: devices have pinned it"
+            )
+        return key
+
+
+def _holds(path: Path, sha256: str) -> bool:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest() == sha256
+    except FileNotFoundError:
+        return False

@@ -1,0 +1,236 @@
+"""Versions of the global adapter: immutable files known by their sha256, and their lineage in the journal.
+
+    objects/<sha256>   a canonical adapter file: a master, what is dispatched to a rank tier, a remainder
+
+A version's parent is the version it was made from. `rollback` makes a new version of an old one's files whose
+parent is the old one: what came between is no ancestor any more. `depth` counts the merges of a lineage, so a
+rollback adds none; staleness is the difference of two depths, which is the current version minus the base version as long as
+nothing was rolled back. Versions that are older than `keep_versions` keep their rows and lose their files.
+"""
+
+import hashlib
+import sqlite3
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+
+from converters.adapter import LoraAdapter
+from converters.canonical import dump_adapter, load_adapter
+from coordinator.errors import UnknownVersion
+from coordinator.journal import Journal
+from coordinator.strategies.base import Report, State
+from edge.disk import room_for, write_file
+
+FOLDER = "objects"
+
+
+class Version(NamedTuple):
+    """One version as the journal knows it."""
+
+    version: int
+    parent: int | None
+    depth: int  # merges since version 0, along the lineage
+    created_at: float  # Unix time
+    master: str  # sha256
+    remainder: str | None  # sha256
+    tiers: Mapping[str, str]  # `r8` to the sha256 of what its devices train on
+    report: Report | None  # None: version 0, or a rollback
+    kept: bool  # its files are still here
+    loss: float | None  # on the coordinator's evaluation data, nats per label
+    exact: float | None  # share of examples that are reproduced exactly
+
+
+class VersionFiles(NamedTuple):
+    """What a version is made of, on the disk already."""
+
+    master: str
+    remainder: str | None
+    tiers: Mapping[str, str]
+
+
+class VersionStore:
+    """The versions of one state folder.
+
+    Args:
+        folder: The state folder.
+        journal: Its journal.
+    """
+
+    def __init__(self, folder: Path, journal: Journal) -> None:
+        self.folder = folder / FOLDER
+        self._journal = journal
+
+    def current(self) -> Version | None:
+        """The newest version; None in a fresh folder."""
+        found = self._versions("ORDER BY version DESC LIMIT 1")
+        return found[0] if found else None
+
+    def version(self, number: int) -> Version:
+        """One version.
+
+        Raises:
+            UnknownVersion: It was never made.
+        """
+        found = self._versions("WHERE version = ?", (number,))
+        if not found:
+            newest = self.current()
+            last = f"the newest is {newest.version}" if newest else "there is none yet"
+            raise UnknownVersion(f"version {number} was never made: {last}")
+        return found[0]
+
+    def history(self, limit: int = 1 << 30) -> list[Version]:
+        """The latest versions, oldest first."""
+        return self._versions("ORDER BY version DESC LIMIT ?", (limit,))[::-1]
+
+    def lineage(self, number: int) -> dict[int, int]:
+        """A version and all its ancestors, each with its depth."""
+        return dict(
+            self._journal.rows(
+                "WITH RECURSIVE line (version, parent, depth) AS ("
+                " SELECT version, parent, depth FROM versions WHERE version = ?"
+                " UNION ALL SELECT v.version, v.parent, v.depth FROM versions v JOIN line ON v.version = line.parent)"
+                " SELECT version, depth FROM line",
+                (number,),
+            )
+        )
+
+    def oldest_kept(self) -> int:
+        """The oldest version whose files are here."""
+        return int(self._journal.rows("SELECT min(version) FROM versions WHERE kept")[0][0])
+
+    def path(self, sha256: str) -> Path:
+        """Where an object lies."""
+        return self.folder / sha256
+
+    def load(self, sha256: str) -> LoraAdapter:
+        """An object as an adapter."""
+        return load_adapter(self.path(sha256))
+
+    def state(self, version: Version) -> State:
+        """What a strategy begins from.
+
+        Raises:
+            UnknownVersion: Its files are no longer kept.
+        """
+        if not version.kept:
+            raise UnknownVersion(f"version {version.version} is no longer kept; see keep_versions")
+        remainder = self.load(version.remainder) if version.remainder else None
+        return State(version.version, self.load(version.master), remainder)
+
+    def store(self, state: State, tiers: Mapping[str, LoraAdapter]) -> VersionFiles:
+        """Writes a version's files; nothing refers to them until `add`.
+
+        Raises:
+            DiskFull: Some may be written; `collect` removes them.
+        """
+        remainder = self._put(state.remainder) if state.remainder else None
+        return VersionFiles(
+            self._put(state.adapter), remainder, {name: self._put(tier) for name, tier in tiers.items()}
+        )
+
+    def add(
+        self, files: VersionFiles, parent: int | None, report: Report | None, at: float
+    ) -> Version | None:
+        """Makes a version current, and takes the updates it holds out of the buffer, in one transaction.
+
+        Returns:
+            None, and nothing is changed, if `parent` is not the newest version any more: somebody rolled back.
+
+        Raises:
+            DiskFull: Nothing is changed.
+        """
+        with self._journal.transaction() as db:
+            newest, depth = db.execute("SELECT max(version), depth FROM versions").fetchone()
+            if newest != parent:
+                return None
+            number = 0 if newest is None else newest + 1
+            made = Version(
+                version=number,
+                parent=parent,
+                depth=0 if parent is None else depth + 1,
+                created_at=at,
+                master=files.master,
+                remainder=files.remainder,
+                tiers=files.tiers,
+                report=report,
+                kept=True,
+                loss=None,
+                exact=None,
+            )
+            _insert(db, made)
+            if report is not None:
+                db.executemany(
+                    "UPDATE updates SET merged_into = ?, staleness = ?, weight = ? WHERE id = ?",
+                    [(number, share.staleness, share.weight, share.update) for share in report.shares],
+                )
+        return made
+
+    def rollback(self, to: int, at: float) -> Version:
+        """Makes an older version's files current again, under a new number.
+
+        Updates in the buffer whose base version is no ancestor any more are discarded.
+
+        Raises:
+            UnknownVersion: It was never made, or its files are no longer kept.
+        """
+        with self._journal.transaction() as db:
+            old, newest = self.version(to), self.current()
+            if not old.kept or newest is None:
+                raise UnknownVersion(f"version {to} is no longer kept, only its row; see keep_versions")
+            made = old._replace(version=newest.version + 1, parent=to, created_at=at, report=None)
+            _insert(db, made)
+            kept = ", ".join(str(number) for number in self.lineage(made.version))
+            db.execute(
+                "UPDATE updates SET status = 'discarded', reason = 'rolled-back', detail = ?"  # noqa: S608
+                f" WHERE status = 'accepted' AND merged_into IS NULL AND base_version NOT IN ({kept})",
+                (f"version {made.version} went back to {to}",),
+            )
+        return made
+
+    def score(self, number: int, loss: float, exact: float) -> None:
+        """Writes down how good a version is."""
+        with self._journal.transaction() as db:
+            db.execute("UPDATE versions SET loss = ?, exact = ? WHERE version = ?", (loss, exact, number))
+
+    def collect(self, keep_versions: int) -> None:
+        """Removes the files of all but the newest versions, and files that no version refers to."""
+        with self._journal.transaction() as db:
+            db.execute(
+                "UPDATE versions SET kept = 0 WHERE kept AND version <= (SELECT max(version) FROM versions) - ?",
+                (keep_versions,),
+            )
+        kept = self._versions("WHERE kept")
+        referred = {sha256 for one in kept for sha256 in (one.master, one.remainder, *one.tiers.values())}
+        for path in self.folder.iterdir():
+            if path.name not in referred:
+                path.unlink()
+
+    def _put(self, adapter: LoraAdapter) -> str:
+        content = dump_adapter(adapter)
+        sha256 = hashlib.sha256(content).hexdigest()
+        if not self.path(sha256).exists():
+            with room_for("a version", self.folder):
+                self.folder.mkdir(exist_ok=True)
+            write_file(self.path(sha256), content)
+        return sha256
+
+    def _versions(self, condition: str, values: tuple[object, ...] = ()) -> list[Version]:
+        fields = ", ".join(Version._fields)
+        rows = self._journal.rows(f"SELECT {fields} FROM versions {condition}", values)  # noqa: S608
+        return [_version(Version(*row)) for row in rows]
+
+
+def _version(row: Version) -> Version:
+    """A row with its JSON columns read."""
+    report = msgspec.json.decode(str(row.report), type=Report) if row.report is not None else None
+    tiers = msgspec.json.decode(str(row.tiers), type=dict[str, str])
+    return row._replace(report=report, tiers=tiers, kept=bool(row.kept))
+
+
+def _insert(db: sqlite3.Connection, version: Version) -> None:
+    report = msgspec.json.encode(version.report).decode() if version.report is not None else None
+    row = version._replace(tiers=msgspec.json.encode(version.tiers).decode(), report=report)  # type: ignore[arg-type]
+    marks = ", ".join("?" * len(row))
+    db.execute(f"INSERT INTO versions ({', '.join(row._fields)}) VALUES ({marks})", row)  # noqa: S608

@@ -1,0 +1,245 @@
+"""A small fleet made by hand: a base model, a coordinator over the memory transport, devices that sign for themselves."""
+
+import asyncio
+import hashlib
+import json
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from converters.adapter import Factors, LoraAdapter
+from converters.canonical import parse_adapter
+from coordinator.config import CoordinatorConfig, read_config
+from coordinator.server import Coordinator, coordinator_presence
+from coordinator.state import CoordinatorState
+from edge.protocol.chunks import split_chunks
+from edge.protocol.codec import encode_adapter
+from edge.protocol.delta import update_id
+from edge.protocol.messages import Hello, Manifest, Receipt, UpdateHeader, Want, encode_message
+from edge.protocol.signing import new_key, open_signed, public_key, sign_message
+from edge.protocol.topics import Topics
+from edge.transport.memory import MemoryBroker, MemoryTransport
+
+MODULES = tuple(f"model.layers.{layer}.self_attn.{name}" for layer in (0, 1) for name in ("q_proj", "v_proj"))
+CHUNK_BYTES = 1024
+
+
+def random_delta(like: LoraAdapter, seed: int, size: float = 0.1) -> LoraAdapter:
+    rng = np.random.default_rng(seed)
+    return LoraAdapter(
+        {
+            name: Factors(
+                (size * rng.standard_normal(f.a.shape)).astype(np.float32),
+                (size * rng.standard_normal(f.b.shape)).astype(np.float32),
+                f.scale,
+            )
+            for name, f in like
+        }
+    )
+
+
+class Device:
+    """A device without a model: it downloads, invents a delta, and keeps every receipt it gets."""
+
+    def __init__(self, broker: MemoryBroker, device_id: str, base: str, fleet: str = "home") -> None:
+        self.device_id = device_id
+        self.base = base
+        self.key = new_key()
+        self.topics = Topics(fleet)
+        self.fleet = fleet
+        self.transport = MemoryTransport(broker, device_id)
+        self.receipts: list[Receipt] = []
+        self.manifests: dict[str, Manifest] = {}
+        self.chunks: dict[str, dict[int, bytes]] = {}
+        self.num_chunks_seen = 0
+        self.news = asyncio.Event()
+
+    @asynccontextmanager
+    async def joined(self) -> AsyncIterator["Device"]:
+        async with self.transport:
+            await self.transport.subscribe(self.topics.version("+"))
+            await self.transport.subscribe(self.topics.device(self.device_id, "receipt"))
+            await self.transport.publish(
+                self.topics.device(self.device_id, "hello"), sign_message(self.hello(), self.key), retain=True
+            )
+            task = asyncio.create_task(self._listen())
+            try:
+                yield self
+            finally:
+                task.cancel()
+                with suppress(asyncio.CancelledError):
+                    await task
+
+    def hello(self) -> Hello:
+        return Hello(
+            device_id=self.device_id,
+            backend="none",
+            ranks=(4, 2),
+            encodings=("f32", "f16"),
+            memory_bytes=1 << 30,
+            tokens_per_s=None,
+            base=self.base,
+        )
+
+    async def _listen(self) -> None:
+        async for message in self.transport.messages():
+            levels = self.topics.levels(message.topic)
+            if levels[0] == "version":
+                manifest, _ = open_signed(message.payload, Manifest)
+                self.manifests[manifest.tier] = manifest
+            elif levels[0] == "blob":
+                self.num_chunks_seen += 1
+                self.chunks.setdefault(levels[1], {})[int(levels[2])] = message.payload
+            elif levels[-1] == "receipt":
+                self.receipts.append(open_signed(message.payload, Receipt)[0])
+            self.news.set()
+
+    async def until(self, condition: Callable[[], Any]) -> Any:
+        async with asyncio.timeout(10):
+            while not (found := condition()):
+                self.news.clear()
+                await self.news.wait()
+        return found
+
+    async def manifest(self, version: int = 0, tier: str = "r4") -> Manifest:
+        await self.until(lambda: self.manifests.get(tier) and self.manifests[tier].version >= version)
+        return self.manifests[tier]
+
+    async def download(self, manifest: Manifest) -> LoraAdapter:
+        await self.transport.subscribe(self.topics.blob(manifest.sha256))
+        total = -(-manifest.size_bytes // manifest.chunk_bytes)
+        for start in range(0, total, 16):
+            want = Want(sha256=manifest.sha256, ranges=((start, total),), window=16)
+            await self.transport.publish(self.topics.device(self.device_id, "want"), encode_message(want))
+            end = min(start + 16, total)
+            await self.until(lambda: set(range(start, end)) <= self.chunks.get(manifest.sha256, {}).keys())
+        chunks = self.chunks[manifest.sha256]
+        blob = b"".join(chunks[number] for number in range(total))
+        assert hashlib.sha256(blob).hexdigest() == manifest.sha256
+        return parse_adapter(blob)
+
+    def header(self, manifest: Manifest, payload: bytes, attempt: int = 0, **changes: Any) -> UpdateHeader:
+        sha256 = hashlib.sha256(payload).hexdigest()
+        fields = {
+            "fleet": self.fleet,
+            "device_id": self.device_id,
+            "tier": manifest.tier,
+            "base_version": manifest.version,
+            "base": self.base,
+            "attempt": attempt,
+            "sha256": sha256,
+            "size_bytes": len(payload),
+            "chunk_bytes": CHUNK_BYTES,
+            "encoding": "f32",
+            "num_examples": 10,
+            "num_tokens": 100,
+            "num_steps": 5,
+            "seconds": 1.0,
+            "loss_before": 2.0,
+            "loss_after": 1.0,
+        } | changes
+        named = update_id(fields["device_id"], fields["base_version"], fields["attempt"], fields["sha256"])
+        return UpdateHeader(**{"update": named} | fields)
+
+    async def send_header(self, header: UpdateHeader, key: bytes | None = None) -> None:
+        topic = self.topics.up(self.device_id, header.update, "header")
+        await self.transport.publish(topic, sign_message(header, key or self.key))
+
+    async def send_chunks(self, header: UpdateHeader, payload: bytes, numbers: range | None = None) -> None:
+        for number, chunk in enumerate(split_chunks(payload, header.chunk_bytes)):
+            if numbers is None or number in numbers:
+                await self.transport.publish(self.topics.up(self.device_id, header.update, number), chunk)
+
+    async def upload(self, header: UpdateHeader, payload: bytes) -> Receipt:
+        await self.send_header(header)
+        await self.send_chunks(header, payload)
+        return await self.receipt(header.update)
+
+    async def receipt(self, update: str, count: int = 1) -> Receipt:
+        """The `count`-th receipt of an update."""
+
+        def found() -> list[Receipt]:
+            mine = [receipt for receipt in self.receipts if receipt.update == update]
+            return mine if len(mine) >= count else []
+
+        return (await self.until(found))[count - 1]
+
+    async def teach(self, seed: int, version: int = 0, tier: str = "r4", **changes: Any) -> tuple[Receipt, LoraAdapter]:
+        """Downloads a version, invents a delta and delivers it."""
+        manifest = await self.manifest(version, tier)
+        delta = random_delta(await self.download(manifest), seed)
+        payload = encode_adapter(delta, "f32")
+        return await self.upload(self.header(manifest, payload, **changes), payload), delta
+
+
+class Fleet:
+    """One broker, one state folder, as many coordinators after each other as a test needs."""
+
+    def __init__(self, folder: Path, base: Path) -> None:
+        self.broker = MemoryBroker()
+        self.folder = folder
+        self.base = base
+        self.said: list[str] = []
+        self.now = 1_000_000.0
+
+    def config(self, **changes: Any) -> CoordinatorConfig:
+        settings = {
+            "broker": "mqtt://127.0.0.1",
+            "fleet": "home",
+            "base": str(self.base),
+            "state": str(self.folder),
+            "ranks": (4, 2),
+            "chunk_bytes": CHUNK_BYTES,
+            "buffer_size": 2,
+        }
+        return read_config(None, settings | changes)
+
+    @asynccontextmanager
+    async def serving(self, *, score: Any = None, epoch: int = 1, **changes: Any) -> AsyncIterator[Coordinator]:
+        config = self.config(**changes)
+        with CoordinatorState(self.folder, config.fleet) as state:
+            transport = MemoryTransport(self.broker, "coordinator", coordinator_presence(config.fleet, epoch))
+            coordinator = Coordinator(
+                config, state, transport, score=score, say=self.said.append, clock=lambda: self.now
+            )
+            task = asyncio.create_task(coordinator.run())
+            try:
+                yield coordinator
+                coordinator.stop()
+                async with asyncio.timeout(10):
+                    await task
+            finally:
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
+
+    def device(self, device_id: str, **changes: Any) -> Device:
+        return Device(self.broker, device_id, self.fingerprint, **changes)
+
+    @property
+    def fingerprint(self) -> str:
+        from converters.base import read_base
+
+        return read_base(self.base).fingerprint
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    """A base model of two layers, 12 wide."""
+    folder = tmp_path / "base"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    weights = {f"{name}.weight": rng.standard_normal((12, 16)).astype(np.float32) for name in MODULES}
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    (folder / "config.json").write_text(json.dumps({"model_type": "llama", "num_hidden_layers": 2}))
+    return folder
+
+
+@pytest.fixture
+def fleet(tmp_path: Path, base: Path) -> Fleet:
+    return Fleet(tmp_path / "state", base)
