@@ -1,0 +1,98 @@
+"""One task: how a version's recipe becomes a plan, and a trained adapter an update."""
+
+import hashlib
+from pathlib import Path
+from typing import NamedTuple
+
+from msgspec import Struct
+
+from converters.adapter import LoraAdapter
+from converters.canonical import load_adapter
+from edge.protocol.chunks import CHUNK_BYTES
+from edge.protocol.delta import encode_delta, update_id
+from edge.protocol.messages import Manifest, Recipe, UpdateHeader
+from edge.training.plan import Plan
+from edge.training.task import Result
+
+
+class Assignment(Struct, frozen=True, forbid_unknown_fields=True):
+    """The task under way: one attempt at one version."""
+
+    manifest: Manifest
+    attempt: int
+
+
+class Update(NamedTuple):
+    """What a task yields."""
+
+    header: UpdateHeader
+    payload: bytes
+    residual: LoraAdapter  # what the encoding left over
+
+
+def task_seed(device_id: str, task: Assignment) -> int:
+    """Of the data's order: a repeat of the same device, version and attempt trains the same."""
+    text = f"{device_id}\n{task.manifest.version}\n{task.attempt}"
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") >> 1
+
+
+def make_plan(recipe: Recipe, seed: int, micro_batch_tokens: int, checkpoint_every_s: float) -> Plan:
+    """The coordinator's recipe with what is this device's own.
+
+    Raises:
+        ConfigError: The recipe cannot be followed.
+    """
+    return Plan(
+        steps=recipe.steps,
+        seconds=0.0 if recipe.steps else recipe.seconds,
+        lr=recipe.lr,
+        weight_decay=recipe.weight_decay,
+        clip_norm=recipe.clip_norm,
+        seq_tokens=recipe.seq_tokens,
+        batch_tokens=recipe.batch_tokens,
+        micro_batch_tokens=micro_batch_tokens,
+        seed=seed,
+        checkpoint_every_s=checkpoint_every_s,
+    )
+
+
+def make_update(
+    device_id: str, task: Assignment, dispatched: Path, result: Result, residual: LoraAdapter | None
+) -> Update:
+    """Trained minus dispatched, with `residual` added, encoded as the manifest asks.
+
+    Args:
+        device_id: This device.
+        task: What was trained.
+        dispatched: The version's adapter as it was downloaded.
+        result: Of the worker.
+        residual: What the device's last encoding left over.
+
+    Raises:
+        AdapterError: Training diverged: the adapter is not finite.
+    """
+    manifest = task.manifest
+    payload, left = encode_delta(
+        load_adapter(Path(result.adapter)), load_adapter(dispatched), residual, manifest.encoding
+    )
+    sha256 = hashlib.sha256(payload).hexdigest()
+    header = UpdateHeader(
+        update=update_id(device_id, manifest.version, task.attempt, sha256),
+        fleet=manifest.fleet,
+        device_id=device_id,
+        tier=manifest.tier,
+        base_version=manifest.version,
+        base=manifest.base,
+        attempt=task.attempt,
+        sha256=sha256,
+        size_bytes=len(payload),
+        chunk_bytes=CHUNK_BYTES,
+        encoding=manifest.encoding,
+        num_examples=result.num_examples,
+        num_tokens=result.num_tokens,
+        num_steps=result.num_steps,
+        seconds=result.seconds,
+        loss_before=result.loss_before,
+        loss_after=result.loss_after,
+    )
+    return Update(header, payload, left)

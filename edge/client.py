@@ -1,0 +1,141 @@
+"""The program on a device: waits for a version, trains on it, and delivers what it learnt.
+
+Two loops share one connection: `edge.learner` does one task after another and spools what was learnt,
+`edge.courier` brings the spool to the coordinator; so training goes on while an update travels. Everything
+that matters is on the disk before the next step builds on it: a client that is killed anywhere goes on where
+it was.
+"""
+
+import asyncio
+import signal
+import time
+from pathlib import Path
+
+from edge.config import DeviceConfig, mqtt_settings
+from edge.courier import Courier
+from edge.device import base_fingerprint, device_presence
+from edge.events import Event, Show
+from edge.inbox import Inbox
+from edge.learner import Learner
+from edge.session import Session
+from edge.spool import Spool
+from edge.state import DeviceState, Memory
+from edge.training.backends import resolve_backend
+from edge.training.worker import Worker
+from edge.transport.base import Transport
+from edge.transport.mqtt import MqttTransport
+
+
+class Client:
+    """One device in one fleet; `run` once.
+
+    Args:
+        config: Its settings.
+        backend: Name of the backend, as its capability card shows it.
+        state: Its state folder, entered.
+        transport: Not entered yet; with the device's presence.
+        worker: Not entered yet.
+        show: Gets every event.
+    """
+
+    def __init__(
+        self,
+        config: DeviceConfig,
+        *,
+        backend: str,
+        state: DeviceState,
+        transport: Transport,
+        worker: Worker,
+        show: Show,
+    ) -> None:
+        inbox = Inbox(
+            config.fleet,
+            config.device_id,
+            state.memory.coordinator_key,
+            lambda text: show(Event("warning", text, {})),
+        )
+        spool = Spool(state.spool, state.residual)
+        self._session = Session(config, backend, state, spool, inbox, transport, show, asyncio.Event())
+        self._worker = worker
+        key = state.identity()
+        self._courier = Courier(self._session, key)
+        self._learner = Learner(self._session, worker, key)
+        self._stopping = asyncio.Event()
+
+    async def run(self) -> None:
+        """Works until `max_tasks` are receipted, or until `stop`.
+
+        Raises:
+            TransportError: The first connection was refused.
+            BaseModelError: The fleet trains another base model.
+            DataError, BackendError, ConfigError: Training is not possible.
+            Rejected: The coordinator does not want this device.
+        """
+        work = asyncio.create_task(self._work())
+        stopping = asyncio.create_task(self._stopping.wait())
+        try:
+            await asyncio.wait({work, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            if not work.done() and await self._learner.stop():
+                await asyncio.wait({work})
+        finally:
+            await _end(work, stopping)
+        if not work.cancelled():
+            work.result()
+        self._session.say("stopped", "all is on disk; the same command goes on from here")
+
+    def stop(self) -> None:
+        """Ends `run` in order: a task under way writes a checkpoint."""
+        self._stopping.set()
+
+    async def _work(self) -> None:
+        config = self._session.config
+        async with self._session.transport, self._worker:
+            self._session.say("joined", f"fleet {config.fleet} as {config.device_id}")
+            loops = [
+                asyncio.create_task(run()) for run in (self._learner.run, self._courier.run, self._listen)
+            ]
+            try:
+                done, _ = await asyncio.wait(loops, return_when=asyncio.FIRST_COMPLETED)
+                for loop in done:
+                    loop.result()
+            finally:
+                await _end(*loops)
+
+    async def _listen(self) -> None:
+        async for message in self._session.transport.messages():
+            self._session.inbox.receive(message)
+
+
+async def run_client(config: DeviceConfig, show: Show) -> None:
+    """A client over MQTT, until SIGTERM or SIGINT.
+
+    Raises:
+        BaseModelError, StateError, MissingExtra: This device is not as its configuration says.
+        TransportError: As `Client.run`, and whatever else that raises.
+    """
+    base = Path(config.base)
+    memory = Memory(
+        fleet=config.fleet,
+        device_id=config.device_id,
+        base=base_fingerprint(base, config.fingerprint),
+        coordinator_key=config.coordinator_key,
+    )
+    presence = device_presence(config.fleet, config.device_id, epoch=time.time_ns() // 1_000_000)
+    with DeviceState(Path(config.state), memory) as state:
+        client = Client(
+            config,
+            backend=resolve_backend(config.backend, base),
+            state=state,
+            transport=MqttTransport(mqtt_settings(config), presence),
+            worker=Worker(base, config.backend, config.precision),
+            show=show,
+        )
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, client.stop)
+        await client.run()
+
+
+async def _end(*tasks: asyncio.Task[object]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)

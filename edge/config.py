@@ -1,0 +1,189 @@
+"""A device's settings: defaults stand here and nowhere else; TOML and the command line override them."""
+
+import math
+import tomllib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from msgspec import Struct, structs
+
+from edge.device import is_id
+from edge.errors import ConfigError
+from edge.training.backends import BackendName
+from edge.training.backends.base import Precision
+from edge.training.dataset import DataSource
+from edge.transport.settings import MqttSettings, ProtocolName
+
+
+class DeviceConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Everything `tunefleet join` can be told.
+
+    Attributes:
+        broker: `mqtt://[user[:password]@]host[:port]`, or `mqtts://` for TLS.
+        fleet: The fleet's name.
+        base: Folder of the base model.
+        fingerprint: Of the base model; needed for a quantised one, which has none of its own.
+        data: What to train on.
+        device_id: This device's name in the fleet.
+        state: Folder of this client alone.
+        backend: Trains; `auto` chooses by machine and base.
+        precision: Of the forward and backward pass.
+        max_rank: The largest rank this device trains; it takes the largest tier that fits.
+        slowdown: Every step takes this many times as long, to play a slower device.
+        micro_batch_tokens: Tokens computed at a time; 0 is the recipe's whole step.
+        checkpoint_every_s: Seconds between full checkpoints of a task.
+        patience_s: Without progress for this long, a request is made again.
+        max_pending: Updates that may wait for their receipt before another task begins.
+        max_tasks: The client ends after this many tasks are receipted; 0 goes on for ever.
+        coordinator_key: The coordinator's public key; by default the first one seen is pinned.
+        protocol: MQTT version: 3.1.1, 5, or auto, the newest the broker takes.
+        waits_for_broker: A broker that cannot be reached at the start is waited for.
+        tls_ca: Certificates to check the broker against, instead of the system's.
+        tls_cert: This device's certificate, where the broker asks for one.
+        tls_key: Private key of `tls_cert`.
+    """
+
+    broker: str
+    fleet: str
+    base: str
+    data: DataSource
+    device_id: str
+    state: str
+    fingerprint: str | None = None
+    backend: BackendName = "auto"
+    precision: Precision = "auto"
+    max_rank: int = 64
+    slowdown: float = 1.0
+    micro_batch_tokens: int = 0
+    checkpoint_every_s: float = 60.0
+    patience_s: float = 10.0
+    max_pending: int = 2
+    max_tasks: int = 0
+    coordinator_key: str | None = None
+    protocol: ProtocolName = "auto"
+    waits_for_broker: bool = False
+    tls_ca: str | None = None
+    tls_cert: str | None = None
+    tls_key: str | None = None
+
+
+def read_config(path: Path | None, overrides: Mapping[str, Any]) -> DeviceConfig:
+    """The settings of a TOML file, where there is one, with `overrides` above them.
+
+    Args:
+        path: TOML with the fields of `DeviceConfig`; `data` is a table, or a path.
+        overrides: Field to value; None leaves the file's. `data` is merged field by field.
+
+    Raises:
+        ConfigError: Naming every fault at once.
+    """
+    settings = _toml(path) if path else {}
+    given = {name: value for name, value in overrides.items() if value is not None}
+    data = {**_table(settings.get("data", {})), **given.pop("data", {})}
+    settings |= given
+    if data:
+        settings["data"] = data
+    where = str(path) if path else "settings"
+    faults = list(_type_faults(settings))
+    if not faults:
+        config = msgspec.convert(settings, DeviceConfig)
+        faults = list(_value_faults(config))
+    if faults:
+        raise ConfigError(f"{where}: {'; '.join(faults)}")
+    return config
+
+
+def mqtt_settings(config: DeviceConfig) -> MqttSettings:
+    """How to reach the broker; the client id is the device's own and stays the same.
+
+    Raises:
+        ConfigError: The broker's URL is malformed.
+    """
+    return MqttSettings.from_url(
+        config.broker,
+        f"{config.fleet}-device-{config.device_id}",
+        protocol=config.protocol,
+        ca_file=config.tls_ca,
+        cert_file=config.tls_cert,
+        key_file=config.tls_key,
+        wait_for_broker_s=math.inf if config.waits_for_broker else 0.0,
+    )
+
+
+def config_table(config: DeviceConfig) -> dict[str, Any]:
+    """What a TOML file would hold; settings that are None are left out."""
+    table: dict[str, Any] = {
+        name: value for name, value in structs.asdict(config).items() if value is not None and name != "data"
+    }
+    source = structs.asdict(config.data)
+    return {**table, "data": {name: value for name, value in source.items() if value is not None}}
+
+
+def _toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: is not TOML: {error}") from error
+
+
+def _table(data: Any) -> dict[str, Any]:
+    return dict(data) if isinstance(data, dict) else {"path": data}
+
+
+def _type_faults(settings: Mapping[str, Any]) -> Iterator[str]:
+    fields = {field.name: field for field in structs.fields(DeviceConfig)}
+    unknown = sorted(settings.keys() - fields.keys())
+    if unknown:
+        yield f"{', '.join(unknown)} unknown; expected some of {', '.join(fields)}"
+    for name, field in fields.items():
+        if name not in settings:
+            if field.required:
+                yield f"{name} is missing"
+            continue
+        try:
+            msgspec.convert(settings[name], field.type)
+        except msgspec.ValidationError as error:
+            yield f"{name}: {error}"
+
+
+def _value_faults(config: DeviceConfig) -> Iterator[str]:
+    for name in ("fleet", "device_id"):
+        value = getattr(config, name)
+        if not is_id(value):
+            yield f"{name} is {value!r}, expected 1 to 64 of a-z, 0-9 and -, no - at either end"
+    for name, least in (
+        ("max_rank", 1),
+        ("max_pending", 1),
+        ("micro_batch_tokens", 0),
+        ("max_tasks", 0),
+        ("slowdown", 1),
+        ("checkpoint_every_s", 0),
+    ):
+        if not getattr(config, name) >= least:
+            yield f"{name} is {getattr(config, name)}, expected at least {least}"
+    if not config.patience_s > 0:
+        yield f"patience_s is {config.patience_s}, expected more than 0"
+    if bool(config.tls_cert) != bool(config.tls_key):
+        yield "tls_cert and tls_key belong together; one is missing"
+    try:
+        mqtt_settings(config)
+    except ConfigError as error:
+        yield str(error)
+    yield from _absent_files(config)
+    for name in ("coordinator_key", "fingerprint"):
+        value = getattr(config, name)
+        if value is not None and (len(value) != 64 or set(value) - set("0123456789abcdef")):
+            yield f"{name} is {value!r}, expected 64 hex digits"
+
+
+def _absent_files(config: DeviceConfig) -> Iterator[str]:
+    for name in ("base", "tls_ca", "tls_cert", "tls_key"):
+        value = getattr(config, name)
+        if value is not None and not Path(value).exists():
+            yield f"{name} is {value!r}, which does not exist"
+    if not Path(config.data.path).is_file():
+        yield f"data.path is {config.data.path!r}, which is not a file"

@@ -1,0 +1,85 @@
+"""Brings what lies in the spool to the coordinator, oldest first, until each update has its final receipt."""
+
+import msgspec
+
+from edge.device import capability_card
+from edge.errors import Rejected
+from edge.protocol.messages import Receipt
+from edge.protocol.signing import sign_message
+from edge.session import Session
+from edge.spool import Entry
+from edge.upload import Upload
+
+# Verdicts on the device: every further update would fare alike.
+FATAL = frozenset({"unknown-device", "bad-signature", "foreign-base"})
+# Verdicts on the sender's key alone: the update itself may still count, once the device is enrolled.
+UNJOURNALLED = frozenset({"unknown-device", "bad-signature"})
+
+
+class Courier:
+    """The delivering loop of one client."""
+
+    def __init__(self, session: Session, key: bytes) -> None:
+        self._session = session
+        self._key = key
+        self._has_rate = False
+
+    async def run(self) -> None:
+        """Delivers for ever.
+
+        Raises:
+            Rejected: The coordinator does not want this device.
+        """
+        session = self._session
+        await session.transport.subscribe(session.topics.device(session.config.device_id, "receipt"))
+        await self._greet()
+        while True:
+            session.spooled.clear()
+            entry = self._next()
+            if entry is None:
+                await session.spooled.wait()
+                continue
+            if session.state.memory.tokens_per_s is not None and not self._has_rate:
+                await self._greet()  # a measured device is a better known one
+            await self._deliver(entry)
+
+    def _next(self) -> Entry | None:
+        """The oldest update whose task is closed: before that, a kill could make the task start again."""
+        task = self._session.state.memory.task
+        pending = (task.manifest.version, task.attempt) if task else None
+        entries = self._session.spool.entries()
+        return next((e for e in entries if (e.header.base_version, e.header.attempt) != pending), None)
+
+    async def _greet(self) -> None:
+        config, memory = self._session.config, self._session.state.memory
+        card = capability_card(
+            config.device_id, self._session.backend, config.max_rank, memory.tokens_per_s, memory.base
+        )
+        topic = self._session.topics.device(config.device_id, "hello")
+        await self._session.transport.publish(topic, sign_message(card, self._key), retain=True)
+        self._has_rate = memory.tokens_per_s is not None
+
+    async def _deliver(self, entry: Entry) -> None:
+        session = self._session
+        upload = Upload(session.transport, session.topics, entry, session.config.patience_s)
+        session.inbox.upload = upload
+        try:
+            receipt = await upload.run()
+        finally:
+            session.inbox.upload = None
+        self._settle(entry, receipt)
+        session.inbox.news.set()
+
+    def _settle(self, entry: Entry, receipt: Receipt) -> None:
+        name = f"update {entry.header.update[:8]} on version {entry.header.base_version}"
+        facts = msgspec.structs.asdict(receipt) | {"base_version": entry.header.base_version}
+        if receipt.status == "accepted":
+            self._session.spool.accept(entry)
+            self._session.say("accepted", name, **facts)
+            return
+        reason = receipt.reason or "malformed"
+        if reason not in UNJOURNALLED:
+            self._session.spool.drop(entry)
+        self._session.say("rejected", f"{name}: {reason}: {receipt.detail}", **facts)
+        if reason in FATAL:
+            raise Rejected(reason, f"{name}: {receipt.detail or 'refused by the coordinator'}")

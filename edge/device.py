@@ -1,0 +1,74 @@
+"""What a device says about itself: presence, capability card, memory."""
+
+import os
+import re
+from pathlib import Path
+
+from converters.base import read_base
+from converters.errors import BaseModelError
+from edge.protocol.messages import EncodingName, Hello, encode_message
+from edge.protocol.messages import Presence as PresenceRecord
+from edge.protocol.topics import Topics
+from edge.transport.base import Presence
+
+ENCODINGS: tuple[EncodingName, ...] = ("int4", "int8", "f16", "f32")
+_ID = re.compile(r"[a-z0-9]([a-z0-9-]{0,62}[a-z0-9])?")
+
+
+def is_id(name: str) -> bool:
+    """Whether `name` can stand as one level of a topic: fleets, devices, tiers."""
+    return _ID.fullmatch(name) is not None
+
+
+def device_presence(fleet: str, device_id: str, epoch: int) -> Presence:
+    """Birth and will of one session.
+
+    Args:
+        fleet: The fleet's name.
+        device_id: The device's name.
+        epoch: Unix time in ms at the session's start; tells a late will of an earlier session.
+    """
+    return Presence(
+        Topics(fleet).device(device_id, "state"),
+        birth=encode_message(PresenceRecord(online=True, epoch=epoch)),
+        will=encode_message(PresenceRecord(online=False, epoch=epoch)),
+    )
+
+
+def capability_card(
+    device_id: str, backend: str, max_rank: int, tokens_per_s: float | None, base: str
+) -> Hello:
+    """The card of a device that can train every rank up to `max_rank`.
+
+    Its ranks are `max_rank` and the powers of two below, largest first.
+    """
+    below = (1 << power for power in reversed(range(max_rank.bit_length())))
+    return Hello(
+        device_id=device_id,
+        backend=backend,
+        ranks=(max_rank, *(rank for rank in below if rank < max_rank)),
+        encodings=ENCODINGS,
+        memory_bytes=memory_bytes(),
+        tokens_per_s=tokens_per_s,
+        base=base,
+    )
+
+
+def memory_bytes() -> int:
+    """Physical memory of this machine."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def base_fingerprint(base: Path, configured: str | None) -> str:
+    """Of the base model in folder `base`; `configured` is believed where it is quantised.
+
+    Raises:
+        BaseModelError: It cannot be read, is quantised without a configured fingerprint, or has another one.
+    """
+    model = read_base(base)
+    if model.is_quantized and configured:
+        return configured
+    own = model.fingerprint
+    if configured and own != configured:
+        raise BaseModelError(f"{base}: has fingerprint {own}, the configuration says {configured}")
+    return own

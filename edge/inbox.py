@@ -1,0 +1,89 @@
+"""What comes in from the broker: checked, kept where it is a manifest, else handed to whom it concerns.
+
+Nothing is believed that the coordinator's key has not signed. Without a configured key the first that signs a
+manifest of this fleet is taken; the client pins it with its first task.
+"""
+
+import asyncio
+from collections.abc import Callable
+
+from edge.download import Download
+from edge.errors import ProtocolError
+from edge.protocol.messages import Manifest, Receipt
+from edge.protocol.signing import open_signed
+from edge.protocol.topics import Topics
+from edge.transport.base import Message
+from edge.upload import Upload
+
+
+class Inbox:
+    """The receiving side of one client.
+
+    Attributes:
+        coordinator_key: The only signer that is believed; None until the first manifest.
+        news: Set when a manifest came.
+        download: Gets the chunks of its blob.
+        upload: Gets the receipts of its update.
+    """
+
+    def __init__(
+        self, fleet: str, device_id: str, coordinator_key: str | None, warn: Callable[[str], None]
+    ) -> None:
+        self.coordinator_key = coordinator_key
+        self.news = asyncio.Event()
+        self.download: Download | None = None
+        self.upload: Upload | None = None
+        self._fleet = fleet
+        self._topics = Topics(fleet)
+        self._device_id = device_id
+        self._warn = warn
+        self._manifests: dict[str, Manifest] = {}
+
+    def receive(self, message: Message) -> None:
+        """Takes one message; what breaks the contract is told and left out."""
+        try:
+            match self._topics.levels(message.topic):
+                case ["version", tier]:
+                    self._take_manifest(tier, message.payload)
+                case ["blob", sha256, number] if self.download and sha256 == self.download.sha256:
+                    self.download.receive(int(number) if number.isdecimal() else -1, message.payload)
+                case ["device", self._device_id, "receipt"]:
+                    self._take_receipt(message.payload)
+        except ProtocolError as error:
+            self._warn(f"{message.topic}: ignored: {error}")
+
+    def choose(self, max_rank: int) -> Manifest | None:
+        """The current version in the largest tier of at most `max_rank`."""
+        fitting = [manifest for manifest in self._manifests.values() if manifest.rank <= max_rank]
+        return max(fitting, key=lambda manifest: (manifest.version, manifest.rank), default=None)
+
+    def ranks(self) -> list[int]:
+        """Of all tiers that the fleet offers."""
+        return sorted(manifest.rank for manifest in self._manifests.values())
+
+    def _take_manifest(self, tier: str, payload: bytes) -> None:
+        if not payload:
+            self._manifests.pop(tier, None)  # the fleet no longer offers this tier
+            return
+        manifest, key = open_signed(payload, Manifest)
+        if (manifest.fleet, manifest.tier) != (self._fleet, tier):
+            raise ProtocolError(f"manifest of fleet {manifest.fleet}, tier {manifest.tier}")
+        self.coordinator_key = self.coordinator_key or key
+        self._check_signer(key)
+        known = self._manifests.get(tier)
+        if known is None or known.version <= manifest.version:  # an older one was only late
+            self._manifests[tier] = manifest
+            self.news.set()
+
+    def _take_receipt(self, payload: bytes) -> None:
+        receipt, key = open_signed(payload, Receipt)
+        self._check_signer(key)
+        if self.upload and receipt.update == self.upload.header.update:
+            self.upload.receive(receipt)
+
+    def _check_signer(self, key: str) -> None:
+        if key != self.coordinator_key:
+            raise ProtocolError(
+                f"signed by {key}, the coordinator's key is {self.coordinator_key}; "
+                "if it was replaced on purpose, join with a new state folder"
+            )

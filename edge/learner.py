@@ -1,0 +1,275 @@
+"""One task after another: a version is downloaded, trained on, and what was learnt is spooled.
+
+The task under way stands in the state folder from its first step to its last. Each step finds on the disk
+what an earlier try at it left: chunks, checkpoints, the spooled update. So a step that is cut off, by a kill
+or by a full disk, is simply done again.
+"""
+
+import asyncio
+import itertools
+from pathlib import Path
+
+from converters.errors import AdapterError, BaseModelError
+from edge.assignment import Assignment, Update, make_plan, make_update, task_seed
+from edge.download import Download
+from edge.errors import BackendError, ConfigError, DiskFull, MissingExtra, OutOfMemory, Rejected
+from edge.progress import ProgressReporter
+from edge.protocol.messages import Manifest
+from edge.protocol.signing import sign_message
+from edge.session import Session
+from edge.training.task import Result, Task
+from edge.training.worker import Worker
+from edge.transport.parts import PartFile
+
+SETTLE_S = 0.2  # the tiers of a version are announced one after the other
+MAX_FAILURES = 3  # of the worker, one after the other, in one task
+MAX_PAUSE_S = 60.0
+
+
+class Learner:
+    """The learning loop of one client."""
+
+    def __init__(self, session: Session, worker: Worker, key: bytes) -> None:
+        self._session = session
+        self._state = session.state
+        self._worker = worker
+        self._key = key
+        self._is_training = False
+        self._is_stopping = False
+        self._reporter = ProgressReporter(session)
+
+    async def run(self) -> None:
+        """Trains until `stop`, or until `max_tasks` are done and receipted.
+
+        Raises:
+            BaseModelError: The fleet trains another base model.
+            DataError, BackendError, ConfigError: Training is not possible.
+        """
+        try:
+            await self._session.transport.subscribe(self._session.topics.version("+"))
+            await self._learn(self._session.config.max_tasks)
+        finally:
+            await self._reporter.close()
+
+    async def stop(self) -> bool:
+        """Ends a task under way with a checkpoint; whether `run` will now end by itself."""
+        self._is_stopping = True
+        if self._is_training:
+            await self._worker.stop()
+            return True
+        return False
+
+    async def _learn(self, max_tasks: int) -> None:
+        num_tasks = 0
+        while not self._is_stopping and (max_tasks == 0 or num_tasks < max_tasks):
+            num_tasks += await self._patient_task()
+        while not self._is_stopping and self._session.spool.entries():
+            await self._news()
+
+    # Choosing a task.
+
+    async def _next_task(self) -> Assignment:
+        inbox, max_rank = self._session.inbox, self._session.config.max_rank
+        is_told = False
+        while True:
+            manifest = inbox.choose(max_rank)
+            if manifest and manifest.rank < max_rank:
+                await asyncio.sleep(SETTLE_S)
+                manifest = inbox.choose(max_rank)
+            task = self._offer(manifest) if manifest else None
+            if task:
+                self._state.update(task=task, coordinator_key=inbox.coordinator_key)
+                return task
+            if not is_told:
+                self._session.say("waiting", self._waits_for(manifest))
+                is_told = True
+            await self._news()
+
+    def _offer(self, manifest: Manifest) -> Assignment | None:
+        """The next attempt at `manifest`, where its recipe and the spool leave room for one."""
+        memory, config = self._state.memory, self._session.config
+        if manifest.base != memory.base:
+            raise BaseModelError(
+                f"fleet {manifest.fleet} trains base model {manifest.base[:16]}…, {config.base} is "
+                f"{memory.base[:16]}…; give --base the fleet's model"
+            )
+        if manifest.chunk_bytes < 1024:
+            raise ConfigError(
+                f"version {manifest.version} has chunks of {manifest.chunk_bytes} bytes, expected 1024"
+            )
+        attempt = memory.attempts if manifest.version == memory.version else 0
+        is_exhausted = 0 < manifest.recipe.attempts <= attempt
+        is_crowded = len(self._session.spool.entries()) >= config.max_pending
+        return None if is_exhausted or is_crowded else Assignment(manifest, attempt)
+
+    def _waits_for(self, manifest: Manifest | None) -> str:
+        config, num_pending = self._session.config, len(self._session.spool.entries())
+        if manifest and num_pending >= config.max_pending:
+            return f"for the receipts of {num_pending} updates"
+        if manifest:
+            return f"for a version after {manifest.version}"
+        if ranks := self._session.inbox.ranks():
+            return f"for a tier of rank {config.max_rank} or less; the fleet has {', '.join(map(str, ranks))}"
+        return f"for the first version of fleet {config.fleet}"
+
+    async def _news(self) -> None:
+        """Waits for a manifest or a receipt; asks for the retained manifests again when nothing comes."""
+        self._session.inbox.news.clear()
+        try:
+            async with asyncio.timeout(6 * self._session.config.patience_s):
+                await self._session.inbox.news.wait()
+        except TimeoutError:
+            await self._session.transport.subscribe(self._session.topics.version("+"))
+
+    # Doing it.
+
+    async def _patient_task(self) -> bool:
+        """One task; a full disk is waited for."""
+        pause_s = 1.0
+        while True:
+            try:
+                return await self._task()
+            except DiskFull as error:
+                self._session.say("warning", f"{error}; trying again in {pause_s:.0f} s")
+                await asyncio.sleep(pause_s)
+                pause_s = min(2 * pause_s, MAX_PAUSE_S)
+
+    async def _task(self) -> bool:
+        """Whether a task was done; False when it was stopped or given up."""
+        if self._close_spooled():
+            return True
+        task = self._state.memory.task or await self._next_task()
+        dispatched = await self._fetch(task.manifest)
+        if dispatched is None:
+            self._state.update(task=None)
+            return False
+        result = await self._train(task, dispatched)
+        if result.is_complete:
+            await self._spool(task, dispatched, result)
+        return result.is_complete
+
+    async def _fetch(self, manifest: Manifest) -> Path | None:
+        """The version's adapter on the disk; None when it stopped coming and there is a newer version."""
+        final = self._state.versions / f"{manifest.sha256}.safetensors"
+        if final.exists():
+            return final
+        for other in self._state.versions.iterdir():
+            if not other.name.startswith(manifest.sha256):
+                other.unlink()
+        part = PartFile(
+            final.with_suffix(".part"), manifest.size_bytes, manifest.chunk_bytes, manifest.sha256
+        )
+        while not await self._download(manifest, part, final):
+            newest = self._session.inbox.choose(self._session.config.max_rank)
+            if newest and newest.version > manifest.version:
+                part.discard()
+                return None
+        return final
+
+    async def _download(self, manifest: Manifest, part: PartFile, final: Path) -> bool:
+        session = self._session
+        want_topic = session.topics.device(session.config.device_id, "want")
+        download = Download(session.transport, manifest, part, want_topic, session.config.patience_s)
+        session.inbox.download = download
+        try:
+            is_here = await download.run(
+                session.topics, lambda done: self._say_downloading(manifest, done, download)
+            )
+            if is_here:
+                await asyncio.to_thread(part.finish, final)
+            return is_here
+        except Rejected as error:
+            self._session.say(
+                "warning", f"version {manifest.version} came damaged, fetching it again: {error}"
+            )
+            return False
+        finally:
+            session.inbox.download = None
+
+    def _say_downloading(self, manifest: Manifest, done: int, download: Download) -> None:
+        text = f"version {manifest.version}, {done} of {download.num_chunks} chunks"
+        self._session.say("downloading", text, version=manifest.version, done=done, total=download.num_chunks)
+
+    async def _train(self, task: Assignment, dispatched: Path) -> Result:
+        """Runs the worker; where its process dies, the next one goes on from the last checkpoint."""
+        order = self._order(task, dispatched)
+        for num_failures in itertools.count(1):
+            self._is_training = True
+            try:
+                return await self._worker.train(order, self._reporter.of(task.manifest.version))
+            except (MissingExtra, OutOfMemory):
+                raise
+            except BackendError as error:
+                if num_failures > MAX_FAILURES:
+                    raise
+                self._session.say("warning", f"{error}; going on from the last checkpoint")
+            finally:
+                self._is_training = False
+            await asyncio.sleep(num_failures)
+        raise AssertionError  # itertools.count never ends
+
+    def _order(self, task: Assignment, dispatched: Path) -> Task:
+        config = self._session.config
+        sizes = filter(None, (self._state.memory.micro_batch_tokens, config.micro_batch_tokens))
+        plan = make_plan(
+            task.manifest.recipe,
+            task_seed(config.device_id, task),
+            min(sizes, default=0),
+            config.checkpoint_every_s,
+        )
+        return Task(
+            adapter=str(dispatched),
+            data=config.data,
+            plan=plan,
+            folder=str(self._state.task_folder(task)),
+            slowdown=config.slowdown,
+        )
+
+    async def _spool(self, task: Assignment, dispatched: Path, result: Result) -> None:
+        try:
+            update = await asyncio.to_thread(
+                make_update,
+                self._session.config.device_id,
+                task,
+                dispatched,
+                result,
+                self._session.spool.residual(),
+            )
+        except AdapterError as error:
+            self._session.say("warning", f"version {task.manifest.version}: training diverged: {error}")
+        else:
+            self._take_in(update)
+        self._close(
+            task,
+            tokens_per_s=result.num_tokens / result.seconds if result.seconds else None,
+            micro_batch_tokens=result.micro_batch_tokens,
+        )
+
+    def _take_in(self, update: Update) -> None:
+        header = update.header
+        self._session.spool.add(header, sign_message(header, self._key), update.payload, update.residual)
+        self._session.say(
+            "spooled",
+            f"update {header.update[:8]} on version {header.base_version}: {header.size_bytes:,} bytes, "
+            f"{header.num_tokens:,} tokens in {header.seconds:.1f} s, "
+            f"loss {header.loss_before:.4f} to {header.loss_after:.4f}",
+            update=header.update,
+            base_version=header.base_version,
+            size_bytes=header.size_bytes,
+            num_tokens=header.num_tokens,
+            seconds=header.seconds,
+            loss_before=header.loss_before,
+            loss_after=header.loss_after,
+        )
+
+    def _close_spooled(self) -> bool:
+        """Closes a task whose update lies in the spool: a kill or a full disk came just in between."""
+        task = self._state.memory.task
+        if task is None or not self._session.spool.holds(task.manifest.version, task.attempt):
+            return False
+        self._close(task)
+        return True
+
+    def _close(self, task: Assignment, **measured: float | None) -> None:
+        self._state.update(task=None, version=task.manifest.version, attempts=task.attempt + 1, **measured)
+        self._session.spooled.set()

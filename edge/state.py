@@ -1,0 +1,173 @@
+"""What a device remembers, in one folder that belongs to one client of one fleet.
+
+    state.json           this file's `Memory`: fleet, base model, pinned coordinator, the task under way
+    identity.key         the device's private key, readable by its owner only
+    lock                 held while a client runs
+    versions/            adapters that were downloaded, by their sha256, and parts of the one under way
+    task/                the worker's folder for the task under way: checkpoints, result
+    spool/               updates without a receipt (`edge.spool`)
+    residual.safetensors what the encoding of accepted updates left over
+
+Every write is atomic, so a client that is killed at any point finds the state before or after it.
+"""
+
+import fcntl
+import shutil
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import msgspec
+from msgspec import Struct
+
+from edge.assignment import Assignment
+from edge.disk import room_for, sync_folder, write_file, write_through
+from edge.errors import StateError
+from edge.protocol.signing import new_key
+
+FORMAT = 1
+
+
+class Memory(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Content of `state.json`."""
+
+    format: int = FORMAT
+    fleet: str
+    device_id: str
+    base: str  # fingerprint
+    coordinator_key: str | None = None  # pinned at first sight
+    task: Assignment | None = None
+    version: int = -1  # the last version trained on
+    attempts: int = 0  # tasks finished on it
+    tokens_per_s: float | None = None  # measured by the last task
+    micro_batch_tokens: int = 0  # what memory allowed in the last task; 0 is all at once
+
+
+class _Format(Struct):
+    format: int = 0
+
+
+class DeviceState:
+    """The state folder of a running client; used as `with DeviceState(…) as state:`.
+
+    Args:
+        folder: Made where it is missing.
+        fresh: What a new folder remembers; an old one must agree in fleet, device and base.
+
+    Raises:
+        StateError: On entering: another client runs here, or the folder is another fleet's, device's or base
+            model's, of a newer format, or damaged.
+        DiskFull: On entering or any change.
+    """
+
+    def __init__(self, folder: Path, fresh: Memory) -> None:
+        self.folder = folder
+        self.memory = fresh
+        self.versions = folder / "versions"
+        self.task = folder / "task"
+        self.spool = folder / "spool"
+        self.residual = folder / "residual.safetensors"
+
+    def __enter__(self) -> Self:
+        try:
+            with room_for("the state folder", self.folder):
+                for path in (self.versions, self.task, self.spool):
+                    path.mkdir(parents=True, exist_ok=True)
+                self._lock = (self.folder / "lock").open("w")
+        except (PermissionError, FileExistsError, NotADirectoryError) as error:
+            raise StateError(f"{self.folder}: cannot be used as a state folder: {error.strerror}") from error
+        try:
+            self._claim()
+        except BaseException:
+            self._lock.close()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._lock.close()
+
+    def update(self, **changes: Any) -> None:
+        """Changes the memory, on the disk first."""
+        changed = msgspec.structs.replace(self.memory, **changes)
+        content = msgspec.json.format(msgspec.json.encode(changed), indent=2)
+        write_file(self.folder / "state.json", content + b"\n")
+        self.memory = changed
+
+    def task_folder(self, task: Assignment) -> Path:
+        """The worker's folder for `task`; those of other tasks are removed."""
+        wanted = self.task / f"{task.manifest.version}-{task.attempt}-{task.manifest.tier}"
+        for path in self.task.iterdir():
+            if path != wanted:
+                shutil.rmtree(path)
+        wanted.mkdir(exist_ok=True)
+        return wanted
+
+    def identity(self) -> bytes:
+        """The device's private key, made at first use."""
+        path = self.folder / "identity.key"
+        if not path.exists():
+            draft = self.folder / ".identity.key.partial"
+            with room_for("a key", self.folder):
+                write_through(draft, new_key().hex().encode(), mode=0o600)
+            draft.replace(path)
+            sync_folder(self.folder)
+        try:
+            key = bytes.fromhex(path.read_text("ascii"))
+        except ValueError:
+            key = b""
+        if len(key) != 32:
+            raise StateError(
+                f"{path}: is damaged, expected 64 hex digits; restore it, or join as a new device"
+            )
+        return key
+
+    def _claim(self) -> None:
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise StateError(
+                f"{self.folder}: another client is running with this state folder; give each its own --state"
+            ) from error
+        for leftover in self.folder.glob(".*.partial"):  # of a client that was killed while writing
+            leftover.unlink()
+        path = self.folder / "state.json"
+        if path.exists():
+            self.memory = _agreed(path, self.memory)
+        else:
+            self.update()
+
+
+def _agreed(path: Path, fresh: Memory) -> Memory:
+    """The memory in `path`, where it may be used for what `fresh` says."""
+    memory = _read(path)
+    faults = [
+        f"is of {what} {old!r}, expected {new!r}"
+        for what, old, new in (
+            ("fleet", memory.fleet, fresh.fleet),
+            ("device", memory.device_id, fresh.device_id),
+            ("base model", memory.base, fresh.base),
+        )
+        if old != new
+    ]
+    pinned, configured = memory.coordinator_key, fresh.coordinator_key
+    if pinned and configured and pinned != configured:
+        faults.append(f"has pinned coordinator key {pinned}, the configuration says {configured}")
+    if faults:
+        raise StateError(f"{path}: {'; '.join(faults)}; give another --state")
+    return msgspec.structs.replace(memory, coordinator_key=pinned or configured)
+
+
+def _read(path: Path) -> Memory:
+    content = path.read_bytes()
+    try:
+        number = msgspec.json.decode(content, type=_Format).format
+        if number > FORMAT:
+            raise StateError(
+                f"{path}: has format {number}, this tunefleet reads up to {FORMAT}; "
+                "upgrade it, or give another --state"
+            )
+        return msgspec.json.decode(content, type=Memory)
+    except msgspec.MsgspecError as error:
+        raise StateError(f"{path}: is damaged: {error}; restore it, or give another --state") from error
