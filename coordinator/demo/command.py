@@ -1,0 +1,81 @@
+"""`tunefleet demo`: the whole kit on this machine, in under three minutes."""
+
+import asyncio
+import shutil
+import signal
+import sys
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from edge.errors import ConfigError
+
+if TYPE_CHECKING:
+    from coordinator.demo.result import DemoResult
+
+MARK = ".tunefleet-demo"  # a folder that bears it may be replaced by another run
+Folder = Annotated[Path, typer.Option("--out", help="Folder for data, logs, plot, page and adapters.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+
+
+def demo(out: Folder = Path("tunefleet-demo"), json: Json = False) -> None:
+    """Broker, coordinator and four devices here: they fine-tune a small model together, over MQTT."""
+    from rich.console import Console
+
+    from coordinator.demo.page import render_page
+    from coordinator.demo.plan import make_plan
+    from coordinator.demo.plot import draw_plot
+    from coordinator.demo.result import save_result
+    from coordinator.demo.run import run_demo
+    from coordinator.demo.screen import Screen, result_table
+
+    plan = make_plan()
+    console = Console(stderr=json)
+    folder = _fresh(out)
+    with Screen(console) as screen:
+        result = _interruptible(run_demo(folder, plan, screen))
+    save_result(result, folder / "result.json")
+    draw_plot(result, folder / "plot.png")
+    page = render_page(result, (folder / "plot.png").read_bytes(), out)
+    (folder / "index.html").write_text(page, "utf-8")
+    if json:
+        print((folder / "result.json").read_text("utf-8"))
+    else:
+        console.print(result_table(result))
+    closing = f"{result.verdict} Page, plot, adapters (PEFT and MLX), logs and configurations: {out}/"
+    console.print(closing, markup=False, highlight=False, soft_wrap=True)
+    if not result.fleet_wins:
+        raise typer.Exit(1)
+
+
+def _fresh(out: Path) -> Path:
+    """Makes the folder, in the place of an earlier demo's.
+
+    Raises:
+        ConfigError: It holds something else.
+    """
+    if out.exists():
+        if not (out / MARK).is_file() and any(out.iterdir()):
+            raise ConfigError(f"{out}: is not empty, and no earlier demo's; give another --out")
+        shutil.rmtree(out)
+    out.mkdir(parents=True)
+    (out / MARK).touch()
+    return out.resolve()
+
+
+def _interruptible(run: "Coroutine[Any, Any, DemoResult]") -> "DemoResult":
+    """Runs to the end; Ctrl-C, SIGTERM and a closed terminal end all children first."""
+
+    async def main() -> "DemoResult":
+        task = asyncio.current_task()
+        assert task is not None
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            asyncio.get_running_loop().add_signal_handler(number, task.cancel)
+        return await run
+
+    try:
+        return asyncio.run(main())
+    except (KeyboardInterrupt, asyncio.CancelledError):
+        sys.exit("tunefleet: stopped; all processes of the demo have ended")

@@ -1,0 +1,100 @@
+"""The demo's folder: where things lie, the devices' sentences, and what each process is told."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import tomli_w
+
+from coordinator.demo.household import held_out, own_examples, save_examples
+from coordinator.demo.plan import RANK, SCALE, TARGETS, DemoPlan, Member
+
+MODEL = Path(__file__).parent / "model"
+HELD_OUT = "held-out"
+CALIBRATION = "calibration"
+
+
+class Paths(NamedTuple):
+    """Where things lie in the demo's folder."""
+
+    folder: Path
+
+    @property
+    def state(self) -> Path:
+        """The coordinator's folder."""
+        return self.folder / "state"
+
+    @property
+    def logs(self) -> Path:
+        """What the processes said."""
+        return self.folder / "logs"
+
+    def data(self, name: str) -> Path:
+        """Sentences of a device, the held-out ones, or those that versions are watched by."""
+        return self.folder / "data" / f"{name}.jsonl"
+
+    def config(self, name: str) -> Path:
+        """What `tunefleet serve` or `tunefleet join` is told."""
+        return self.folder / "configs" / f"{name}.toml"
+
+    def adapter(self, form: str) -> Path:
+        """The fleet's adapter in a form, `peft` or `mlx`."""
+        return self.folder / f"adapter-{form}"
+
+    def alone(self, device_id: str) -> Path:
+        """The adapter that a device makes by itself."""
+        return self.folder / "alone" / device_id
+
+
+def write_data(paths: Paths, plan: DemoPlan) -> None:
+    """Every device's own sentences; the held-out ones; others like those, to watch versions by."""
+    paths.data("").parent.mkdir()
+    for member in plan.members:
+        name = member.home.device_id
+        save_examples(own_examples(member.home, plan.num_own, plan.seed), paths.data(name))
+    unseen = held_out(plan.num_held_out + plan.num_calibration, plan.seed)
+    save_examples(unseen[: plan.num_held_out], paths.data(HELD_OUT))
+    save_examples(unseen[plan.num_held_out :], paths.data(CALIBRATION))
+
+
+def write_configs(paths: Paths, plan: DemoPlan, broker: str) -> None:
+    """What the coordinator and each device are told: files to start a fleet of one's own from."""
+    paths.config("").parent.mkdir()
+    # The embedded broker speaks MQTT 3.1.1.
+    shared = {"broker": broker, "protocol": "3.1.1", "fleet": "demo", "base": str(MODEL)}
+    _save(paths.config("coordinator"), shared | _coordinator(paths, plan))
+    for member in plan.members:
+        _save(paths.config(member.home.device_id), shared | _device(paths, member))
+
+
+def _coordinator(paths: Paths, plan: DemoPlan) -> dict[str, Any]:
+    return {
+        "state": str(paths.state),
+        "ranks": [RANK],
+        "scale": SCALE,
+        "targets": list(TARGETS),
+        "seed": plan.seed,
+        "buffer_size": plan.buffer_size,
+        "max_versions": plan.max_versions,
+        "eval_data": str(paths.data(CALIBRATION)),
+        "recipe": {
+            "steps": plan.steps,
+            "lr": plan.lr,
+            "seq_tokens": plan.seq_tokens,
+            "batch_tokens": plan.batch_tokens,
+        },
+    }
+
+
+def _device(paths: Paths, member: Member) -> dict[str, Any]:
+    name = member.home.device_id
+    return {
+        "device_id": name,
+        "state": str(paths.folder / "devices" / name),
+        "backend": member.backend,
+        "slowdown": member.slowdown,
+        "data": {"path": str(paths.data(name))},
+    }
+
+
+def _save(path: Path, settings: dict[str, Any]) -> None:
+    path.write_text(tomli_w.dumps(settings), "utf-8")

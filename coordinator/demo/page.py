@@ -1,0 +1,86 @@
+"""The demo's page: one HTML file that stands by itself, with the plot inside."""
+
+import base64
+from html import escape
+from importlib import resources
+from pathlib import Path
+from string import Template
+
+from coordinator.demo.plot import device_colours
+from coordinator.demo.result import DemoResult, DeviceResult, Sample
+
+
+def render_page(result: DemoResult, plot: bytes, folder: Path) -> str:
+    """HTML of a run.
+
+    Args:
+        result: What the run came to.
+        plot: PNG bytes.
+        folder: Where the adapters were exported to, for the commands at the end.
+    """
+    template = Template(resources.files("coordinator.demo").joinpath("page.html").read_text("utf-8"))
+    return template.substitute(
+        headline=_headline(result),
+        verdict=escape(result.verdict),
+        bars=_bars(result),
+        rows="".join(_row(device, result) for device in result.devices),
+        samples="".join(_sample(sample) for sample in result.samples),
+        plot=base64.b64encode(plot).decode(),
+        notes="".join(f"<li>{escape(note)}</li>" for note in result.notes),
+        num_versions=len(result.versions) - 1,
+        num_updates=len(result.updates),
+        seconds=f"{result.seconds:.0f}",
+        folder=escape(str(folder)),
+    )
+
+
+def _headline(result: DemoResult) -> str:
+    return f"{result.best_alone.alone.exact:.0%} alone, {result.fleet.exact:.0%} together"
+
+
+def _bars(result: DemoResult) -> str:
+    colours = device_colours(result)
+    rows = [("before", "base model", result.base.exact, "var(--faint)")]
+    rows += [
+        (device.device_id, "alone", device.alone.exact, colours[device.device_id])
+        for device in result.devices
+    ]
+    rows.append(("fleet", "together", result.fleet.exact, "var(--ink)"))
+    return "".join(
+        f'<div class="bar"><span class="name">{escape(name)} <small>{what}</small></span>'
+        f'<span class="track"><span class="fill" style="width:{share:.1%};background:{colour}"></span></span>'
+        f'<span class="share">{share:.1%}</span></div>'
+        for name, what, share, colour in rows
+    )
+
+
+def _row(device: DeviceResult, result: DemoResult) -> str:
+    colour = device_colours(result)[device.device_id]
+    pace = "full speed" if device.slowdown == 1 else f"{device.slowdown:g} x slower"
+    cells = (
+        str(device.updates),
+        f"{device.mean_staleness:.1f}",
+        f"{device.weight_share:.0%}",
+        f"{result.base.exact:.1%}",
+        f"{device.alone.exact:.1%}",
+        f"<b>{result.fleet.exact:.1%}</b>",
+    )
+    return (
+        f'<tr><td><i style="background:{colour}"></i>{escape(device.device_id)}</td>'
+        f"<td>{escape(device.kind)}</td><td>{escape(device.backend)}</td><td>{pace}</td>"
+        + "".join(f'<td class="n">{cell}</td>' for cell in cells)
+        + "</tr>"
+    )
+
+
+def _sample(sample: Sample) -> str:
+    right = "right" if sample.fleet == sample.expected else "wrong"
+    return (
+        f"<tr><td>{escape(sample.prompt.strip())}</td><td><code>{escape(_first_line(sample.base))}</code></td>"
+        f'<td class="{right}"><code>{escape(_first_line(sample.fleet))}</code></td></tr>'
+    )
+
+
+def _first_line(text: str) -> str:
+    line = text.strip().split("\n")[0]
+    return line if len(line) <= 48 else line[:47] + "…"

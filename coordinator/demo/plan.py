@@ -1,0 +1,74 @@
+"""What the demo does: who takes part, on which backend, how slowed, for how long.
+
+The numbers were chosen on two cores so that the whole run ends within three minutes there.
+"""
+
+import os
+from importlib.util import find_spec
+from typing import NamedTuple
+
+from coordinator.demo.household import BOAT, FARM, FLAT, WORKSHOP, Household
+from edge.errors import MissingExtra
+
+RANK, SCALE = 8, 2.0
+TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+_NEEDED = {
+    "torch": "torch",
+    "transformers": "torch",
+    "peft": "torch",
+    "amqtt": "broker",
+    "matplotlib": "demo",
+}
+
+
+class Member(NamedTuple):
+    """One device of the demo's fleet."""
+
+    home: Household
+    backend: str
+    slowdown: float  # every step takes this many times as long
+
+
+class DemoPlan(NamedTuple):
+    """The whole demo."""
+
+    members: tuple[Member, ...]
+    notes: tuple[str, ...]  # what is other than planned on this machine
+    max_versions: int = 20
+    fleet_seconds: float = 75.0  # the fleet stops here if the versions are not made yet
+    buffer_size: int = 3  # updates that make a version: it never waits for the slowest
+    steps: int = 5  # optimizer steps of one task
+    lr: float = 5e-3
+    seq_tokens: int = 128
+    batch_tokens: int = 1024
+    num_own: int = 400  # sentences of each device
+    num_held_out: int = 240
+    num_calibration: int = 48  # sentences that every version is scored on, apart from those of the end
+    seed: int = 0
+
+    @property
+    def threads(self) -> int:
+        """For each process: as many as the cores have room for."""
+        return max(1, (os.cpu_count() or 1) // len(self.members))
+
+
+def make_plan() -> DemoPlan:
+    """The plan for this machine: devices on MLX train with torch where MLX is not installed.
+
+    Raises:
+        MissingExtra: Naming every library that the demo needs and does not find, and the command that
+            installs them.
+    """
+    missing = {library: extra for library, extra in _NEEDED.items() if not find_spec(library)}
+    if missing:
+        raise MissingExtra(f"for the demo: {', '.join(missing)}", ",".join(dict.fromkeys(missing.values())))
+    members = (
+        Member(FLAT, "torch", 1.0),
+        Member(FARM, "mlx", 1.0),
+        Member(WORKSHOP, "torch", 2.0),
+        Member(BOAT, "mlx", 3.0),
+    )
+    if find_spec("mlx_lm"):
+        return DemoPlan(members, ())
+    note = "MLX is not installed (pip install 'tunefleet[mlx]'): the devices planned for it train with torch."
+    return DemoPlan(tuple(member._replace(backend="torch") for member in members), (note,))

@@ -1,0 +1,127 @@
+"""The demo's child processes: started, watched and ended together.
+
+Each child writes to log files of its own. When the block is left, by its end, an error or Ctrl-C, every child
+that still runs is asked to stop and, after a grace time, killed: nothing outlives the demo.
+"""
+
+import asyncio
+import os
+import signal
+import sys
+from asyncio.subprocess import DEVNULL, Process
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from coordinator.errors import CoordinatorError
+
+GRACE_S = 8.0
+LAST_LINES = 6
+
+
+class ChildFailed(CoordinatorError):  # noqa: N818
+    """A child process ended with an error; the message holds its last lines."""
+
+
+class Children:
+    """`tunefleet …` commands under way.
+
+    Args:
+        folder: Of the log files.
+        threads: For each child's numerical libraries.
+    """
+
+    def __init__(self, folder: Path, threads: int) -> None:
+        self._folder = folder
+        # Four thread pools on two cores: waiting threads must sleep, not spin.
+        self._environment = os.environ | {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "passive"}
+        self._running: dict[str, Process] = {}
+
+    async def __aenter__(self) -> Self:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await asyncio.gather(*(self.stop(name) for name in list(self._running)))
+
+    async def start(self, name: str, arguments: Sequence[str]) -> None:
+        """Starts `tunefleet <arguments>`, its output in `<name>.log` and what it prints in `<name>.out`."""
+        with self._path(name, "log").open("wb") as log, self._path(name, "out").open("wb") as out:
+            self._running[name] = await asyncio.create_subprocess_exec(
+                sys.executable, "-m", "tunefleet", *arguments,
+                stdin=DEVNULL, stdout=out, stderr=log, env=self._environment,
+                start_new_session=True,  # Ctrl-C reaches the demo alone, which then ends them in order
+            )  # fmt: skip
+
+    async def finish(self, name: str) -> bytes:
+        """Waits for a child's end and returns what it printed.
+
+        Raises:
+            ChildFailed: It ended with an error.
+        """
+        await self._running[name].wait()
+        self.check(name)
+        del self._running[name]
+        return self._path(name, "out").read_bytes()
+
+    async def run(self, name: str, arguments: Sequence[str]) -> bytes:
+        """Starts a child and waits for it; see `finish`."""
+        await self.start(name, arguments)
+        return await self.finish(name)
+
+    def check(self, *names: str, may_end: bool = True) -> None:
+        """Looks whether children are well.
+
+        Args:
+            names: The children to look at.
+            may_end: Whether an end without error is well.
+
+        Raises:
+            ChildFailed: One has ended and should not have.
+        """
+        for name in names:
+            status = self._running[name].returncode
+            if status is not None and (status != 0 or not may_end):
+                raise ChildFailed(
+                    f"{name} ended with status {status}; its last lines:\n{self._last_lines(name)}"
+                )
+
+    def has_ended(self, name: str) -> bool:
+        """Whether a child has ended, well or not."""
+        return self._running[name].returncode is not None
+
+    async def stop(self, name: str) -> None:
+        """Asks a child to end, and kills it and what it started when it does not."""
+        process = self._running.pop(name)
+        if process.returncode is None:
+            _signal(process, signal.SIGTERM)
+            try:
+                await asyncio.wait_for(process.wait(), GRACE_S)
+            except TimeoutError:
+                _signal(process, signal.SIGKILL, group=True)
+                await process.wait()
+
+    def _path(self, name: str, ending: str) -> Path:
+        return self._folder / f"{name}.{ending}"
+
+    def _last_lines(self, name: str) -> str:
+        lines = [
+            line
+            for ending in ("out", "log")
+            for line in self._path(name, ending).read_text("utf-8", "replace").splitlines()
+            if line.strip()
+        ]
+        return "\n".join(f"  {line}" for line in lines[-LAST_LINES:]) or "  (it said nothing)"
+
+
+def _signal(process: Process, number: signal.Signals, *, group: bool = False) -> None:
+    try:
+        if group:
+            os.killpg(process.pid, number)
+        else:
+            process.send_signal(number)
+    except ProcessLookupError:
+        return  # it has ended in the meantime

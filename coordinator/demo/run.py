@@ -1,0 +1,78 @@
+"""The demo from end to end: the fleet, each device alone, the scores, and what came of it.
+
+Everything that trains, merges or scores is a child process running the `tunefleet` command that a user types;
+only the broker runs in here.
+"""
+
+import asyncio
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import fmean
+
+from coordinator.demo.files import Paths, write_data
+from coordinator.demo.fleet import FleetRecord, run_fleet
+from coordinator.demo.plan import DemoPlan, Member
+from coordinator.demo.processes import Children
+from coordinator.demo.result import DemoResult, DeviceResult, Score
+from coordinator.demo.scores import Scoring
+from coordinator.demo.screen import Screen
+
+
+async def run_demo(folder: Path, plan: DemoPlan, screen: Screen) -> DemoResult:
+    """Runs the whole demo in `folder`, which is there and empty.
+
+    Raises:
+        ChildFailed: One of the processes ended with an error.
+        CoordinatorError: The fleet made no version in its time.
+    """
+    start = time.monotonic()
+    paths = Paths(folder)
+    write_data(paths, plan)
+    async with Children(paths.logs, plan.threads) as children:
+        record = await run_fleet(children, paths, plan, screen)
+        for form in ("peft", "mlx"):
+            where = ["--state", str(paths.state), "--to", form, "--out", str(paths.adapter(form))]
+            await children.run(f"export-{form}", ["export", *where])
+        scoring = Scoring(children, paths, plan, screen, os.cpu_count() or 1)
+        screen.stage("Each device alone; then the scores", total=2 * len(plan.members) + 2)
+        alone = asyncio.gather(
+            *(scoring.alone(member, record.num_steps(member.home.device_id)) for member in plan.members)
+        )
+        base, fleet = await asyncio.gather(
+            scoring.score("base", None), scoring.score("fleet", paths.adapter("peft"))
+        )
+        devices = _device_results(plan.members, record, await alone)
+    return DemoResult(
+        devices=devices,
+        versions=record.version_points(),
+        updates=record.update_points(),
+        samples=[],
+        num_held_out=plan.num_held_out,
+        base=base,
+        fleet=fleet,
+        seconds=time.monotonic() - start,
+        notes=list(plan.notes),
+    )
+
+
+def _device_results(
+    members: Sequence[Member], record: FleetRecord, alone: Sequence[Score]
+) -> list[DeviceResult]:
+    total = sum(update.weight or 0.0 for update in record.updates)
+    return [
+        DeviceResult(
+            device_id=member.home.device_id,
+            kind=member.home.kind,
+            backend=member.backend,
+            slowdown=member.slowdown,
+            updates=len(own),
+            mean_staleness=fmean(update.staleness or 0 for update in own) if own else 0.0,
+            weight_share=sum(update.weight or 0.0 for update in own) / total,
+            steps=record.num_steps(member.home.device_id),
+            alone=score,
+        )
+        for member, score in zip(members, alone, strict=True)
+        for own in [record.own(member.home.device_id)]
+    ]

@@ -1,0 +1,70 @@
+"""After the fleet has stopped: each device trains alone, and all adapters answer the held-out sentences.
+
+Each is a `tunefleet` command as a user types it, and its report what `--json` prints.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from coordinator.demo.files import HELD_OUT, MODEL, Paths
+from coordinator.demo.plan import RANK, SCALE, TARGETS, DemoPlan, Member
+from coordinator.demo.processes import Children
+from coordinator.demo.result import Score
+from coordinator.demo.screen import Screen
+
+
+class Scoring:
+    """The commands that train and score, as many at a time as there are cores.
+
+    Args:
+        children: Where the commands run.
+        paths: The demo's folder.
+        plan: What the devices did in the fleet, for them to do the same alone.
+        screen: What is done is shown there.
+        num_cores: Commands at a time.
+    """
+
+    def __init__(
+        self, children: Children, paths: Paths, plan: DemoPlan, screen: Screen, num_cores: int
+    ) -> None:
+        self._children, self._paths, self._plan, self._screen = children, paths, plan, screen
+        self._slots = asyncio.Semaphore(num_cores)
+
+    async def score(self, name: str, adapter: Path | None) -> Score:
+        """The held-out sentences with an adapter, or with the base alone."""
+        arguments = ["eval", "--base", str(MODEL), "--data", str(self._paths.data(HELD_OUT)), "--json"]
+        report = await self._run(f"score-{name}", [*arguments, *_given("--adapter", adapter)])
+        self._screen.step(f"{name}: {report['exact']:.1%} of unseen sentences right")
+        return Score(exact=report["exact"], loss=report["loss"])
+
+    async def alone(self, member: Member, steps: int) -> Score:
+        """A device by itself: `steps` optimizer steps on its own data, then the held-out sentences."""
+        name, plan, out = member.home.device_id, self._plan, self._paths.alone(member.home.device_id)
+        recipe = {
+            "rank": RANK,
+            "scale": SCALE,
+            "targets": ",".join(TARGETS),
+            "steps": steps,
+            "lr": plan.lr,
+            "seq-tokens": plan.seq_tokens,
+            "batch-tokens": plan.batch_tokens,
+            "seed": plan.seed,
+        }
+        options = [text for option, value in recipe.items() for text in (f"--{option}", str(value))]
+        where = ["--base", str(MODEL), "--data", str(self._paths.data(name)), "--out", str(out)]
+        await self._run(f"alone-{name}", ["train", *where, "--backend", member.backend, *options, "--json"])
+        self._screen.step(f"{name}: trained alone, {steps} steps")
+        return await self.score(f"{name}-alone", out)
+
+    async def _run(self, name: str, arguments: Sequence[str]) -> dict[str, Any]:
+        async with self._slots:
+            printed = await self._children.run(name, arguments)
+        return msgspec.json.decode(printed, type=dict[str, Any])
+
+
+def _given(option: str, value: Path | None) -> list[str]:
+    return [] if value is None else [option, str(value)]

@@ -1,0 +1,41 @@
+"""A small result of a run, as the demo records one."""
+
+from coordinator.demo.result import DemoResult, DeviceResult, Sample, Score, UpdatePoint, VersionPoint
+
+NAMES = ("flat", "farm", "workshop", "boat")
+
+
+def recorded(fleet_exact: float = 0.75) -> DemoResult:
+    devices = [
+        DeviceResult(
+            device_id=name,
+            kind="power",
+            backend="torch",
+            slowdown=1.0 + number,
+            updates=4 - number,
+            mean_staleness=number / 2,
+            weight_share=(4 - number) / 10,
+            steps=40 - 10 * number,
+            alone=Score(exact=0.2 + number / 100, loss=2.0),
+        )
+        for number, name in enumerate(NAMES)
+    ]
+    updates = [
+        UpdatePoint(
+            device_id=name, seconds=5.0 * step + number, staleness=number, loss=2.0 / (1 + step + number)
+        )
+        for number, name in enumerate(NAMES)
+        for step in range(4 - number)
+    ]
+    versions = [VersionPoint(version=n, seconds=6.0 * n, loss=4.0 / (1 + n), exact=n / 4) for n in range(4)]
+    return DemoResult(
+        devices=devices,
+        versions=versions,
+        updates=updates,
+        samples=[Sample(prompt="Is <it> & on?\n", expected="a/b/c", base="no idea", fleet="a/b/c")],
+        num_held_out=240,
+        base=Score(exact=0.0, loss=4.9),
+        fleet=Score(exact=fleet_exact, loss=0.1),
+        seconds=123.4,
+        notes=["MLX is not installed: its devices train with torch"],
+    )
