@@ -108,7 +108,8 @@ def parse_tensors(buffer: bytes | mmap.mmap, where: str, error: type[ConverterEr
         raise error(f"{where}: {len(buffer)} bytes are not a safetensors file, or the file is truncated")
     try:
         header = msgspec.json.decode(buffer[8:start], type=dict[str, msgspec.Raw])
-        metadata = msgspec.json.decode(header.pop("__metadata__", msgspec.Raw(b"{}")), type=dict[str, str])
+        described = header.pop("__metadata__", msgspec.Raw(b"null"))  # MLX writes a null, too
+        metadata = msgspec.json.decode(described, type=dict[str, str] | None) or {}
         entries = {name: msgspec.json.decode(raw, type=_Entry) for name, raw in header.items()}
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as cause:
         raise error(f"{where}: its header is not that of a safetensors file: {cause}") from cause

@@ -55,6 +55,17 @@ def test_golden_files(tmp_path: Path) -> None:
     }
 
 
+def test_a_header_as_mlx_writes_it_is_read(tmp_path: Path) -> None:
+    write(tmp_path, PLAIN | {"lora_parameters": {"rank": 1, "scale": 2.0}}, {})
+    header = (  # not padded, and null for no metadata
+        b'{"__metadata__":null,"m.lora_a":{"dtype":"F32","shape":[1,1],"data_offsets":[0,4]},'
+        b'"m.lora_b":{"dtype":"F32","shape":[1,1],"data_offsets":[4,8]}}'
+    )
+    payload = len(header).to_bytes(8, "little") + header + np.float32([3, 4]).tobytes()
+    (tmp_path / "adapters.safetensors").write_bytes(payload)
+    assert load_mlx(tmp_path).modules["m"].b == [[4.0]]
+
+
 @pytest.mark.parametrize(("first", "num_layers"), [(0, 3), (1, 2), (2, 1)])
 def test_the_last_blocks_are_named_as_mlx_lm_names_them(tmp_path: Path, first: int, num_layers: int) -> None:
     save_mlx(LoraAdapter({name: ones() for name in NAMES[2 * first :]}), tmp_path, MODULES)
