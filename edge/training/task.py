@@ -35,6 +35,7 @@ class Progress(Record, frozen=True, tag="progress"):
 
     step: int  # steps done
     steps: int  # of the whole task; 0: bounded by time
+    seconds: float  # spent training so far
     loss: float  # of this step's tokens, before the step, nats per label
     tokens_per_s: float  # useful tokens over training time, slowing down included
     memory_bytes: int  # highest resident size of the process so far

@@ -158,6 +158,7 @@ class _Run:
         return Progress(
             step=tally.num_steps,
             steps=self.num_steps,
+            seconds=tally.seconds,
             loss=self.losses[-1],
             tokens_per_s=tally.num_tokens / max(tally.seconds, 1e-9),
             memory_bytes=_peak_memory_bytes(),

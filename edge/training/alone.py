@@ -1,0 +1,193 @@
+"""Fine-tuning on this machine alone, without a fleet: what `tunefleet train` and `tunefleet eval` do.
+
+The run's checkpoints lie in `checkpoint/` below its output folder until the adapter is written.
+"""
+
+import asyncio
+import shutil
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Literal
+
+import msgspec
+from msgspec import Struct, structs
+
+from converters.adapter import LoraAdapter, initial_adapter
+from converters.base import match_targets, read_base
+from converters.canonical import load_adapter, save_adapter
+from converters.formats import load_any, save_as
+from edge.disk import room_for, write_file
+from edge.errors import ConfigError, StateError
+from edge.training.backends import BackendName
+from edge.training.backends.base import Precision
+from edge.training.backends.hub import find_base
+from edge.training.checkpoint import FILE
+from edge.training.dataset import DataSource
+from edge.training.plan import Plan
+from edge.training.task import Evaluation, Progress, Result, Task
+from edge.training.worker import Worker
+
+CHECKPOINT = "checkpoint"
+METRICS = "metrics.json"
+
+
+class Run(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Everything `tunefleet train` can be told; `rank`, `scale`, `targets` only shape a new adapter."""
+
+    base: str
+    data: DataSource
+    out: str
+    plan: Plan
+    backend: BackendName = "auto"
+    precision: Precision = "auto"
+    rank: int = 8
+    scale: float = 2.0
+    targets: tuple[str, ...] = ("q_proj", "v_proj")
+    adapter: str | None = None  # to begin with
+    valid: str | None = None  # scored before and after
+    form: Literal["peft", "mlx"] = "peft"
+    resume: bool = False
+
+
+async def train_alone(
+    run: Run,
+    on_progress: Callable[[Progress], None] = lambda _: None,
+    on_stage: Callable[[str], None] = lambda _: None,
+) -> dict[str, Any]:
+    """Trains an adapter and writes it with its metrics; SIGINT and SIGTERM end the run with a checkpoint.
+
+    Args:
+        run: What to do.
+        on_progress: Called as training goes on.
+        on_stage: Called with what begins.
+
+    Returns:
+        The report, which is `metrics.json` without the loss of every step.
+
+    Raises:
+        StateError: The output folder holds an interrupted run that is not to be resumed.
+        TunefleetError: As the worker's.
+    """
+    out, folder = Path(run.out), Path(run.out) / CHECKPOINT
+    base = find_base(run.base)
+    modules = read_base(base).modules
+    adapter = _first_adapter(run, modules)
+    begin = _prepare(folder, adapter, resume=run.resume)
+    valid = structs.replace(run.data, path=run.valid) if run.valid else None
+    scores: dict[str, Any] = {}
+    async with Worker(base, run.backend, run.precision) as worker:
+        on_stage(f"loading {run.base}")
+        loaded = await worker.load()
+        if valid:
+            on_stage(f"scoring {run.valid} before training")
+            scores["valid_before"] = evaluation_report(await _score(worker, begin, valid, run.plan))
+        on_stage(f"training with {loaded.backend} on {run.data.path}")
+        task = Task(adapter=str(begin), data=run.data, plan=run.plan, folder=str(folder))
+        with _stopped_by_signals(worker):
+            result = await worker.train(task, on_progress)
+        if valid and result.is_complete:
+            on_stage(f"scoring {run.valid} after training")
+            scores["valid_after"] = evaluation_report(
+                await _score(worker, Path(result.adapter), valid, run.plan)
+            )
+    with room_for("the adapter", out):
+        save_as(run.form, load_adapter(Path(result.adapter)), out, modules)
+    report = _report(run, loaded.backend, adapter, result) | scores
+    write_file(out / METRICS, msgspec.json.format(msgspec.json.encode({**report, "losses": result.losses})))
+    if result.is_complete:
+        shutil.rmtree(folder)
+    return report
+
+
+async def score_alone(
+    worker: Worker, adapter: Path | None, data: DataSource, *, seq_tokens: int, batch_tokens: int
+) -> Evaluation:
+    """Scores data with an adapter of any format, or with the plain base."""
+    with canonical_file(adapter) as path:
+        return await worker.score(path, data, seq_tokens=seq_tokens, batch_tokens=batch_tokens)
+
+
+@contextmanager
+def canonical_file(adapter: Path | None) -> Iterator[Path | None]:
+    """A canonical file of an adapter of any format, while it is needed; None for none."""
+    if adapter is None:
+        yield None
+        return
+    with TemporaryDirectory(prefix="tunefleet-") as folder:
+        path = Path(folder) / "adapter.safetensors"
+        save_adapter(load_any(adapter), path)
+        yield path
+
+
+def evaluation_report(evaluation: Evaluation) -> dict[str, Any]:
+    """An evaluation as it is printed."""
+    return {
+        "loss": evaluation.loss,
+        "perplexity": evaluation.perplexity,
+        "accuracy": evaluation.accuracy,
+        "exact_match": evaluation.exact_match,
+        "num_examples": evaluation.num_examples,
+        "num_labels": evaluation.num_labels,
+        "num_truncated": evaluation.num_truncated,
+    }
+
+
+def _first_adapter(run: Run, modules: Any) -> LoraAdapter:
+    if run.adapter:
+        return load_any(Path(run.adapter), modules)
+    if run.rank < 1:
+        raise ConfigError(f"rank is {run.rank}, expected at least 1")
+    targets = match_targets(modules, run.targets)
+    return initial_adapter(targets, rank=run.rank, scale=run.scale, seed=run.plan.seed)
+
+
+def _prepare(folder: Path, adapter: LoraAdapter, *, resume: bool) -> Path:
+    if (folder / FILE).exists() and not resume:
+        raise StateError(f"{folder}: a run was interrupted; --resume goes on with it, or remove the folder")
+    path = folder / "begin.safetensors"
+    with room_for("a checkpoint", folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        save_adapter(adapter, path)
+    return path
+
+
+async def _score(worker: Worker, adapter: Path, data: DataSource, plan: Plan) -> Evaluation:
+    return await worker.score(adapter, data, seq_tokens=plan.seq_tokens, batch_tokens=plan.batch_tokens)
+
+
+@contextmanager
+def _stopped_by_signals(worker: Worker) -> Iterator[None]:
+    loop = asyncio.get_running_loop()
+    tasks: list[asyncio.Task[None]] = []
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, lambda: tasks.append(loop.create_task(worker.stop())))
+    try:
+        yield
+    finally:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.remove_signal_handler(number)
+
+
+def _report(run: Run, backend: str, adapter: LoraAdapter, result: Result) -> dict[str, Any]:
+    return {
+        "base": run.base,
+        "backend": backend,
+        "adapter": run.out,
+        "format": run.form,
+        "rank": adapter.max_rank,
+        "num_modules": len(adapter),
+        "num_parameters": adapter.num_parameters,
+        "num_steps": result.num_steps,
+        "num_examples": result.num_examples,
+        "num_tokens": result.num_tokens,
+        "num_truncated": result.num_truncated,
+        "seconds": result.seconds,
+        "tokens_per_s": result.num_tokens / max(result.seconds, 1e-9),
+        "loss_before": result.loss_before,
+        "loss_after": result.loss_after,
+        "micro_batch_tokens": result.micro_batch_tokens,
+        "is_complete": result.is_complete,
+    }

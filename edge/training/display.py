@@ -1,0 +1,74 @@
+"""Progress for people, on stderr: a bar on a terminal, a plain line every few seconds elsewhere."""
+
+import time
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from edge.training.task import Progress as TrainingProgress
+
+LINE_EVERY_S = 2.0
+
+
+class Display:
+    """Shows stages and training progress; used as `with Display() as display:`.
+
+    Args:
+        seconds: Bound of a plan that is bounded by time.
+    """
+
+    def __init__(self, seconds: float = 0.0) -> None:
+        self.seconds = seconds
+        self.console = Console(stderr=True, highlight=False)
+        self.said_at = -LINE_EVERY_S
+        self.bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.fields[facts]}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=self.console,
+            transient=True,
+        )
+        self.row = self.bar.add_task("", total=None, facts="")
+
+    def __enter__(self) -> Self:
+        if self.console.is_terminal:
+            self.bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.console.is_terminal:
+            self.bar.stop()
+
+    def stage(self, text: str) -> None:
+        """Says what begins."""
+        if self.console.is_terminal:
+            self.bar.update(self.row, description=text)
+        else:
+            self._say(text)
+
+    def step(self, progress: TrainingProgress) -> None:
+        """Shows where training stands."""
+        total = str(progress.steps) if progress.steps else f"{self.seconds:g} s"
+        facts = (
+            f"loss {progress.loss:.4f}  {progress.tokens_per_s:,.0f} tok/s  {progress.memory_bytes >> 20} MiB"
+        )
+        if self.console.is_terminal:
+            done, of = self._share(progress)
+            self.bar.update(
+                self.row, completed=done, total=of, facts=f"step {progress.step}/{total}  {facts}"
+            )
+        elif progress.step == progress.steps or time.monotonic() - self.said_at >= LINE_EVERY_S:
+            self._say(f"step {progress.step}/{total}  {facts}")
+            self.said_at = time.monotonic()
+
+    def _share(self, progress: TrainingProgress) -> tuple[float, float]:
+        return (progress.step, progress.steps) if progress.steps else (progress.seconds, self.seconds)
+
+    def _say(self, text: str) -> None:
+        self.console.print(text, markup=False, soft_wrap=True)
