@@ -1,5 +1,6 @@
 """The coordinator's settings: defaults stand here and nowhere else; TOML and the command line override them."""
 
+import math
 import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -10,6 +11,7 @@ from msgspec import Struct, structs
 
 from edge.errors import ConfigError
 from edge.protocol.messages import EncodingName, Id, Recipe, Sha256, Space
+from edge.transport.settings import MqttSettings, ProtocolName
 
 StrategyName = Literal["fedbuff", "fedavg"]
 MIB = 1 << 20
@@ -48,7 +50,8 @@ class CoordinatorConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only
         max_versions: The coordinator ends when this version is made; 0 goes on for ever.
         eval_data: JSONL that every version is scored on (needs the torch extra).
         eval_every: Every how many versions.
-        protocol: MQTT version, 3.1.1 or 5.
+        protocol: MQTT version: 5, 3.1.1, or auto for the first of them that the broker speaks.
+        waits_for_broker: A broker that cannot be reached at the start is tried again, for ever.
         tls_ca: Certificates to check the broker against, instead of the system's.
         tls_cert: The coordinator's certificate, where the broker asks for one.
         tls_key: Private key of `tls_cert`.
@@ -83,7 +86,8 @@ class CoordinatorConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only
     max_versions: int = 0
     eval_data: str | None = None
     eval_every: int = 1
-    protocol: Literal["3.1.1", "5"] = "5"
+    protocol: ProtocolName = "auto"
+    waits_for_broker: bool = False
     tls_ca: str | None = None
     tls_cert: str | None = None
     tls_key: str | None = None
@@ -112,6 +116,23 @@ def read_config(path: Path | None, overrides: Mapping[str, Any]) -> CoordinatorC
     if faults:
         raise ConfigError(f"{path or 'settings'}: {'; '.join(faults)}")
     return config
+
+
+def mqtt_settings(config: CoordinatorConfig) -> MqttSettings:
+    """How to reach the broker; the client id is the fleet's coordinator's and stays the same.
+
+    Raises:
+        ConfigError: The broker's URL is malformed.
+    """
+    return MqttSettings.from_url(
+        config.broker,
+        f"{config.fleet}-coordinator",
+        protocol=config.protocol,
+        ca_file=config.tls_ca,
+        cert_file=config.tls_cert,
+        key_file=config.tls_key,
+        wait_for_broker_s=math.inf if config.waits_for_broker else 0.0,
+    )
 
 
 def config_table(config: CoordinatorConfig) -> dict[str, Any]:

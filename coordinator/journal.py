@@ -12,6 +12,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from edge.disk import sync_folder
 from edge.errors import DiskFull, Rejected, StateError
 from edge.protocol.messages import Reason, UpdateHeader
 
@@ -103,13 +104,18 @@ class Journal:
             raise StateError(
                 f"{folder}: holds no {FILE}; expected the folder given to `tunefleet serve --state`"
             )
+        if not self.path.exists():
+            self._make()
         with self._told():
-            # Any thread may use it, one at a time: the server's loop, or the command line.
+            # Any thread may use it, one at a time.
             self._db = sqlite3.connect(
                 self.path, timeout=_BUSY_S, isolation_level=None, check_same_thread=False
             )
+            self._db.execute("PRAGMA synchronous = FULL")
         try:
-            self._open(fleet)
+            self._check_schema()
+            if fleet is not None:
+                self.agree({"fleet": fleet})
         except BaseException:
             self._db.close()
             raise
@@ -234,20 +240,25 @@ class Journal:
         fields = ", ".join(Update._fields)
         return [Update(*row) for row in self.rows(f"SELECT {fields} FROM updates {condition}", values)]  # noqa: S608
 
-    def _open(self, fleet: str | None) -> None:
-        with self._told():
-            (number,) = self._db.execute("PRAGMA user_version").fetchone()
-            if number > SCHEMA:
-                raise StateError(
-                    f"{self.path}: has version {number}, this tunefleet reads up to {SCHEMA}; "
-                    "upgrade it, or give another --state"
-                )
-            self._db.execute("PRAGMA journal_mode = WAL")
-            self._db.execute("PRAGMA synchronous = FULL")
-            if number == 0:
-                self._db.executescript(f"BEGIN IMMEDIATE; {_TABLES} PRAGMA user_version = {SCHEMA}; COMMIT;")
-        if fleet is not None:
-            self.agree({"fleet": fleet})
+    def _make(self) -> None:
+        """Whole from the start: other processes may open it as soon as its name is there."""
+        draft = self.path.with_name(f".{FILE}.partial")
+        draft.unlink(missing_ok=True)
+        with self._told(), closing(sqlite3.connect(draft, isolation_level=None)) as db:
+            db.execute("PRAGMA journal_mode = WAL")
+            db.executescript(f"BEGIN; {_TABLES} PRAGMA user_version = {SCHEMA}; COMMIT;")
+        draft.replace(self.path)
+        sync_folder(self.path.parent)
+
+    def _check_schema(self) -> None:
+        number = self.rows("PRAGMA user_version")[0][0]
+        if number > SCHEMA:
+            raise StateError(
+                f"{self.path}: has version {number}, this tunefleet reads up to {SCHEMA}; "
+                "upgrade it, or give another --state"
+            )
+        if number != SCHEMA:
+            raise StateError(f"{self.path}: is not a coordinator's journal; give another --state")
 
     @contextmanager
     def _told(self) -> Iterator[None]:
