@@ -9,12 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from edge.join import join
+
 if TYPE_CHECKING:
     from msgspec import Struct
 
     from edge.training.alone import Run
 
 app = typer.Typer()
+app.command()(join)
 
 
 class Backend(StrEnum):

@@ -7,23 +7,17 @@ it was.
 """
 
 import asyncio
-import signal
-import time
-from pathlib import Path
 
-from edge.config import DeviceConfig, mqtt_settings
+from edge.config import DeviceConfig
 from edge.courier import Courier
-from edge.device import base_fingerprint, device_presence
 from edge.events import Event, Show
 from edge.inbox import Inbox
 from edge.learner import Learner
 from edge.session import Session
 from edge.spool import Spool
-from edge.state import DeviceState, Memory
-from edge.training.backends import resolve_backend
+from edge.state import DeviceState
 from edge.training.worker import Worker
 from edge.transport.base import Transport
-from edge.transport.mqtt import MqttTransport
 
 
 class Client:
@@ -104,35 +98,6 @@ class Client:
     async def _listen(self) -> None:
         async for message in self._session.transport.messages():
             self._session.inbox.receive(message)
-
-
-async def run_client(config: DeviceConfig, show: Show) -> None:
-    """A client over MQTT, until SIGTERM or SIGINT.
-
-    Raises:
-        BaseModelError, StateError, MissingExtra: This device is not as its configuration says.
-        TransportError: As `Client.run`, and whatever else that raises.
-    """
-    base = Path(config.base)
-    memory = Memory(
-        fleet=config.fleet,
-        device_id=config.device_id,
-        base=base_fingerprint(base, config.fingerprint),
-        coordinator_key=config.coordinator_key,
-    )
-    presence = device_presence(config.fleet, config.device_id, epoch=time.time_ns() // 1_000_000)
-    with DeviceState(Path(config.state), memory) as state:
-        client = Client(
-            config,
-            backend=resolve_backend(config.backend, base),
-            state=state,
-            transport=MqttTransport(mqtt_settings(config), presence),
-            worker=Worker(base, config.backend, config.precision),
-            show=show,
-        )
-        for number in (signal.SIGTERM, signal.SIGINT):
-            asyncio.get_running_loop().add_signal_handler(number, client.stop)
-        await client.run()
 
 
 async def _end(*tasks: asyncio.Task[object]) -> None:

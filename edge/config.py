@@ -4,17 +4,19 @@ import math
 import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
-from msgspec import Struct, structs
+from msgspec import Meta, Struct, structs
 
-from edge.device import is_id
 from edge.errors import ConfigError
+from edge.protocol.messages import Count, Id, Seconds, Sha256
 from edge.training.backends import BackendName
 from edge.training.backends.base import Precision
 from edge.training.dataset import DataSource
 from edge.transport.settings import MqttSettings, ProtocolName
+
+Positive = Annotated[int, Meta(ge=1)]
 
 
 class DeviceConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -46,22 +48,22 @@ class DeviceConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     """
 
     broker: str
-    fleet: str
+    fleet: Id
     base: str
     data: DataSource
-    device_id: str
+    device_id: Id
     state: str
-    fingerprint: str | None = None
+    fingerprint: Sha256 | None = None
     backend: BackendName = "auto"
     precision: Precision = "auto"
-    max_rank: int = 64
-    slowdown: float = 1.0
-    micro_batch_tokens: int = 0
-    checkpoint_every_s: float = 60.0
-    patience_s: float = 10.0
-    max_pending: int = 2
-    max_tasks: int = 0
-    coordinator_key: str | None = None
+    max_rank: Positive = 64
+    slowdown: Annotated[float, Meta(ge=1)] = 1.0
+    micro_batch_tokens: Count = 0
+    checkpoint_every_s: Seconds = 60.0
+    patience_s: Annotated[float, Meta(gt=0)] = 10.0
+    max_pending: Positive = 2
+    max_tasks: Count = 0
+    coordinator_key: Sha256 | None = None
     protocol: ProtocolName = "auto"
     waits_for_broker: bool = False
     tls_ca: str | None = None
@@ -85,13 +87,12 @@ def read_config(path: Path | None, overrides: Mapping[str, Any]) -> DeviceConfig
     settings |= given
     if data:
         settings["data"] = data
-    where = str(path) if path else "settings"
-    faults = list(_type_faults(settings))
+    faults = [*_type_faults(settings), *_path_faults(settings)]
     if not faults:
         config = msgspec.convert(settings, DeviceConfig)
-        faults = list(_value_faults(config))
+        faults = list(_broker_faults(config))
     if faults:
-        raise ConfigError(f"{where}: {'; '.join(faults)}")
+        raise ConfigError(f"{path or 'settings'}: {'; '.join(faults)}")
     return config
 
 
@@ -150,40 +151,20 @@ def _type_faults(settings: Mapping[str, Any]) -> Iterator[str]:
             yield f"{name}: {error}"
 
 
-def _value_faults(config: DeviceConfig) -> Iterator[str]:
-    for name in ("fleet", "device_id"):
-        value = getattr(config, name)
-        if not is_id(value):
-            yield f"{name} is {value!r}, expected 1 to 64 of a-z, 0-9 and -, no - at either end"
-    for name, least in (
-        ("max_rank", 1),
-        ("max_pending", 1),
-        ("micro_batch_tokens", 0),
-        ("max_tasks", 0),
-        ("slowdown", 1),
-        ("checkpoint_every_s", 0),
-    ):
-        if not getattr(config, name) >= least:
-            yield f"{name} is {getattr(config, name)}, expected at least {least}"
-    if not config.patience_s > 0:
-        yield f"patience_s is {config.patience_s}, expected more than 0"
-    if bool(config.tls_cert) != bool(config.tls_key):
+def _path_faults(settings: Mapping[str, Any]) -> Iterator[str]:
+    for name in ("base", "tls_ca", "tls_cert", "tls_key"):
+        value = settings.get(name)
+        if isinstance(value, str) and not Path(value).exists():
+            yield f"{name} is {value!r}, which does not exist"
+    path = _table(settings.get("data", {})).get("path")
+    if isinstance(path, str) and not Path(path).is_file():
+        yield f"data.path is {path!r}, which is not a file"
+    if bool(settings.get("tls_cert")) != bool(settings.get("tls_key")):
         yield "tls_cert and tls_key belong together; one is missing"
+
+
+def _broker_faults(config: DeviceConfig) -> Iterator[str]:
     try:
         mqtt_settings(config)
     except ConfigError as error:
         yield str(error)
-    yield from _absent_files(config)
-    for name in ("coordinator_key", "fingerprint"):
-        value = getattr(config, name)
-        if value is not None and (len(value) != 64 or set(value) - set("0123456789abcdef")):
-            yield f"{name} is {value!r}, expected 64 hex digits"
-
-
-def _absent_files(config: DeviceConfig) -> Iterator[str]:
-    for name in ("base", "tls_ca", "tls_cert", "tls_key"):
-        value = getattr(config, name)
-        if value is not None and not Path(value).exists():
-            yield f"{name} is {value!r}, which does not exist"
-    if not Path(config.data.path).is_file():
-        yield f"data.path is {config.data.path!r}, which is not a file"

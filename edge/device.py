@@ -1,7 +1,6 @@
 """What a device says about itself: presence, capability card, memory."""
 
 import os
-import re
 from pathlib import Path
 
 from converters.base import read_base
@@ -12,12 +11,6 @@ from edge.protocol.topics import Topics
 from edge.transport.base import Presence
 
 ENCODINGS: tuple[EncodingName, ...] = ("int4", "int8", "f16", "f32")
-_ID = re.compile(r"[a-z0-9]([a-z0-9-]{0,62}[a-z0-9])?")
-
-
-def is_id(name: str) -> bool:
-    """Whether `name` can stand as one level of a topic: fleets, devices, tiers."""
-    return _ID.fullmatch(name) is not None
 
 
 def device_presence(fleet: str, device_id: str, epoch: int) -> Presence:

@@ -1,17 +1,15 @@
 """The command `tunefleet join`: a device in a fleet, until it is told to stop."""
 
-import asyncio
+import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, NoReturn
 
 from typer import Option
 
-BackendChoice = Literal["auto", "toy", "torch", "mlx"]
-
 
 def join(
-    broker: Annotated[str | None, Option(help="mqtt://[user:password@]host[:port]; mqtts:// for TLS")] = None,
+    broker: Annotated[str | None, Option(help="mqtt://user:password@host:port, or mqtts://")] = None,
     fleet: Annotated[str | None, Option(help="the fleet's name")] = None,
     base: Annotated[str | None, Option(help="folder of the base model")] = None,
     data: Annotated[str | None, Option(help="JSONL to train on; it stays here")] = None,
@@ -19,15 +17,15 @@ def join(
     state: Annotated[str | None, Option(help="folder of this client alone")] = None,
     prompt_column: Annotated[str | None, Option(help="column of the prompts in --data")] = None,
     completion_column: Annotated[str | None, Option(help="column of the completions in --data")] = None,
-    backend: Annotated[BackendChoice | None, Option(help="what trains")] = None,
-    precision: Annotated[Literal["auto", "float32", "bfloat16"] | None, Option(help="of the model")] = None,
+    backend: Annotated[str | None, Option(help="what trains: auto, torch, mlx or toy")] = None,
+    precision: Annotated[str | None, Option(help="auto, float32 or bfloat16")] = None,
     rank: Annotated[int | None, Option(help="largest rank that this device trains")] = None,
     slowdown: Annotated[float | None, Option(help="plays a device this many times slower")] = None,
     max_tasks: Annotated[int | None, Option(help="ends after so many receipted tasks; 0 never")] = None,
     patience_s: Annotated[float | None, Option(help="seconds until a request is repeated")] = None,
     coordinator_key: Annotated[str | None, Option(help="instead of the first key seen")] = None,
     fingerprint: Annotated[str | None, Option(help="of what a quantised base was made from")] = None,
-    protocol: Annotated[Literal["auto", "5", "3.1.1"] | None, Option(help="version of MQTT")] = None,
+    protocol: Annotated[str | None, Option(help="version of MQTT: auto, 5 or 3.1.1")] = None,
     tls_ca: Annotated[str | None, Option(help="certificates to check the broker against, PEM")] = None,
     tls_cert: Annotated[str | None, Option(help="this device's certificate, PEM")] = None,
     tls_key: Annotated[str | None, Option(help="private key of --tls-cert, PEM")] = None,
@@ -37,6 +35,8 @@ def join(
     as_json: Annotated[bool, Option("--json", help="one JSON object a line")] = False,
 ) -> None:
     """Trains for a fleet with data that stays on this device."""
+    import msgspec
+
     from edge.config import config_table, read_config
 
     overrides: dict[str, Any] = {
@@ -66,11 +66,16 @@ def join(
 
         sys.stdout.write(tomli_w.dumps(config_table(settings)))
         return
-    from edge.client import run_client
-    from edge.events import shown
+    _become_client(msgspec.json.encode(settings), ["--json"] if as_json else [])
 
-    with shown(as_json) as show:
-        asyncio.run(run_client(settings, show))
+
+def _become_client(settings: bytes, flags: list[str]) -> NoReturn:
+    """Goes on as `edge.process`, under the same process id."""
+    read_end, write_end = os.pipe()
+    os.write(write_end, settings)  # far less than a pipe holds
+    os.close(write_end)
+    os.dup2(read_end, 0)
+    os.execv(sys.executable, [sys.executable, "-m", "edge.process", *flags])  # noqa: S606 - no shell wanted
 
 
 def _given(**values: str | None) -> dict[str, str]:

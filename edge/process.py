@@ -1,0 +1,68 @@
+"""The client as a process: settings come in on stdin, signals end it in order.
+
+`tunefleet join` becomes this process once its command line is read: a client waits for days, and without the
+command line's libraries it does so in 51 MB instead of 62.
+
+Run as: python -m edge.process [--json] < settings.json
+"""
+
+import asyncio
+import signal
+import sys
+import time
+from pathlib import Path
+
+import msgspec
+
+from converters.errors import TunefleetError
+from edge.client import Client
+from edge.config import DeviceConfig, mqtt_settings
+from edge.device import base_fingerprint, device_presence
+from edge.events import Show, shown
+from edge.state import DeviceState, Memory
+from edge.training.backends import resolve_backend
+from edge.training.worker import Worker
+from edge.transport.mqtt import MqttTransport
+
+
+async def run_client(config: DeviceConfig, show: Show) -> None:
+    """A client over MQTT, until SIGTERM or SIGINT.
+
+    Raises:
+        BaseModelError, StateError, MissingExtra: This device is not as its configuration says.
+        TransportError: As `Client.run`, and whatever else that raises.
+    """
+    base = Path(config.base)
+    memory = Memory(
+        fleet=config.fleet,
+        device_id=config.device_id,
+        base=base_fingerprint(base, config.fingerprint),
+        coordinator_key=config.coordinator_key,
+    )
+    presence = device_presence(config.fleet, config.device_id, epoch=time.time_ns() // 1_000_000)
+    with DeviceState(Path(config.state), memory) as state:
+        client = Client(
+            config,
+            backend=resolve_backend(config.backend, base),
+            state=state,
+            transport=MqttTransport(mqtt_settings(config), presence),
+            worker=Worker(base, config.backend, config.precision),
+            show=show,
+        )
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, client.stop)
+        await client.run()
+
+
+def main() -> None:
+    """Runs the client; an error that the user can mend is one line, and exit status 1."""
+    config = msgspec.json.decode(sys.stdin.buffer.read(), type=DeviceConfig)
+    try:
+        with shown(as_json="--json" in sys.argv) as show:
+            asyncio.run(run_client(config, show))
+    except TunefleetError as error:
+        sys.exit(f"tunefleet: {error}")
+
+
+if __name__ == "__main__":
+    main()
