@@ -1,0 +1,83 @@
+"""Tiny base models, made on the spot: one for the toy backend, one that transformers and mlx-lm both load."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from edge.training.backends.toy import make_toy_base
+
+DIM, LAYERS, HEADS, KV_HEADS, HIDDEN = 32, 2, 4, 2, 64
+CHAT = "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}"
+CHAT += "{% if add_generation_prompt %}<assistant>{% endif %}"
+
+
+@pytest.fixture(scope="session")
+def toy_base(tmp_path_factory) -> Path:
+    return make_toy_base(tmp_path_factory.mktemp("toy"), seed=0)
+
+
+@pytest.fixture(scope="session")
+def llama_base(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("llama")
+    vocab_size = _write_tokenizer(folder)
+    config = {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "vocab_size": vocab_size,
+        "hidden_size": DIM,
+        "intermediate_size": HIDDEN,
+        "num_hidden_layers": LAYERS,
+        "num_attention_heads": HEADS,
+        "num_key_value_heads": KV_HEADS,
+        "max_position_embeddings": 128,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 10000.0,
+        "hidden_act": "silu",
+        "tie_word_embeddings": False,
+        "bos_token_id": 0,
+        "eos_token_id": 1,
+        "torch_dtype": "float32",
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    save_file(_llama_weights(vocab_size), folder / "model.safetensors", {"format": "pt"})
+    return folder
+
+
+def _llama_weights(vocab_size: int) -> dict[str, np.ndarray]:
+    random = np.random.default_rng(0)
+    kv = DIM * KV_HEADS // HEADS
+    shapes = {"model.embed_tokens": (vocab_size, DIM), "lm_head": (vocab_size, DIM)}
+    for layer in range(LAYERS):
+        block = f"model.layers.{layer}."
+        shapes |= {f"{block}self_attn.{name}_proj": (DIM, DIM) for name in "qo"}
+        shapes |= {f"{block}self_attn.{name}_proj": (kv, DIM) for name in "kv"}
+        shapes |= {f"{block}mlp.{name}_proj": (HIDDEN, DIM) for name in ("gate", "up")}
+        shapes[f"{block}mlp.down_proj"] = (DIM, HIDDEN)
+    weights = {
+        f"{name}.weight": random.normal(0, shape[1] ** -0.5, shape).astype(np.float32)
+        for name, shape in shapes.items()
+    }
+    norms = [
+        f"model.layers.{layer}.{kind}_layernorm"
+        for layer in range(LAYERS)
+        for kind in ("input", "post_attention")
+    ]
+    return weights | {f"{name}.weight": np.ones(DIM, np.float32) for name in [*norms, "model.norm"]}
+
+
+def _write_tokenizer(folder: Path) -> int:
+    tokenizers = pytest.importorskip("tokenizers", reason="needs the torch or mlx extra")
+    alphabet = ["<s>", "</s>", *sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())]
+    tokenizer = tokenizers.Tokenizer(
+        tokenizers.models.BPE(vocab={token: n for n, token in enumerate(alphabet)}, merges=[])
+    )
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = tokenizers.decoders.ByteLevel()
+    tokenizer.add_special_tokens(["<s>", "</s>"])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", "eos_token": "</s>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps({**config, "chat_template": CHAT}))
+    return len(alphabet)
