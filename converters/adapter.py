@@ -46,10 +46,10 @@ class LoraAdapter:
     modules: Mapping[str, Factors]
 
     def __post_init__(self) -> None:
-        faults = [fault for name, factors in self.modules.items() for fault in _faults(name, factors)]
+        ordered = {name: _stored(self.modules[name]) for name in sorted(self.modules)}
+        faults = [fault for name, factors in ordered.items() for fault in _faults(name, factors)]
         if faults:
             raise AdapterError("adapter is malformed: " + "; ".join(faults))
-        ordered = {name: _stored(self.modules[name]) for name in sorted(self.modules)}
         object.__setattr__(self, "modules", MappingProxyType(ordered))
 
     def __iter__(self) -> Iterator[tuple[str, Factors]]:
@@ -120,6 +120,7 @@ def _faults(name: str, factors: Factors) -> Iterator[str]:
 
 
 def _stored(factors: Factors) -> Factors:
-    a = np.ascontiguousarray(factors.a, dtype=np.float32)
-    b = np.ascontiguousarray(factors.b, dtype=np.float32)
+    with np.errstate(over="ignore"):  # too large for float32 becomes infinite, which is a fault
+        a = np.ascontiguousarray(factors.a, dtype=np.float32)
+        b = np.ascontiguousarray(factors.b, dtype=np.float32)
     return Factors(a, b, float(factors.scale))

@@ -22,6 +22,7 @@ RUN_VALUES = 4096  # values of one sampled run; a run of bfloat16 is two pages o
 NUM_RUNS = 16
 _EMBEDDING = re.compile(r"(?:embed[^.]*|tok_embeddings|wte|wpe)\.weight$")
 _BLOCK = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.")
+_TRANSPOSED = ("gpt2", "openai-gpt")
 _NORM_EPS = ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_eps", "norm_epsilon")
 
 
@@ -57,7 +58,8 @@ class BaseModel:
         order of names, the name, the shape and the values as little-endian float32 are hashed; of one with
         more than 65,536 values 16 evenly spaced runs of 4,096, so that a large model takes seconds. (Single
         values in even strides were dropped: they touch every page of the file.) Rotary frequencies and a
-        tied head are left out: not every tool stores them.
+        tied head are left out: not every tool stores them. Where mlx-lm stacks or drops weights (mixtures of
+        experts, image towers), its folder is a model of its own.
 
         Raises:
             BaseModelError: The model is quantised, and its values are no longer the ones that were trained.
@@ -81,14 +83,19 @@ def read_base(path: Path | str) -> BaseModel:
     """Reads the headers of the model in folder `path`; its weights stay on disk.
 
     Raises:
-        BaseModelError: No such folder, no config.json, no weights, or weights that are damaged, truncated
-            or quantised by another tool than MLX.
+        BaseModelError: No such folder, no config.json, no weights, an architecture without linear layers, or
+            weights that are damaged, truncated or quantised by another tool than MLX.
     """
     folder = Path(path)
     if not folder.is_dir():
-        raise BaseModelError(f"{folder}: no such folder; expected a Hugging Face or MLX model folder")
+        what = "is a file" if folder.exists() else "no such folder"
+        raise BaseModelError(f"{folder}: {what}; expected a Hugging Face or MLX model folder")
     whole = _json(folder / "config.json")
     config = {**whole, **(whole.get("text_config") or {})}
+    if config.get("model_type") in _TRANSPOSED:
+        raise BaseModelError(
+            f"{folder}: {config['model_type']} has no linear layers, but transposed convolutions"
+        )
     weights = {
         name: file
         for shard in _shards(folder)

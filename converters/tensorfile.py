@@ -74,7 +74,8 @@ class TensorFile:
         raw: NDArray[Any] = np.frombuffer(self.buffer, _NUMPY[tensor.dtype], count, offset)
         if tensor.dtype == "BF16":  # the upper half of a float32
             return (raw.astype(np.uint32) << 16).view(np.float32)
-        return raw.astype(np.float32)
+        with np.errstate(over="ignore"):  # a float64 beyond float32 is infinite
+            return raw.astype(np.float32)
 
     def array(self, name: str) -> NDArray[np.float32]:
         """The whole tensor in its shape, as a writable float32 copy; `name` must be floating."""

@@ -14,6 +14,7 @@ def test_every_malformed_module_is_named_at_once() -> None:
         "ranks": Factors(one, one, 1.0),
         "nan": Factors(one * np.nan, one.T, 1.0),
         "scale": Factors(one, one.T[:, :1], np.inf),
+        "large": Factors(one * np.float64(1e300), one.T[:, :1], 1.0),
     }
     with pytest.raises(AdapterError) as raised:
         LoraAdapter(modules)

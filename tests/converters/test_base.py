@@ -185,9 +185,17 @@ def test_other_quantisations_are_refused(tmp_path: Path) -> None:
         read_base(write(tmp_path, config))
 
 
+def test_an_architecture_without_linear_layers_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BaseModelError, match="gpt2 has no linear layers"):
+        read_base(write(tmp_path, CONFIG | {"model_type": "gpt2"}))
+
+
 def test_whatever_is_missing_or_damaged_is_named(tmp_path: Path) -> None:
     with pytest.raises(BaseModelError, match="no such folder"):
         read_base(tmp_path / "nowhere")
+    (tmp_path / "model.gguf").touch()
+    with pytest.raises(BaseModelError, match=r"gguf: is a file"):
+        read_base(tmp_path / "model.gguf")
     with pytest.raises(BaseModelError, match=r"config\.json: cannot be read"):
         read_base(tmp_path)
     (tmp_path / "config.json").write_text("{")

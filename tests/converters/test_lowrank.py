@@ -14,7 +14,6 @@ from converters.lowrank import (
     adapter_norm,
     change,
     inner,
-    merge_adapters,
     norm,
     reproject,
     revive,
@@ -192,20 +191,6 @@ def test_an_untrained_adapter_is_revived_whole() -> None:
     old = random_factors(np.random.default_rng(0), 9, 2, 8)
     dead = Factors(np.zeros((2, 9), np.float32), np.zeros((8, 2), np.float32), 1.0)
     np.testing.assert_allclose(revive(dead, old).a, old.a)
-
-
-def test_adapters_with_different_modules_and_ranks_are_merged() -> None:
-    rng = np.random.default_rng(0)
-    x = LoraAdapter({"both": random_factors(rng, 9, 3, 8, 2.0), "left": random_factors(rng, 5, 1, 4)})
-    y = LoraAdapter({"both": random_factors(rng, 9, 2, 8), "right": random_factors(rng, 5, 2, 4)})
-    done: list[str] = []
-    kept, rest, lost = merge_adapters([(0.5, x), (2.0, y)], 2, 4.0, on_module=done.append)
-    assert done == list(kept.modules) == ["both", "left", "right"]
-    assert list(rest.modules) == ["both"]
-    assert lost == pytest.approx(0.0, abs=1e-5)
-    expected = 0.5 * dense(x.modules["both"]) + 2 * dense(y.modules["both"])
-    np.testing.assert_allclose(dense(kept.modules["both"]) + dense(rest.modules["both"]), expected, atol=1e-4)
-    np.testing.assert_allclose(dense(kept.modules["right"]), 2 * dense(y.modules["right"]), atol=1e-4)
 
 
 def test_of_adapters_only_shared_modules_have_an_inner_product() -> None:
