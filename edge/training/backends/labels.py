@@ -77,6 +77,24 @@ def flatten(batch: Batch) -> Batch:
     return flat._replace(segments=(example[None] + 1).astype(np.int32))
 
 
+def group_by_length(batch: Batch) -> list[Batch]:
+    """The same examples, one a row, in batches of like lengths: rows are at least 7/8 full."""
+    flat = flatten(batch)
+    lengths = np.bincount(flat.segments[0], minlength=1)[1:]
+    starts = np.cumsum(lengths) - lengths
+    groups: list[Batch] = []
+    longest_first = np.argsort(-lengths, kind="stable")
+    while longest_first.size:
+        width = lengths[longest_first[0]]
+        count = np.count_nonzero(lengths[longest_first] * 8 >= width * 7)
+        chosen, longest_first = longest_first[:count], longest_first[count:]
+        columns = np.arange(width)
+        is_used = columns < lengths[chosen, None]
+        place = np.where(is_used, starts[chosen, None] + columns, 0)
+        groups.append(Batch(*(np.where(is_used, field[0][place], 0).astype(field.dtype) for field in flat)))
+    return groups
+
+
 def check_fit(adapter: LoraAdapter, modules: Mapping[str, tuple[int, int]], base: str) -> None:
     """Compares an adapter with a base model's linear layers.
 
