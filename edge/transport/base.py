@@ -67,5 +67,10 @@ class Transport(Protocol):
         ...
 
     def messages(self) -> AsyncIterator[Message]:
-        """All messages of all subscriptions, in order of arrival; ends when the transport is left."""
+        """All messages of all subscriptions, in order of arrival; ends when the transport is left.
+
+        For one consumer. A message counts as received when the next one is asked for: one that was being
+        handled when the client was killed comes again. Few messages come ahead of that, so a consumer never
+        waits for a later message while it handles one.
+        """
         ...

@@ -195,7 +195,9 @@ class MemoryTransport:
         session = self._connected()
         while self._is_connected:
             while session.queue and self._is_connected:
-                yield session.queue.popleft()
+                yield session.queue[0]
+                if self._is_connected:  # else it comes again in the next session
+                    session.queue.popleft()
             session.news.clear()
             if not session.queue and self._is_connected:
                 await session.news.wait()

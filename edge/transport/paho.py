@@ -356,7 +356,15 @@ class Link:
             self._on_lost()
         text = f"broker {self._settings.place} closed the connection: {reason}"
         if not self._answer.done():
-            self._answer.set_exception(Unanswered(text))
+            hint = (
+                "does it ask for a client certificate"
+                if self._settings.is_encrypted
+                else "is this its TLS port"
+            )
+            place = self._settings.place
+            self._answer.set_exception(
+                Unanswered(f"broker {place} closed the connection without an answer; {hint}?")
+            )
             self._answer.exception()  # seen, even when nobody waits for it
         for future in self._pending.values():
             if not future.done():
