@@ -191,7 +191,7 @@ def _split(example: Example, seq_tokens: int) -> list[Example]:
 def _truncate(example: Example, seq_tokens: int) -> Example:
     excess = len(example.tokens) - (seq_tokens + 1)
     first_label = int(np.argmax(example.labels))
-    cut = min(excess, first_label - 1)  # what stands just before the first label stays, to predict it from
+    cut = min(excess, first_label - 1)  # the first token stays, bos where there is one
     keep = np.ones(len(example.tokens), np.bool_)
     keep[1 : cut + 1] = False
     return _part(example, np.flatnonzero(keep)[: seq_tokens + 1])

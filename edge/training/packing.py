@@ -76,7 +76,7 @@ def pack_epoch(
     batches: list[Rows] = []
     rest: Rows = []
     for window in windows:
-        rows = rest + _pack_window(window, lengths, seq_tokens)
+        rows = rest + _pack_window(window, lengths, seq_tokens, batch_tokens)
         rows = [rows[index] for index in random.permutation(len(rows))]
         full, rest = _group_rows(rows, lengths, seq_tokens, batch_tokens)
         batches += full
@@ -124,15 +124,20 @@ def split_batch(batch: Batch, micro_batch_tokens: int) -> list[Batch]:
     ]
 
 
-def _pack_window(window: NDArray[np.int64], lengths: NDArray[np.int64], seq_tokens: int) -> Rows:
-    # Rows as wide as the longest example have the cheapest attention; wider ones are filled better.
+def _pack_window(
+    window: NDArray[np.int64], lengths: NDArray[np.int64], seq_tokens: int, batch_tokens: int
+) -> Rows:
+    # Rows just wide enough for the longest example have the cheapest attention; wider ones are filled better.
+    # Of either, a whole number makes up a batch.
     total = int(lengths[window].sum())
-    room = _width(int(lengths[window].max(initial=1)), seq_tokens)
+    longest = _width(int(lengths[window].max(initial=1)), seq_tokens)
+    num_rows = batch_tokens // longest
     while True:
+        room = min(max(batch_tokens // num_rows // WIDTH_STEP * WIDTH_STEP, longest), seq_tokens)
         rows = _best_fit(window, lengths, room)
-        if room >= seq_tokens or total >= FULL_ENOUGH * room * len(rows):
+        if num_rows == 1 or room == seq_tokens or total >= FULL_ENOUGH * room * len(rows):
             return rows
-        room = min(2 * room, seq_tokens)
+        num_rows //= 2
 
 
 def _best_fit(window: NDArray[np.int64], lengths: NDArray[np.int64], room: int) -> Rows:

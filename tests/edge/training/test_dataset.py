@@ -1,0 +1,158 @@
+import json
+
+import pytest
+
+from edge.errors import DataError
+from edge.training.backends.toy import BOS, EOS, ByteTokenizer
+from edge.training.dataset import DataSource, encode_prompt, load_dataset
+
+TOKENIZER = ByteTokenizer()
+
+
+@pytest.fixture
+def read(tmp_path):
+    def read(*rows, seq_tokens=64, **settings):
+        path = tmp_path / "data.jsonl"
+        lines = [row if isinstance(row, bytes) else json.dumps(row).encode() for row in rows]
+        path.write_bytes(b"\n".join(lines))
+        return load_dataset(DataSource(path=str(path), **settings), TOKENIZER, seq_tokens=seq_tokens)
+
+    return read
+
+
+def labelled(example) -> str:
+    return TOKENIZER.decode(example.tokens[example.labels].tolist())
+
+
+def test_all_of_a_text_is_trained_on(read):
+    (example,) = read({"text": "abc"}).examples
+    assert example.tokens.tolist() == [BOS, *b"abc", EOS]
+    assert example.labels.tolist() == [False, True, True, True, True]
+
+
+def test_of_prompt_and_completion_only_the_completion_is_trained_on(read):
+    (example,) = read({"prompt": "ab", "completion": "c"}).examples
+    assert example.tokens.tolist() == [BOS, *b"abc", EOS]  # joined as they stand
+    assert example.labels.tolist() == [False, False, False, True, True]
+
+
+def test_prompts_are_trained_on_when_asked(read):
+    (example,) = read({"prompt": "ab", "completion": "c"}, train_on_prompt=True).examples
+    assert example.labels.tolist() == [False, True, True, True, True]
+
+
+def test_columns_can_be_named(read):
+    row = {"question": "ab", "answer": "c", "text": "ignored"}
+    (example,) = read(row, prompt_column="question", completion_column="answer").examples
+    assert example.tokens.tolist() == [BOS, *b"abc", EOS]
+
+
+def test_only_assistant_turns_are_trained_on(read):
+    turns = [("system", "s"), ("user", "u"), ("assistant", "yes"), ("user", "v"), ("assistant", "no")]
+    (example,) = read({"messages": [{"role": role, "content": text} for role, text in turns]}).examples
+    whole = "<system>s\n<user>u\n<assistant>yes\n<user>v\n<assistant>no\n"
+    assert example.tokens.tolist() == [BOS, *whole.encode(), EOS]
+    assert labelled(example) == "yes\nno\n"
+
+
+def test_turns_after_the_last_assistant_are_left_out(read):
+    turns = [("user", "u"), ("assistant", "yes"), ("user", "never answered")]
+    (example,) = read({"messages": [{"role": role, "content": text} for role, text in turns]}).examples
+    assert "never" not in TOKENIZER.decode(example.tokens.tolist())
+
+
+def test_every_bad_line_is_named_with_its_reason(read):
+    with pytest.raises(DataError) as caught:
+        read(
+            {"prompt": "a", "completion": "b"},
+            b'{"prompt": "a"',
+            [1],
+            {"prompt": "a", "completion": 3},
+            {"instruction": "a", "response": "b"},
+            {"prompt": "a", "completion": ""},
+        )
+    message = str(caught.value)
+    assert "data.jsonl: 5 of 6 lines cannot be used" in message
+    assert "line 2: not JSON" in message
+    assert "line 3: holds list, expected an object" in message
+    assert "line 4: completion is int, expected a string" in message
+    assert "line 5: lacks prompt and completion (has instruction, response)" in message
+    assert "line 6: has no text to train on: the completion is empty" in message
+
+
+def test_a_long_list_of_bad_lines_is_cut_and_counted(read):
+    with pytest.raises(DataError) as caught:
+        read(*[b"{"] * 40)
+    message = str(caught.value)
+    assert message.count("not JSON") == 5
+    assert "also lines 6, 7," in message
+    assert "and 15 more" in message
+
+
+def test_bytes_that_are_not_utf_8_are_a_bad_line(read):
+    with pytest.raises(DataError, match="line 2: not "):
+        read({"text": "good"}, b'{"text": "\xff\xfe"}')
+
+
+@pytest.mark.parametrize(
+    ("messages", "reason"),
+    [
+        ([], "no assistant turn"),
+        ([{"role": "user", "content": "hi"}], "no assistant turn"),
+        ([{"role": "assistant"}], "role and content"),
+        ("hi", "role and content"),
+        ([{"role": "assistant", "content": [{"type": "text"}]}], "content is list, expected a string"),
+    ],
+)
+def test_messages_that_cannot_be_trained_on_say_why(read, messages, reason):
+    with pytest.raises(DataError, match=reason):
+        read({"messages": messages})
+
+
+def test_an_empty_file_is_an_error(read):
+    with pytest.raises(DataError, match="holds no examples"):
+        read(b"", b"  ")
+
+
+def test_a_missing_file_is_an_error():
+    with pytest.raises(DataError, match=r"nowhere\.jsonl: cannot be read"):
+        load_dataset(DataSource(path="nowhere.jsonl"), TOKENIZER, seq_tokens=8)
+
+
+def test_blank_lines_and_a_byte_order_mark_do_no_harm(read):
+    dataset = read(b'\xef\xbb\xbf{"text": "a"}', b"", b'{"text": "b"}')
+    assert [labelled(example) for example in dataset.examples] == ["a", "b"]
+
+
+def test_a_long_text_becomes_several_examples_and_loses_nothing(read):
+    text = "abcdefghijklmnopqrstuvwxyz"
+    dataset = read({"text": text}, seq_tokens=8)
+    assert [len(example.tokens) for example in dataset.examples] == [9, 9, 9, 4]
+    assert "".join(labelled(example) for example in dataset.examples) == text
+    assert dataset.num_truncated == 0
+
+
+def test_a_long_prompt_loses_its_beginning_and_is_counted(read):
+    dataset = read({"prompt": "0123456789", "completion": "ab"}, seq_tokens=7)
+    assert dataset.examples[0].tokens.tolist() == [BOS, *b"6789ab", EOS]
+    assert labelled(dataset.examples[0]) == "ab"
+    assert dataset.num_truncated == 1
+
+
+def test_a_long_completion_loses_its_end_and_teaches_no_false_end(read):
+    dataset = read({"prompt": "0123456789", "completion": "abcdefgh"}, seq_tokens=5)
+    assert dataset.examples[0].tokens.tolist() == [BOS, *b"abcde"]
+    assert dataset.num_truncated == 1
+
+
+def test_other_examples_or_labels_give_another_digest(read):
+    row = {"prompt": "a", "completion": "b"}
+    digests = {read(row).digest, read(row, row).digest, read(row, train_on_prompt=True).digest}
+    assert len(digests) == 3
+    assert read(row).digest in digests
+
+
+def test_a_prompt_to_generate_from_is_made_as_in_training(read):
+    (example,) = read({"prompt": "ab", "completion": "c"}).examples
+    prompt = encode_prompt(TOKENIZER, "ab")
+    assert prompt == example.tokens[: len(prompt)].tolist()
