@@ -27,7 +27,10 @@ def detect_format(path: Path) -> Literal["canonical", "peft", "mlx"]:
     try:
         config = msgspec.json.decode((path / _CONFIG).read_bytes(), type=dict[str, msgspec.Raw])
     except OSError as cause:
-        raise AdapterError(f"{path}: holds no {_CONFIG}; expected an adapter of PEFT or mlx-lm") from cause
+        what = f"holds no {_CONFIG}" if path.exists() else "no such file or folder"
+        raise AdapterError(
+            f"{path}: {what}; expected an adapter of PEFT or mlx-lm, or tunefleet's file"
+        ) from cause
     except (msgspec.MsgspecError, UnicodeDecodeError) as cause:
         raise AdapterError(f"{path / _CONFIG}: is not JSON: {cause}") from cause
     if "peft_type" in config:

@@ -92,6 +92,11 @@ def test_what_is_no_adapter_is_named(tmp_path: Path, config: str | None, reason:
         detect_format(tmp_path)
 
 
+def test_a_source_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(AdapterError, match="no such file or folder"):
+        convert(tmp_path / "nowhere", tmp_path / "new", "--to", "mlx")
+
+
 def test_saving_by_name_is_what_the_coordinator_exports_with(tmp_path: Path) -> None:
     for form in ("peft", "mlx"):
         save_as(form, ADAPTER, tmp_path / form)

@@ -14,6 +14,7 @@ import pytest
 
 from converters.adapter import LoraAdapter, initial_adapter
 from converters.base import match_targets, read_base
+from converters.errors import UnsupportedAdapter
 from converters.mlx import load_mlx, save_mlx
 from converters.peft import load_peft, save_peft
 
@@ -157,6 +158,23 @@ def test_an_adapter_of_peft_comes_back_over_mlx_in_the_same_bytes(
     weights = "adapter_model.safetensors"
     assert (tmp_path / "back" / weights).read_bytes() == (source / weights).read_bytes()
     np.testing.assert_array_equal(torch_logits(tiny, tmp_path / "back"), torch_logits(tiny, source))
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"use_dora": True}, "DoRA.*lora_magnitude_vector"),
+        ({"modules_to_save": ["lm_head"]}, r"modules_to_save.*lm_head\.weight"),
+        ({"trainable_token_indices": [1]}, "trained tokens.*trainable_tokens_delta"),
+        ({"init_lora_weights": "pissa"}, "pissa"),
+    ],
+)
+def test_what_peft_saves_beyond_lora_is_refused(
+    tiny: Path, tmp_path: Path, settings: dict[str, Any], reason: str
+) -> None:
+    source = save_with_peft(tiny, tmp_path / "peft", r=4, target_modules=["q_proj"], **settings)
+    with pytest.raises(UnsupportedAdapter, match=reason):
+        load_peft(source, read_base(tiny).modules)
 
 
 @pytest.mark.parametrize(
