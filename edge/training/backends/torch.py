@@ -404,22 +404,29 @@ def attend_by_example(
     unknown = [
         name for name in ("softcap", "s_aux", "sinks", "position_bias") if options.get(name) is not None
     ]
-    if unknown or (sliding_window and max(example_lengths) > sliding_window):
-        raise NotImplementedError(f"attention with {unknown}")
+    if unknown:
+        raise NotImplementedError(f"attention with {', '.join(unknown)}")
     groups = query.shape[1] // key.shape[1]
     factor = query.shape[-1] ** -0.5 if scaling is None else scaling
     parts = [p.split(example_lengths, 2) for p in (query, repeat_kv(key, groups), repeat_kv(value, groups))]
-    outputs = [_attend(q, k, v, factor).transpose(1, 2) for q, k, v in zip(*parts, strict=True)]
+    outputs = [
+        _attend(q, k, v, factor, sliding_window).transpose(1, 2) for q, k, v in zip(*parts, strict=True)
+    ]
     return torch.cat(outputs, 1), None
 
 
-def _attend(query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
+def _attend(query: Tensor, key: Tensor, value: Tensor, scaling: float, window: int | None) -> Tensor:
     length = query.shape[2]
-    if query.dtype == torch.float32 or length > PRODUCT_TOKENS:
+    is_whole = window is None or length <= window
+    is_product = query.dtype == torch.bfloat16 and length <= PRODUCT_TOKENS
+    if is_whole and not is_product:
         return F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling)
+    hidden = torch.full((length, length), -torch.inf, dtype=query.dtype)
+    mask = hidden.triu(1) if is_whole else hidden.triu(1) + hidden.tril(-cast(int, window))
+    if not is_product:
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scaling)
     # Plain products are twice as fast in bfloat16, while the scores are small enough to be kept.
-    later = torch.full((length, length), -torch.inf, dtype=query.dtype).triu(1)
-    scores = torch.baddbmm(later, query[0], key[0].transpose(1, 2), alpha=scaling)
+    scores = torch.baddbmm(mask, query[0], key[0].transpose(1, 2), alpha=scaling)
     return (torch.softmax(scores, -1) @ value[0])[None]
 
 

@@ -1,0 +1,135 @@
+"""The MLX backend over full and packed bases, and both ways of laying out a batch."""
+
+import shutil
+
+import numpy as np
+import pytest
+
+pytest.importorskip("mlx_lm", reason="needs the mlx extra")
+
+from edge.training.backends import mlx as backend  # noqa: I001 - loads OpenBLAS before MLX
+
+import mlx.core as mx
+import mlx_lm
+
+from converters.adapter import Factors, LoraAdapter
+from converters.base import match_targets, read_base
+from converters.errors import BaseModelError
+from edge.errors import OutOfMemory
+from edge.training.packing import Example, build_batch
+
+pytestmark = pytest.mark.mlx
+LENGTHS = (9, 5, 14, 3, 7)
+
+
+@pytest.fixture(scope="module")
+def model(llama_base):
+    return backend.load(llama_base, precision="float32")
+
+
+@pytest.fixture(scope="module")
+def packed():
+    random = np.random.default_rng(0)
+    examples = [
+        Example(random.integers(2, 250, length).astype(np.int32), np.arange(length) >= length // 2)
+        for length in LENGTHS
+    ]
+    return build_batch(examples, [[0, 1, 2], [3, 4]], seq_tokens=32)
+
+
+def adapter_for(model):
+    random = np.random.default_rng(1)
+    modules = match_targets(model.card.modules, ["q_proj", "v_proj"])
+    return LoraAdapter(
+        {
+            name: Factors(
+                random.normal(0, num_in**-0.5, (4, num_in)).astype(np.float32),
+                random.normal(0, 0.1, (num_out, 4)).astype(np.float32),
+                1.5,
+            )
+            for name, (num_in, num_out) in modules.items()
+        }
+    )
+
+
+def train(model, batch, *, num_steps=10, lr=0.01):
+    model.set_adapter(adapter_for(model))
+    model.begin(weight_decay=0.01, clip_norm=1.0)
+    return [model.step([batch], lr) for _ in range(num_steps)]
+
+
+def test_packed_rows_and_rows_of_one_example_give_the_same_losses(model, packed, monkeypatch):
+    apart = train(model, packed)
+    score = model.score(packed)
+    assert model._packs_exactly()
+    monkeypatch.setattr(model, "is_packing", True)
+    assert train(model, packed) == pytest.approx(apart, abs=1e-4)
+    assert model.score(packed).loss_sum == pytest.approx(score.loss_sum, rel=1e-4)
+
+
+def test_shapes_filled_up_for_compiling_give_the_same_losses(model, packed, monkeypatch):
+    exact = train(model, packed)
+    monkeypatch.setattr(model, "is_compiling", True)
+    assert train(model, packed) == pytest.approx(exact, abs=1e-5)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="MLX compiles for the processor with g++")
+def test_a_compiled_step_is_the_same_step(model, packed):
+    plain = train(model, packed, num_steps=3)
+    mx.enable_compile()
+    try:
+        assert train(model, packed, num_steps=3) == pytest.approx(plain, abs=1e-5)
+    finally:
+        mx.disable_compile()
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_a_packed_base_trains(llama_base, model, packed, tmp_path, bits):
+    folder = tmp_path / "packed"
+    mlx_lm.convert(str(llama_base), str(folder), quantize=True, q_bits=bits, q_group_size=32)
+    small = backend.load(folder, precision="float32")
+    assert small.card.modules == model.card.modules
+    assert small.card.num_parameters == model.card.num_parameters
+    losses = train(small, packed, lr=0.02)
+    assert losses[-1] < 0.9 * losses[0]
+    assert losses[0] == pytest.approx(train(model, packed, num_steps=1)[0], abs={4: 0.5, 8: 0.05}[bits])
+
+
+def test_the_modules_are_those_of_the_weights_on_disk(llama_base, model):
+    expected = read_base(llama_base).modules
+    assert dict(model.card.modules) == {name: shape for name, shape in expected.items() if name != "lm_head"}
+
+
+def test_clipping_bounds_the_gradient_for_adamws_moments(model, packed):
+    model.set_adapter(adapter_for(model))
+    model.begin(weight_decay=0.0, clip_norm=0.01)
+    model.step([packed], 0.0)
+    first = model.snapshot()["first"]  # a tenth of the gradient after one step
+    assert np.linalg.norm(first) == pytest.approx(0.001, rel=1e-4)
+
+
+def test_bfloat16_follows_float32(llama_base, model, packed):
+    small = backend.load(llama_base, precision="bfloat16")
+    assert train(small, packed) == pytest.approx(train(model, packed), rel=0.03)
+
+
+def test_memory_that_cannot_be_had_is_its_own_error():
+    # As Metal says it; on a processor MLX does not look, and the process ends.
+    with pytest.raises(OutOfMemory, match="backend mlx"), backend._mapped_errors():
+        raise RuntimeError(
+            "[metal::malloc] Attempting to allocate 68719476736 bytes which is greater than ..."
+        )
+    with pytest.raises(ValueError, match="broadcast"), backend._mapped_errors():
+        mx.zeros((2,)) + mx.zeros((3,))
+
+
+def test_a_folder_that_is_no_model_is_refused_in_one_line(tmp_path):
+    with pytest.raises(BaseModelError, match="mlx-lm cannot load it") as caught:
+        backend.load(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("count", [0, 1, 16, 17, 100, 1000, 2049])
+def test_label_counts_are_rounded_up_to_few_sizes(count):
+    rounded = backend._round_up(count)
+    assert max(count, 1) <= rounded <= max(32, count * 1.25)
