@@ -1,6 +1,7 @@
 """`tunefleet demo`: the whole kit on this machine, in under three minutes."""
 
 import asyncio
+import logging
 import shutil
 import signal
 import sys
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from coordinator.demo.result import DemoResult
 
 MARK = ".tunefleet-demo"  # a folder that bears it may be replaced by another run
+PLAIN_WIDTH = 130  # of the table, where the output is no terminal
 Folder = Annotated[Path, typer.Option("--out", help="Folder for data, logs, plot, page and adapters.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
@@ -33,7 +35,11 @@ def demo(out: Folder = Path("tunefleet-demo"), json: Json = False) -> None:
 
     plan = make_plan()
     console = Console(stderr=json)
+    if not console.is_terminal:
+        console.width = PLAIN_WIDTH
     folder = _fresh(out)
+    # What the broker grumbles when a device leaves is for the curious.
+    logging.basicConfig(filename=folder / "broker.log", level=logging.WARNING)
     with Screen(console) as screen:
         result = _interruptible(run_demo(folder, plan, screen))
     save_result(result, folder / "result.json")

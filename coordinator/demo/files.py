@@ -74,7 +74,6 @@ def _coordinator(paths: Paths, plan: DemoPlan) -> dict[str, Any]:
         "targets": list(TARGETS),
         "seed": plan.seed,
         "buffer_size": plan.buffer_size,
-        "max_versions": plan.max_versions,
         "eval_data": str(paths.data(CALIBRATION)),
         "recipe": {
             "steps": plan.steps,

@@ -78,7 +78,7 @@ async def run_fleet(children: Children, paths: Paths, plan: DemoPlan, screen: Sc
         ChildFailed: A process ended that should not have.
         CoordinatorError: No version was made.
     """
-    screen.stage("A broker, a coordinator and four devices", total=plan.max_versions)
+    screen.stage("A broker, a coordinator and four devices", total=plan.num_versions)
     devices = [member.home.device_id for member in plan.members]
     async with EmbeddedBroker() as broker:
         write_configs(paths, plan, broker.url)
@@ -96,18 +96,21 @@ async def run_fleet(children: Children, paths: Paths, plan: DemoPlan, screen: Sc
 async def _watch(
     children: Children, devices: Sequence[str], paths: Paths, plan: DemoPlan, screen: Screen
 ) -> None:
-    """Shows each version as it is made, until the coordinator has ended or the time is over."""
+    """Shows each version as it is made, until all are there and every device has its share, or time is up."""
     deadline = time.monotonic() + plan.fleet_seconds
     seen = 0
-    while not children.has_ended(COORDINATOR) and time.monotonic() < deadline:
+    while time.monotonic() < deadline:
         await asyncio.sleep(POLL_S)
-        children.check(COORDINATOR)
-        children.check(*devices, may_end=False)
-        versions = read_record(paths.state).versions if (paths.state / FILE).is_file() else []
-        if len(versions) > seen:
-            seen = len(versions)
-            screen.advance(versions[-1].version, _describe(versions))
-    children.check(COORDINATOR)
+        children.check(COORDINATOR, *devices)
+        if not (paths.state / FILE).is_file():
+            continue
+        record = read_record(paths.state)
+        if len(record.versions) > seen:
+            seen = len(record.versions)
+            screen.advance(record.versions[-1].version, _describe(record.versions))
+        is_shared = all(len(record.own(name)) >= plan.min_updates for name in devices)
+        if seen > plan.num_versions and is_shared:
+            return
 
 
 def _describe(versions: Sequence[Version]) -> str:

@@ -119,6 +119,12 @@ def save_examples(examples: Iterable[Example], path: Path) -> None:
     path.write_bytes(b"".join(msgspec.json.encode(example._asdict()) + b"\n" for example in examples))
 
 
+def load_examples(path: Path) -> list[Example]:
+    """Reads what `save_examples` wrote."""
+    rows = msgspec.json.Decoder(dict[str, str]).decode_lines(path.read_bytes())
+    return [Example(**row) for row in rows]
+
+
 def _say(rooms: Household, appliances: Household, phrasings: Household, rng: random.Random) -> Example:
     words = {
         "room": rng.choice(rooms.rooms),

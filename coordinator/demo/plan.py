@@ -34,13 +34,14 @@ class DemoPlan(NamedTuple):
 
     members: tuple[Member, ...]
     notes: tuple[str, ...]  # what is other than planned on this machine
-    max_versions: int = 20
-    fleet_seconds: float = 75.0  # the fleet stops here if the versions are not made yet
+    num_versions: int = 30  # the fleet stops when they are made and every device has its share,
+    min_updates: int = 3  # at least so many updates,
+    fleet_seconds: float = 80.0  # or when this time is over
     buffer_size: int = 3  # updates that make a version: it never waits for the slowest
     steps: int = 5  # optimizer steps of one task
-    lr: float = 5e-3
+    lr: float = 3e-3
     seq_tokens: int = 128
-    batch_tokens: int = 1024
+    batch_tokens: int = 512
     num_own: int = 400  # sentences of each device
     num_held_out: int = 240
     num_calibration: int = 48  # sentences that every version is scored on, apart from those of the end
@@ -65,8 +66,8 @@ def make_plan() -> DemoPlan:
     members = (
         Member(FLAT, "torch", 1.0),
         Member(FARM, "mlx", 1.0),
-        Member(WORKSHOP, "torch", 2.0),
-        Member(BOAT, "mlx", 3.0),
+        Member(WORKSHOP, "torch", 3.0),
+        Member(BOAT, "mlx", 2.0),
     )
     if find_spec("mlx_lm"):
         return DemoPlan(members, ())

@@ -11,13 +11,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 
-from coordinator.demo.files import Paths, write_data
+from coordinator.demo.files import HELD_OUT, MODEL, Paths, write_data
 from coordinator.demo.fleet import FleetRecord, run_fleet
+from coordinator.demo.household import load_examples
 from coordinator.demo.plan import DemoPlan, Member
 from coordinator.demo.processes import Children
-from coordinator.demo.result import DemoResult, DeviceResult, Score
+from coordinator.demo.result import DemoResult, DeviceResult, Sample, Score
 from coordinator.demo.scores import Scoring
 from coordinator.demo.screen import Screen
+
+NUM_SAMPLES = 8  # of the held-out sentences, shown with their answers
 
 
 async def run_demo(folder: Path, plan: DemoPlan, screen: Screen) -> DemoResult:
@@ -33,28 +36,44 @@ async def run_demo(folder: Path, plan: DemoPlan, screen: Screen) -> DemoResult:
     async with Children(paths.logs, plan.threads) as children:
         record = await run_fleet(children, paths, plan, screen)
         for form in ("peft", "mlx"):
-            where = ["--state", str(paths.state), "--to", form, "--out", str(paths.adapter(form))]
-            await children.run(f"export-{form}", ["export", *where])
+            where = ["--state", str(paths.state), "--base", str(MODEL), "--out", str(paths.adapter(form))]
+            await children.run(f"export-{form}", ["export", "--to", form, *where])
         scoring = Scoring(children, paths, plan, screen, os.cpu_count() or 1)
-        screen.stage("Each device alone; then the scores", total=2 * len(plan.members) + 2)
+        screen.stage("Each device alone; then the scores", total=2 * len(plan.members) + 4)
         alone = asyncio.gather(
             *(scoring.alone(member, record.num_steps(member.home.device_id)) for member in plan.members)
         )
-        base, fleet = await asyncio.gather(
-            scoring.score("base", None), scoring.score("fleet", paths.adapter("peft"))
+        asked = load_examples(paths.data(HELD_OUT))[:NUM_SAMPLES]
+        prompts = [example.prompt for example in asked]
+        base, fleet, answers_base, answers_fleet = await asyncio.gather(
+            scoring.score("base", None),
+            scoring.score("fleet", paths.adapter("peft")),
+            scoring.answers("base", prompts, None),
+            scoring.answers("fleet", prompts, paths.adapter("peft")),
         )
         devices = _device_results(plan.members, record, await alone)
     return DemoResult(
         devices=devices,
         versions=record.version_points(),
         updates=record.update_points(),
-        samples=[],
+        samples=[
+            Sample(prompt=example.prompt, expected=example.completion, base=before, fleet=after)
+            for example, before, after in zip(asked, answers_base, answers_fleet, strict=True)
+        ],
         num_held_out=plan.num_held_out,
         base=base,
         fleet=fleet,
         seconds=time.monotonic() - start,
-        notes=list(plan.notes),
+        notes=[*plan.notes, *_late(devices)],
     )
+
+
+def _late(devices: Sequence[DeviceResult]) -> list[str]:
+    return [
+        f"{device.device_id} delivered no update in time: this machine was too busy."
+        for device in devices
+        if not device.updates
+    ]
 
 
 def _device_results(

@@ -16,6 +16,8 @@ from coordinator.demo.processes import Children
 from coordinator.demo.result import Score
 from coordinator.demo.screen import Screen
 
+MAX_ANSWER_TOKENS = 24
+
 
 class Scoring:
     """The commands that train and score, as many at a time as there are cores.
@@ -37,12 +39,17 @@ class Scoring:
     async def score(self, name: str, adapter: Path | None) -> Score:
         """The held-out sentences with an adapter, or with the base alone."""
         arguments = ["eval", "--base", str(MODEL), "--data", str(self._paths.data(HELD_OUT)), "--json"]
-        report = await self._run(f"score-{name}", [*arguments, *_given("--adapter", adapter)])
-        self._screen.step(f"{name}: {report['exact']:.1%} of unseen sentences right")
-        return Score(exact=report["exact"], loss=report["loss"])
+        (report,) = await self._run(f"score-{name}", [*arguments, *_given("--adapter", adapter)])
+        self._screen.step(f"{name}: {report['exact_match']:.1%} of unseen sentences right")
+        return Score(exact=report["exact_match"], loss=report["loss"])
 
     async def alone(self, member: Member, steps: int) -> Score:
-        """A device by itself: `steps` optimizer steps on its own data, then the held-out sentences."""
+        """A device by itself: `steps` optimizer steps on its own data, then the held-out sentences.
+
+        One that took no step in the fleet takes none alone: it is scored as it began.
+        """
+        if not steps:
+            return await self.score(f"{member.home.device_id}-alone", None)
         name, plan, out = member.home.device_id, self._plan, self._paths.alone(member.home.device_id)
         recipe = {
             "rank": RANK,
@@ -60,10 +67,18 @@ class Scoring:
         self._screen.step(f"{name}: trained alone, {steps} steps")
         return await self.score(f"{name}-alone", out)
 
-    async def _run(self, name: str, arguments: Sequence[str]) -> dict[str, Any]:
+    async def answers(self, name: str, prompts: Sequence[str], adapter: Path | None) -> list[str]:
+        """What is answered to `prompts`."""
+        options = ["--json", "--max-tokens", str(MAX_ANSWER_TOKENS), *_given("--adapter", adapter)]
+        reports = await self._run(f"answers-{name}", ["generate", "--base", str(MODEL), *options, *prompts])
+        self._screen.step(f"{name}: answered {len(prompts)} sentences")
+        return [report["completion"] for report in reports]
+
+    async def _run(self, name: str, arguments: Sequence[str]) -> list[dict[str, Any]]:
+        """The reports that a command prints, one JSON object a line."""
         async with self._slots:
             printed = await self._children.run(name, arguments)
-        return msgspec.json.decode(printed, type=dict[str, Any])
+        return msgspec.json.Decoder(dict[str, Any]).decode_lines(printed)
 
 
 def _given(option: str, value: Path | None) -> list[str]:

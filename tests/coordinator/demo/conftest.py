@@ -1,11 +1,11 @@
-"""A small result of a run, as the demo records one."""
+import pytest
 
 from coordinator.demo.result import DemoResult, DeviceResult, Sample, Score, UpdatePoint, VersionPoint
 
 NAMES = ("flat", "farm", "workshop", "boat")
 
 
-def recorded(fleet_exact: float = 0.75) -> DemoResult:
+def result_of(fleet_exact: float) -> DemoResult:
     devices = [
         DeviceResult(
             device_id=name,
@@ -39,3 +39,15 @@ def recorded(fleet_exact: float = 0.75) -> DemoResult:
         seconds=123.4,
         notes=["MLX is not installed: its devices train with torch"],
     )
+
+
+@pytest.fixture
+def recorded():
+    """A small result of a run in which the fleet answers 75 %."""
+    return result_of(0.75)
+
+
+@pytest.fixture
+def recorded_with():
+    """The same, for other shares of the fleet."""
+    return result_of
