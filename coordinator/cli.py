@@ -8,11 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from coordinator.demo.command import demo
+
 if TYPE_CHECKING:
     from coordinator.journal import Journal
     from coordinator.versions import VersionStore
 
 app = typer.Typer()
+app.command()(demo)
 
 State = Annotated[Path, typer.Option(help="The coordinator's state folder.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the report as JSON.")]
@@ -60,9 +63,7 @@ def serve(
     config: Annotated[
         Path | None, typer.Option(help="TOML with these settings and more; see --print-config.")
     ] = None,
-    broker: Annotated[
-        str | None, typer.Option(help="mqtt://user:password@host:port, or mqtts://.")
-    ] = None,
+    broker: Annotated[str | None, typer.Option(help="mqtt://user:password@host:port, or mqtts://.")] = None,
     fleet: Annotated[str | None, typer.Option(help="The fleet's name.")] = None,
     base: Annotated[str | None, typer.Option(help="Folder of the base model.")] = None,
     state: Annotated[str | None, typer.Option(help="Folder of this coordinator alone.")] = None,

@@ -56,10 +56,10 @@ class FleetRecord(NamedTuple):
                 device_id=update.device,
                 seconds=update.received_at - start,
                 staleness=update.staleness or 0,
-                loss=update.loss_after,
+                loss=update.loss_before,
             )
             for update in self.updates
-            if update.loss_after is not None
+            if update.loss_before is not None
         ]
 
 

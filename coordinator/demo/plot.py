@@ -44,6 +44,7 @@ def draw_plot(result: DemoResult, path: Path) -> None:
         axes.tick_params(colors=FAINT, labelcolor=INK)
         axes.grid(axis="y", color=GRID, linewidth=0.8)
         axes.set_axisbelow(True)
+    figure.legend(loc="outside upper center", ncols=5, frameon=False, fontsize=9, labelcolor=INK)
     figure.savefig(path)
 
 
@@ -64,7 +65,7 @@ def _draw_losses(axes: "Axes", result: DemoResult) -> None:
             linewidth=0.9,
             markersize=4,
             alpha=0.75,
-            label=f"{device_id}, own data",
+            label=f"{device_id}",
         )
     scored = [(v.seconds, v.loss) for v in result.versions if v.loss is not None]
     if scored:
@@ -76,8 +77,12 @@ def _draw_losses(axes: "Axes", result: DemoResult) -> None:
     axes.yaxis.set_major_formatter("{x:g}")
     axes.yaxis.set_minor_formatter("")
     axes.set_ylabel("loss (nats a token)", color=INK)
-    axes.set_title("Loss against time", loc="left", color=INK, fontweight="bold")
-    axes.legend(frameon=False, fontsize=9, labelcolor=INK, loc="upper right")
+    axes.set_title(
+        "Loss of the fleet's versions against time: on each device's data, and on unseen sentences",
+        loc="left",
+        color=INK,
+        fontweight="bold",
+    )
 
 
 def _draw_versions(axes: "Axes", result: DemoResult) -> None:

@@ -37,7 +37,7 @@ class UpdatePoint(Struct, frozen=True, kw_only=True):
     device_id: str
     seconds: float  # since the fleet began
     staleness: int  # versions, when it was merged
-    loss: float  # training loss at its last step
+    loss: float  # on its own data, of the version it began from
 
 
 class VersionPoint(Struct, frozen=True, kw_only=True):
