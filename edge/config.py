@@ -148,7 +148,7 @@ def _type_faults(settings: Mapping[str, Any]) -> Iterator[str]:
         try:
             msgspec.convert(settings[name], field.type)
         except msgspec.ValidationError as error:
-            yield f"{name}: {error}"
+            yield f"{name} is {settings[name]!r}: {error}"
 
 
 def _path_faults(settings: Mapping[str, Any]) -> Iterator[str]:

@@ -70,7 +70,7 @@ class Learner:
 
     async def _next_task(self) -> Assignment:
         inbox, max_rank = self._session.inbox, self._session.config.max_rank
-        is_told = False
+        told = ""
         while True:
             manifest = inbox.choose(max_rank)
             if manifest and manifest.rank < max_rank:
@@ -80,9 +80,9 @@ class Learner:
             if task:
                 self._state.update(task=task, coordinator_key=inbox.coordinator_key)
                 return task
-            if not is_told:
-                self._session.say("waiting", self._waits_for(manifest))
-                is_told = True
+            if (reason := self._waits_for(manifest)) != told:
+                self._session.say("waiting", reason)
+                told = reason
             await self._news()
 
     def _offer(self, manifest: Manifest) -> Assignment | None:
