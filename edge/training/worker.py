@@ -173,6 +173,9 @@ class Worker:
                 await child.close()
 
     async def _running(self) -> "_Child":
+        if self._child and self._child.process.returncode is not None:  # it died between two calls
+            await self._child.close()
+            self._child = None
         if self._child is None:
             self._child = await _Child.start(self._base, self._backend, self._precision)
         return self._child

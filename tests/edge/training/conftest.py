@@ -1,6 +1,9 @@
 """A toy base, a small file of examples, and an adapter to begin with."""
 
 import json
+import resource
+import signal
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -48,3 +51,21 @@ def adapter_file(adapter, tmp_path) -> Path:
     path = tmp_path / "begin.safetensors"
     save_adapter(adapter, path)
     return path
+
+
+@pytest.fixture
+def small_disk():
+    """Files above 256 KiB do not fit while this is entered."""
+
+    @contextmanager
+    def limited():
+        old = resource.getrlimit(resource.RLIMIT_FSIZE)
+        ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (256 << 10, old[1]))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, old)
+            signal.signal(signal.SIGXFSZ, ignored)
+
+    return limited
