@@ -1,0 +1,156 @@
+import inspect
+import json
+import signal
+import subprocess
+import sys
+import time
+import tomllib
+from pathlib import Path
+
+import pytest
+from msgspec import structs
+from typer.testing import CliRunner
+
+from converters.errors import UnsupportedAdapter
+from converters.formats import detect_format, load_any
+from edge import cli
+from edge.errors import ConfigError, StateError
+from edge.training.alone import CHECKPOINT, Run
+from edge.training.checkpoint import FILE
+from edge.training.plan import Plan
+
+SIZES = ("--seq-tokens", "64", "--batch-tokens", "128", "--lr", "0.02")
+
+
+@pytest.fixture
+def command(base, source, tmp_path):
+    def command(*options, out="out"):
+        return ["train", "--base", base, "--data", source.path, "--out", tmp_path / out, *SIZES, *options]
+
+    return command
+
+
+def invoke(*arguments):
+    result = CliRunner().invoke(cli.app, [str(argument) for argument in arguments])
+    if result.exception and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result
+
+
+def test_train_writes_an_adapter_and_its_metrics(command, source, tmp_path):
+    result = invoke(*command("--steps", 30, "--valid", source.path, "--json"))
+    report = json.loads(result.stdout)
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    losses = metrics.pop("losses")
+    assert metrics == report
+    assert (report["loss_before"], report["loss_after"]) == (losses[0], losses[-1])
+    assert len(losses) == report["num_steps"] == 30
+    assert report["valid_after"]["loss"] < report["valid_before"]["loss"]
+    adapter = load_any(tmp_path / "out")
+    assert adapter.max_rank == report["rank"] == 8
+    assert sorted(name.rpartition(".")[2] for name in adapter.modules) == ["q_proj", "v_proj"]
+    assert not (tmp_path / "out" / CHECKPOINT).exists()
+
+
+def test_progress_is_plain_lines_where_there_is_no_terminal(command):
+    result = invoke(*command("--steps", 3))
+    lines = result.stderr.splitlines()
+    assert any(line.startswith("training with toy on ") for line in lines)
+    assert any(line.startswith("step 3/3  loss ") for line in lines)
+    assert "loss after" in result.stdout
+
+
+def test_an_adapter_is_trained_on_and_written_in_another_format(command, tmp_path):
+    invoke(*command("--steps", 2, "--rank", 4, "--targets", "q_proj, o_proj", out="first"))
+    invoke(*command("--steps", 2, "--adapter", tmp_path / "first", "--format", "mlx", out="second"))
+    first, second = load_any(tmp_path / "first"), load_any(tmp_path / "second")
+    assert detect_format(tmp_path / "second") == "mlx"
+    assert second.modules.keys() == first.modules.keys()
+    assert second != first
+
+
+def test_without_a_bound_the_data_is_passed_once(command, source):
+    report = json.loads(invoke(*command("--json")).stdout)
+    assert report["num_examples"] == len(Path(source.path).read_text().splitlines())
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_an_interrupted_run_leaves_a_checkpoint_and_asks_for_resume(command, tmp_path, number):
+    options = ["--steps", "20000"]
+    line = [sys.executable, "-m", "tunefleet", *map(str, command(*options))]
+    with subprocess.Popen(line, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as process:
+        for said in process.stderr:
+            if said.startswith("step "):
+                break
+        process.send_signal(number)
+        process.stderr.read()
+        assert process.wait(30) != 0
+    while not (tmp_path / "out" / CHECKPOINT / FILE).exists():
+        time.sleep(0.05)  # the worker of a killed command writes it by itself
+    with pytest.raises(StateError, match="--resume"):
+        invoke(*command(*options))
+
+
+def test_a_resumed_run_ends_like_one_that_was_not_interrupted(command, tmp_path, monkeypatch):
+    # A time limit on the process would be a race: the checkpoint is left by refusing to write the adapter.
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "adapter_config.json").mkdir()
+    with pytest.raises(OSError, match="adapter_config"):
+        invoke(*command("--steps", 12))
+    (tmp_path / "out" / "adapter_config.json").rmdir()
+    invoke(*command("--steps", 12, "--resume"))
+    invoke(*command("--steps", 12, "--resume", out="whole"))
+    assert load_any(tmp_path / "out") == load_any(tmp_path / "whole")
+
+
+def test_print_config_shows_every_setting_and_trains_nothing(command, tmp_path):
+    settings = tomllib.loads(invoke(*command("--epochs", 2, "--print-config")).stdout)
+    assert settings["plan"]["epochs"] == 2
+    assert settings["plan"].keys() == set(Plan.__struct_fields__)
+    assert settings["targets"] == ["q_proj", "v_proj"]
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_command_line_has_the_defaults_of_the_records():
+    options = inspect.signature(cli.train).parameters
+    records = {
+        field.name: field.default
+        for kind in (Plan, Run)
+        for field in structs.fields(kind)
+        if not field.required
+    }
+    records["targets"] = ",".join(records["targets"])
+    assert {name: options[name].default for name in records} == records
+
+
+def test_eval_reports_the_adapters_gain(command, base, source, tmp_path):
+    invoke(*command("--steps", 30))
+    line = ["eval", "--base", base, "--data", source.path, "--json"]
+    plain = json.loads(invoke(*line).stdout)
+    trained = json.loads(invoke(*line, "--adapter", tmp_path / "out").stdout)
+    assert trained["loss"] < plain["loss"]
+    assert plain["num_examples"] == 8
+    assert plain.keys() >= {"perplexity", "accuracy", "exact_match"}
+
+
+def test_generate_prints_one_completion_a_line(base):
+    lines = invoke("generate", "--base", base, "--max-tokens", 2, "--json", "turn on ", "turn off ").stdout
+    assert [json.loads(line)["prompt"] for line in lines.splitlines()] == ["turn on ", "turn off "]
+
+
+def test_what_cannot_be_trained_is_an_error(command):
+    with pytest.raises(UnsupportedAdapter, match="no module is called nothing_proj"):
+        invoke(*command("--targets", "nothing_proj"))
+    with pytest.raises(ConfigError, match="exactly one of"):
+        invoke(*command("--steps", 3, "--epochs", 1))
+    with pytest.raises(ConfigError, match="rank is 0"):
+        invoke(*command("--rank", 0))
+
+
+def test_an_error_is_one_line_and_exit_status_1(command):
+    line = [sys.executable, "-m", "tunefleet", *map(str, command("--data", "nowhere.jsonl", "--steps", "1"))]
+    process = subprocess.run(line, capture_output=True, text=True, check=False)
+    assert process.returncode == 1
+    last = process.stderr.splitlines()[-1]
+    assert last == "tunefleet: nowhere.jsonl: cannot be read: No such file or directory"
+    assert "Traceback" not in process.stderr
