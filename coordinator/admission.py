@@ -1,8 +1,8 @@
 """What an update must be before it counts: nothing a device sends is believed.
 
-`read_header` and `check_header` judge the header, before a single chunk is kept; `check_payload` the tensors. Each
-failure is a `Rejected` with one of the wire's reasons. Sizes are bounded before memory is taken: a header may
-promise no more bytes than its encoding needs for the tier it names.
+`read_header` and `check_header` judge the header, before a single chunk is kept; `check_payload` the
+tensors. Each failure is a `Rejected` with one of the wire's reasons. Sizes are bounded before memory is
+taken: a header may promise no more bytes than its encoding needs for the tier it names.
 """
 
 import hashlib

@@ -1,7 +1,7 @@
 """How good a version is on held-out data: the one place where the coordinator loads the base model.
 
-Merging needs no base model and no heavy library; scoring does, through the training wing's backends. The model
-is loaded at the first score, in the thread that asks for it, and stays loaded.
+Merging needs no base model and no heavy library; scoring does, through the training wing's backends. The
+model is loaded at the first score, in the thread that asks for it, and stays loaded.
 """
 
 from pathlib import Path

@@ -109,7 +109,8 @@ def serve(
         "ranks": _numbers(rank), "targets": tuple(targets.split(",")) if targets else None,
         "strategy": strategy, "space": space, "buffer_size": buffer_size, "time_budget_s": time_budget_s,
         "max_staleness": max_staleness, "server_lr": server_lr, "encoding": encoding, "recipe": recipe,
-        "enrolment": enrolment, "eval_data": eval_data, "eval_every": eval_every, "max_versions": max_versions,
+        "enrolment": enrolment, "eval_data": eval_data, "eval_every": eval_every,
+        "max_versions": max_versions,
         "protocol": protocol, "tls_ca": tls_ca, "tls_cert": tls_cert, "tls_key": tls_key,
         "waits_for_broker": wait,
     }  # fmt: skip

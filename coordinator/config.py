@@ -1,4 +1,4 @@
-"""The coordinator's settings: defaults stand here and nowhere else; TOML and the command line override them."""
+"""The coordinator's settings: defaults stand here and nowhere else; TOML and command line override them."""
 
 import math
 import tomllib
@@ -33,7 +33,7 @@ class CoordinatorConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only
         strategy: How a buffer becomes a version.
         space: What is added up: true products, or increments of the factors.
         buffer_size: Updates that make a version; for `fedavg` without a cohort, distinct devices.
-        time_budget_s: A version is made of what is there when the oldest update has waited this long; 0 waits on.
+        time_budget_s: When the oldest update has waited this long, what is there is merged; 0 waits on.
         cohort: Devices that `fedavg` waits for; empty waits for any `buffer_size`.
         max_staleness: Updates that are older, counted in versions along the lineage, are rejected.
         server_lr: η, by which the merged step is multiplied.
@@ -58,7 +58,7 @@ class CoordinatorConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only
     """
 
     broker: str
-    fleet: Id
+    fleet: str
     base: str
     state: str
     ranks: tuple[int, ...] = (8,)
@@ -186,6 +186,8 @@ def _value_faults(config: CoordinatorConfig) -> Iterator[str]:
         or list(config.ranks) != sorted(set(config.ranks), reverse=True)
     ):
         yield f"ranks is {list(config.ranks)}, expected falling numbers from 1, the fleet's rank first"
+    if not _is_id(config.fleet):
+        yield f"fleet is {config.fleet!r}, expected 1 to 64 of a-z, 0-9 and -, no - at either end"
     if not config.targets:
         yield "targets is empty, expected endings of layer names such as q_proj"
     if not (config.scale > 0 and config.server_lr > 0):
@@ -196,8 +198,8 @@ def _value_faults(config: CoordinatorConfig) -> Iterator[str]:
         yield f"chunk_bytes is {config.chunk_bytes}, expected 1024 to {MIB}"
     if config.keep_versions <= config.max_staleness:
         yield (
-            f"keep_versions is {config.keep_versions}, expected more than max_staleness ({config.max_staleness}): "
-            "an update is checked against the version it began from"
+            f"keep_versions is {config.keep_versions}, expected more than max_staleness "
+            f"({config.max_staleness}): an update is checked against the version it began from"
         )
     if config.enrolment == "closed" and not config.devices:
         yield "enrolment is closed, and devices lists no keys"
@@ -209,3 +211,11 @@ def _value_faults(config: CoordinatorConfig) -> Iterator[str]:
         value = getattr(config, name)
         if value is not None and not Path(value).exists():
             yield f"{name} is {value!r}, which does not exist"
+
+
+def _is_id(name: str) -> bool:
+    try:
+        msgspec.convert(name, Id)
+    except msgspec.ValidationError:
+        return False
+    return True

@@ -1,4 +1,4 @@
-"""Version 0: a fresh state folder gets the adapter that changes nothing, for the base model and ranks it is told.
+"""Version 0: a fresh state folder gets the adapter that changes nothing, for its base model and ranks.
 
 A folder that is not fresh must have been made for the same base, ranks, scale and targets.
 """

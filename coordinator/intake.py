@@ -2,10 +2,10 @@
 
     header -> who signed it, is it wanted -> chunks -> payload -> is it sound -> journal -> receipt
 
-A receipt is sent after the journal is on the disk, and never otherwise: where that fails, nothing is said, the
-device asks again, and what was received is still here. Whatever comes again is answered again and counted once.
-A header that proves nobody's (malformed, signed by a stranger) goes to the journal's refusals and says nothing
-about the update it names; it is answered only where that update is unknown.
+A receipt is sent after the journal is on the disk, and never otherwise: where that fails, nothing is said,
+the device asks again, and what was received is still here. Whatever comes again is answered again and
+counted once. A header that proves nobody's (malformed, signed by a stranger) goes to the journal's refusals
+and says nothing about the update it names; it is answered only where that update is unknown.
 """
 
 import asyncio

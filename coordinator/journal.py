@@ -1,9 +1,9 @@
 """What happened, in SQLite: devices and their keys, every update once, versions with lineage.
 
 `journal.sqlite` is written ahead (WAL) and through to the disk (synchronous=FULL): what a receipt says is
-here before the receipt is sent. Other processes (`status`, `history`, `rollback`) may read and write at the same
-time; every change is one transaction. Invariants: an update's id stands here at most once, and what was accepted
-stays in the buffer until the version that holds it is committed in the same transaction.
+here before the receipt is sent. Other processes (`status`, `history`, `rollback`) may read and write at the
+same time; every change is one transaction. Invariants: an update's id stands here at most once, and what
+was accepted stays in the buffer until the version that holds it is committed in the same transaction.
 """
 
 import sqlite3
@@ -20,6 +20,8 @@ SCHEMA = 1
 FILE = "journal.sqlite"
 MAX_REFUSALS = 1000  # kept, newest: strangers must not fill the disk
 _BUSY_S = 30.0
+# A quota or a file size limit is a full disk to its user, and SQLite calls it a failed write.
+_FULL = frozenset({"SQLITE_FULL", "SQLITE_IOERR_WRITE", "SQLITE_IOERR_FSYNC", "SQLITE_IOERR_SHMSIZE"})
 
 _TABLES = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
@@ -77,7 +79,7 @@ class Update(NamedTuple):
 
 
 class Refusal(NamedTuple):
-    """A message that was refused before anything proved whose it is; it says nothing about the update it names."""
+    """A message that did not prove whose it is, and says nothing about the update it names."""
 
     at: float  # Unix time
     device: str
@@ -87,7 +89,7 @@ class Refusal(NamedTuple):
 
 
 class Journal:
-    """The open journal of one state folder; `coordinator.roster` and `coordinator.versions` keep their rows in it.
+    """The open journal of a state folder; `coordinator.roster` and `coordinator.versions` keep rows in it.
 
     Args:
         folder: The state folder.
@@ -265,6 +267,6 @@ class Journal:
         try:
             yield
         except sqlite3.Error as error:
-            if error.sqlite_errorname in ("SQLITE_FULL", "SQLITE_IOERR_WRITE", "SQLITE_IOERR_FSYNC"):
+            if error.sqlite_errorname in _FULL:
                 raise DiskFull(f"{self.path}: no room to journal; free some, nothing was lost") from error
             raise StateError(f"{self.path}: {error}; expected a coordinator's journal") from error

@@ -44,7 +44,7 @@ class Publisher:
         self._news = asyncio.Event()
 
     def ask(self, want: Want) -> None:
-        """Notes what a device is missing; blobs that are not kept are ignored: a newer version is announced."""
+        """Notes what a device is missing; a blob that is not kept is ignored: a newer one is announced."""
         try:
             size = self._versions.path(want.sha256).stat().st_size
         except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""What `status` and `history` tell, read from the journal of a state folder; a coordinator may be running on it."""
+"""What `status` and `history` tell, read from a journal that a coordinator may be writing to."""
 
 from collections.abc import Iterable
 

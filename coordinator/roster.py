@@ -46,6 +46,7 @@ class Roster:
         self._is_open = is_open
         self._devices = {device.device: device for device in read_devices(journal)}
         self._changed: set[str] = set()
+        self._early: dict[str, Presence] = {}
 
     def enrol(self, device_id: str, key: str, at: float) -> None:
         """Lets `key` speak for a device, from now on no other.
@@ -70,6 +71,8 @@ class Roster:
                 (device_id, key, at, at),
             )
         self._devices[device_id] = Device(device_id, key, at, at, False, 0, None, None)
+        if device_id in self._early:
+            self.observe(device_id, self._early.pop(device_id), at)
 
     def key(self, device_id: str) -> str | None:
         """The pinned key of a device, or None where it has never signed anything."""
@@ -81,9 +84,14 @@ class Roster:
         self._change(hello.device_id, at, hello=hello)
 
     def observe(self, device_id: str, presence: Presence, at: float) -> None:
-        """Takes a device's presence; a late will of an earlier session and strangers are ignored."""
+        """Takes a device's presence; a late will of an earlier session is ignored.
+
+        A device is online before it has said who it is, so a stranger's presence is kept for when it has.
+        """
         known = self._devices.get(device_id)
-        if known and presence.epoch >= known.epoch:
+        if known is None and len(self._early) < MAX_DEVICES:
+            self._early[device_id] = presence
+        elif known and presence.epoch >= known.epoch:
             self._change(device_id, at, online=presence.online, epoch=presence.epoch)
 
     def follow(self, device_id: str, telemetry: Telemetry, at: float) -> None:
@@ -100,7 +108,8 @@ class Roster:
             return
         with self._journal.transaction() as db:
             db.executemany(
-                "UPDATE devices SET last_seen = ?, online = ?, epoch = ?, hello = ?, telemetry = ? WHERE device = ?",
+                "UPDATE devices SET last_seen = ?, online = ?, epoch = ?, hello = ?, telemetry = ?"
+                " WHERE device = ?",
                 [
                     (one.last_seen, one.online, one.epoch, _json(one.hello), _json(one.telemetry), one.device)
                     for one in (self._devices[device_id] for device_id in self._changed)

@@ -1,6 +1,7 @@
 """Runs a coordinator over MQTT until it is told to stop.
 
-SIGTERM and SIGINT end it in order: the message in hand is settled, the will is published, all state is on disk.
+SIGTERM and SIGINT end it in order: the message in hand is settled, the will is published, all state is on
+disk.
 """
 
 import asyncio

@@ -1,9 +1,9 @@
-"""The coordinator: announces versions, takes updates in, and makes the next version when the strategy says so.
+"""The coordinator: announces versions, takes updates in, and makes the next version when it is time.
 
-Everything runs in one event loop around a `Transport`; what takes long (checking a payload, merging, scoring) runs
-in a thread beside it. The journal is the truth: a coordinator that is killed at any point goes on where it was,
-and what was accepted is still in the buffer. No message ends the loop: bad ones are rejected, refused or dropped,
-and said so once.
+Everything runs in one event loop around a `Transport`; what takes long (checking a payload, merging,
+scoring) runs in a thread beside it. The journal is the truth: a coordinator that is killed at any point goes
+on where it was, and what was accepted is still in the buffer. No message ends the loop: bad ones are
+rejected, refused or dropped, and said so once.
 """
 
 import asyncio
@@ -168,8 +168,8 @@ class Coordinator:
                 await self._receive(levels, message.payload)
             except (ProtocolError, msgspec.ValidationError, ValueError) as error:
                 self._complain(f"{'/'.join(levels)[:200]}: {error}"[:500])
-            except DiskFull as error:
-                self._complain(str(error))
+            except (DiskFull, OSError) as error:
+                self._complain(f"{error}; nothing is receipted until this is mended")
 
     async def _receive(self, levels: list[str], payload: bytes) -> None:
         at = self._clock()
@@ -251,7 +251,7 @@ class Coordinator:
                     await self._make_version(buffer)
                 else:
                     await asyncio.sleep(POLL_S)
-            except (DiskFull, MergeError) as error:
+            except (DiskFull, MergeError, OSError) as error:
                 self._complain(str(error))
                 await asyncio.sleep(RETRY_S)
         await self._unscored.join()

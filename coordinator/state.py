@@ -7,8 +7,8 @@
     identity.key     the coordinator's private key, readable by its owner only
     lock             held while a coordinator runs
 
-Every write is atomic, so a coordinator that is killed at any point finds the state before or after it. Reports
-and rollback work on the journal without the lock, also while a coordinator runs.
+Every write is atomic, so a coordinator that is killed at any point finds the state before or after it.
+Reports and rollback work on the journal without the lock, also while a coordinator runs.
 """
 
 import fcntl
@@ -89,7 +89,8 @@ class CoordinatorState:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise StateError(
-                f"{self.folder}: another coordinator is running with this state folder; give each its own --state"
+                f"{self.folder}: another coordinator is running with this state folder; "
+                "give each its own --state"
             ) from error
 
     def _identity(self) -> bytes:

@@ -4,8 +4,8 @@
     incoming/<update>.part     the chunks that have come (`edge.transport.parts`)
     updates/<update>           the payload, once it is whole and its sha256 is right
 
-Memory is a byte per chunk. How many updates may be under way is bounded, for each device and for all; the one that
-has been longest without progress makes room, and its device begins it anew.
+Memory is a byte per chunk. How many updates may be under way is bounded, for each device and for all; the
+one that has been longest without progress makes room, and its device begins it anew.
 """
 
 from pathlib import Path

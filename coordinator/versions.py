@@ -2,10 +2,11 @@
 
     objects/<sha256>   a canonical adapter file: a master, what is dispatched to a rank tier, a remainder
 
-A version's parent is the version it was made from. `rollback` makes a new version of an old one's files whose
-parent is the old one: what came between is no ancestor any more. `depth` counts the merges of a lineage, so a
-rollback adds none; staleness is the difference of two depths, which is the current version minus the base version as long as
-nothing was rolled back. Versions that are older than `keep_versions` keep their rows and lose their files.
+A version's parent is the version it was made from. `rollback` makes a new version of an old one's files
+whose parent is the old one: what came between is no ancestor any more. `depth` counts the merges of a
+lineage, so a rollback adds none; staleness is the difference of two depths, which is the current version
+minus the base version as long as nothing was rolled back. Versions that are older than `keep_versions` keep
+their rows and lose their files.
 """
 
 import hashlib
@@ -90,7 +91,8 @@ class VersionStore:
             self._journal.rows(
                 "WITH RECURSIVE line (version, parent, depth) AS ("
                 " SELECT version, parent, depth FROM versions WHERE version = ?"
-                " UNION ALL SELECT v.version, v.parent, v.depth FROM versions v JOIN line ON v.version = line.parent)"
+                " UNION ALL SELECT v.version, v.parent, v.depth"
+                " FROM versions v JOIN line ON v.version = line.parent)"
                 " SELECT version, depth FROM line",
                 (number,),
             )
@@ -136,7 +138,8 @@ class VersionStore:
         """Makes a version current, and takes the updates it holds out of the buffer, in one transaction.
 
         Returns:
-            None, and nothing is changed, if `parent` is not the newest version any more: somebody rolled back.
+            None, and nothing is changed, if `parent` is not the newest version any more: somebody rolled
+            back.
 
         Raises:
             DiskFull: Nothing is changed.
@@ -198,7 +201,8 @@ class VersionStore:
         """Removes the files of all but the newest versions, and files that no version refers to."""
         with self._journal.transaction() as db:
             db.execute(
-                "UPDATE versions SET kept = 0 WHERE kept AND version <= (SELECT max(version) FROM versions) - ?",
+                "UPDATE versions SET kept = 0"
+                " WHERE kept AND version <= (SELECT max(version) FROM versions) - ?",
                 (keep_versions,),
             )
         kept = self._versions("WHERE kept")

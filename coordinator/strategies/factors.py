@@ -3,7 +3,7 @@
     A <- A + eta * sum_i w_i dA_i        B <- B + eta * sum_i w_i dB_i
 
 Coordinates persist from version to version, as AlignFed needs them (arXiv 2606.08197, Eq. 8) and as FedIT
-averages (arXiv 2305.05644). The sum of factors is not the factors' product: the cross terms dB_i dA_j, i != j,
+averages (arXiv 2305.05644). The sum of factors is not the factors' product: cross terms dB_i dA_j, i != j,
 come in unasked. A device of lower rank holds the first rows of A and columns of B; its increments are padded
 with zeros (HetLoRA, arXiv 2401.06432). Updates are loaded one at a time into a running sum.
 """

@@ -3,11 +3,11 @@
     W <- the best approximation, of the fleet's rank, of  W + remainder + eta * sum_i w_i dW_i
 
 Each dW is a factored pair of rank 2r, the sum is a stack of them, and the re-projection never forms a dense
-matrix (`converters.lowrank`; FlexLoRA, arXiv 2402.11505, truncates the dense product instead). Ours: what the
-truncation leaves over is carried to the next version, up to a rank that is configured (what lies behind that
-is lost, and reported); the new factors are rotated toward the previous ones, so that coordinates, and with them
-what devices keep of their encoding's rounding, persist approximately. Memory grows with the buffer: the optimum
-needs all of it at once, one update being a few MB.
+matrix (`converters.lowrank`; FlexLoRA, arXiv 2402.11505, truncates the dense product instead). Ours: what
+the truncation leaves over is carried to the next version, up to a rank that is configured (what lies behind
+that is lost, and reported); the new factors are rotated toward the previous ones, so that coordinates, and
+with them what devices keep of their encoding's rounding, persist approximately. Memory grows with the
+buffer: the optimum needs all of it at once, one update being a few MB.
 """
 
 from collections.abc import Iterable, Sequence
@@ -57,7 +57,7 @@ def add_products(
 
 
 def truncate_product(adapter: LoraAdapter, rank: int, previous: LoraAdapter) -> LoraAdapter:
-    """The leading `rank` directions of `adapter`, in coordinates near to those of `previous`, of that rank."""
+    """The leading `rank` directions of `adapter`, in coordinates near to those of `previous`."""
     return rotate_adapter(truncate_adapter(adapter, rank), previous)
 
 

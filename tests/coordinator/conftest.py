@@ -1,4 +1,4 @@
-"""A small fleet made by hand: a base model, a coordinator over the memory transport, devices that sign for themselves."""
+"""A small fleet made by hand: a base model, a coordinator in memory, devices that sign for themselves."""
 
 import asyncio
 import hashlib
@@ -8,7 +8,6 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
@@ -22,7 +21,7 @@ from edge.protocol.chunks import split_chunks
 from edge.protocol.codec import encode_adapter
 from edge.protocol.delta import update_id
 from edge.protocol.messages import Hello, Manifest, Receipt, UpdateHeader, Want, encode_message
-from edge.protocol.signing import new_key, open_signed, public_key, sign_message
+from edge.protocol.signing import new_key, open_signed, sign_message
 from edge.protocol.topics import Topics
 from edge.transport.memory import MemoryBroker, MemoryTransport
 
@@ -118,7 +117,8 @@ class Device:
             want = Want(sha256=manifest.sha256, ranges=((start, total),), window=16)
             await self.transport.publish(self.topics.device(self.device_id, "want"), encode_message(want))
             end = min(start + 16, total)
-            await self.until(lambda: set(range(start, end)) <= self.chunks.get(manifest.sha256, {}).keys())
+            wanted = set(range(start, end))
+            await self.until(lambda w=wanted: w <= self.chunks.get(manifest.sha256, {}).keys())
         chunks = self.chunks[manifest.sha256]
         blob = b"".join(chunks[number] for number in range(total))
         assert hashlib.sha256(blob).hexdigest() == manifest.sha256
@@ -170,7 +170,9 @@ class Device:
 
         return (await self.until(found))[count - 1]
 
-    async def teach(self, seed: int, version: int = 0, tier: str = "r4", **changes: Any) -> tuple[Receipt, LoraAdapter]:
+    async def teach(
+        self, seed: int, version: int = 0, tier: str = "r4", **changes: Any
+    ) -> tuple[Receipt, LoraAdapter]:
         """Downloads a version, invents a delta and delivers it."""
         manifest = await self.manifest(version, tier)
         delta = random_delta(await self.download(manifest), seed)
@@ -201,7 +203,9 @@ class Fleet:
         return read_config(None, settings | changes)
 
     @asynccontextmanager
-    async def serving(self, *, score: Any = None, epoch: int = 1, **changes: Any) -> AsyncIterator[Coordinator]:
+    async def serving(
+        self, *, score: Any = None, epoch: int = 1, **changes: Any
+    ) -> AsyncIterator[Coordinator]:
         config = self.config(**changes)
         with CoordinatorState(self.folder, config.fleet) as state:
             transport = MemoryTransport(self.broker, "coordinator", coordinator_presence(config.fleet, epoch))

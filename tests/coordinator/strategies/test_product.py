@@ -1,0 +1,116 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from converters.adapter import Factors, LoraAdapter
+from coordinator.strategies.base import Contribution, State
+from coordinator.strategies.product import add_products, truncate_product
+
+IN, OUT, SCALE = 9, 7, 1.5
+
+
+def random_adapter(rank, seed, names=("m", "n")):
+    rng = np.random.default_rng(seed)
+    return LoraAdapter(
+        {
+            name: Factors(
+                rng.standard_normal((rank, IN)).astype(np.float32),
+                rng.standard_normal((OUT, rank)).astype(np.float32),
+                SCALE,
+            )
+            for name in names
+        }
+    )
+
+
+def dense(adapter, name):
+    f = adapter.modules[name]
+    return f.scale * f.b.astype(np.float64) @ f.a.astype(np.float64)
+
+
+def trained(base, delta, name):
+    f, d = base.modules[name], delta.modules[name]
+    return f.scale * (f.b + d.b).astype(np.float64) @ (f.a + d.a).astype(np.float64)
+
+
+def contribution(delta, base):
+    return Contribution("u", "d", 0, 0, 1, lambda: delta, lambda: base)
+
+
+@given(seed=st.integers(0, 1000), num=st.integers(1, 4), rank=st.integers(1, 3))
+def test_what_is_kept_and_what_is_carried_are_the_dense_sum(seed, num, rank):
+    master = random_adapter(3, seed)
+    bases = [random_adapter(rank, seed + 10 + k) for k in range(num)]
+    deltas = [random_adapter(rank, seed + 20 + k) for k in range(num)]
+    carried = random_adapter(2, seed + 30)
+    weights = [0.3 + k for k in range(num)]
+    buffer = [contribution(delta, base) for delta, base in zip(deltas, bases, strict=True)]
+    total = add_products(State(1, master, carried), buffer, weights, 0.5, 32)
+    for name in ("m", "n"):
+        changes = [
+            w * (trained(b, d, name) - dense(b, name)) for w, b, d in zip(weights, bases, deltas, strict=True)
+        ]
+        expected = dense(master, name) + dense(carried, name) + 0.5 * sum(changes)
+        u, sigma, vt = np.linalg.svd(expected)
+        best = (u[:, :3] * sigma[:3]) @ vt[:3]
+        size = np.abs(expected).max()
+        assert dense(total.adapter, name) == pytest.approx(best, abs=1e-4 * size)
+        rest = dense(total.remainder, name) if total.remainder and name in total.remainder.modules else 0
+        assert dense(total.adapter, name) + rest == pytest.approx(expected, abs=1e-4 * size)
+
+
+def test_one_device_that_trained_on_the_present_version_is_taken_over_exactly():
+    master, delta = random_adapter(3, 1), random_adapter(3, 2)
+    total = add_products(State(0, master), [contribution(delta, master)], [1.0], 1.0, 8)
+    for name in ("m", "n"):
+        assert dense(total.adapter, name) == pytest.approx(trained(master, delta, name), abs=1e-4)
+    assert total.remainder is None or total.step_norm > 1e4 * sum(
+        np.abs(dense(total.remainder, n)).max() for n in total.remainder.modules
+    )
+
+
+def test_the_cap_on_the_remainder_is_what_is_lost():
+    master = random_adapter(2, 1, names=("m",))
+    delta = random_adapter(2, 2, names=("m",))
+    base = random_adapter(2, 3, names=("m",))
+    total = add_products(State(0, master), [contribution(delta, base)], [1.0], 1.0, 1)
+    expected = dense(master, "m") + trained(base, delta, "m") - dense(base, "m")
+    sigma = np.linalg.svd(expected, compute_uv=False)
+    assert total.remainder_norm == pytest.approx(sigma[2], rel=1e-4)
+    assert total.dropped_norm == pytest.approx(np.sqrt((sigma[3:] ** 2).sum()), rel=1e-3)
+
+
+def test_norms_are_those_of_the_dense_changes():
+    master, delta = random_adapter(3, 1, names=("m",)), random_adapter(3, 2, names=("m",))
+    total = add_products(State(0, master), [contribution(delta, master)], [0.25], 2.0, 8)
+    norm = np.linalg.norm(trained(master, delta, "m") - dense(master, "m"))
+    assert total.norms == (pytest.approx(norm, rel=1e-5),)
+    assert total.step_norm == pytest.approx(0.5 * norm, rel=1e-5)
+
+
+def test_a_module_that_nobody_trained_stays_to_the_last_bit():
+    master = random_adapter(3, 1)
+    part = LoraAdapter({"m": random_adapter(3, 2).modules["m"]})
+    total = add_products(State(0, master), [contribution(part, master)], [1.0], 1.0, 8)
+    assert np.array_equal(total.adapter.modules["n"].a, master.modules["n"].a)
+    assert np.array_equal(total.adapter.modules["n"].b, master.modules["n"].b)
+
+
+def test_directions_that_nobody_has_used_yet_can_still_be_trained():
+    master = LoraAdapter({"m": random_adapter(3, 1).modules["m"]._replace(b=np.zeros((OUT, 3), np.float32))})
+    delta = random_adapter(3, 2).modules["m"]
+    one_direction = LoraAdapter({"m": Factors(0 * delta.a, delta.b * np.array([1, 0, 0], np.float32), SCALE)})
+    merged = add_products(
+        State(0, master), [contribution(one_direction, master)], [1.0], 1.0, 8
+    ).adapter.modules["m"]
+    assert np.linalg.matrix_rank(merged.a) == 3
+    assert np.linalg.matrix_rank(merged.b, tol=1e-4) == 1
+
+
+def test_a_lower_tier_gets_the_leading_directions():
+    master = random_adapter(3, 1, names=("m",))
+    low = truncate_product(master, 2, random_adapter(2, 5, names=("m",)))
+    u, sigma, vt = np.linalg.svd(dense(master, "m"))
+    assert dense(low, "m") == pytest.approx((u[:, :2] * sigma[:2]) @ vt[:2], abs=1e-4)
+    assert low.max_rank == 2

@@ -1,0 +1,87 @@
+import tomllib
+
+import pytest
+import tomli_w
+
+from coordinator.config import config_table, read_config
+from edge.errors import ConfigError
+
+
+@pytest.fixture
+def given(tmp_path):
+    (tmp_path / "base").mkdir()
+    return {
+        "broker": "mqtt://localhost", "fleet": "home", "base": str(tmp_path / "base"),
+        "state": str(tmp_path / "s"),
+    }  # fmt: skip
+
+
+def test_what_is_printed_is_what_is_read(tmp_path, given):
+    config = read_config(
+        None,
+        given | {"ranks": (8, 4), "recipe": {"lr": 0.01}, "devices": {"x": "ab" * 32}, "enrolment": "closed"},
+    )
+    (tmp_path / "c.toml").write_text(tomli_w.dumps(config_table(config)))
+    assert read_config(tmp_path / "c.toml", {}) == config
+    assert tomllib.loads((tmp_path / "c.toml").read_text())["recipe"]["lr"] == 0.01
+
+
+def test_the_command_line_stands_above_the_file_field_by_field(tmp_path, given):
+    (tmp_path / "c.toml").write_text(
+        tomli_w.dumps(given | {"buffer_size": 7, "recipe": {"steps": 3, "lr": 0.5}})
+    )
+    config = read_config(
+        tmp_path / "c.toml", {"buffer_size": 9, "scale": None, "recipe": {"lr": 0.1, "steps": None}}
+    )
+    assert (config.buffer_size, config.recipe.steps, config.recipe.lr) == (9, 3, 0.1)
+
+
+def test_a_recipe_given_in_part_keeps_the_default_steps(given):
+    assert (
+        read_config(None, given | {"recipe": {"lr": 0.1}}).recipe.steps
+        == read_config(None, given).recipe.steps
+    )
+
+
+def test_all_faults_of_a_kind_are_told_at_once(tmp_path, given):
+    (tmp_path / "c.toml").write_text(
+        'fleet = 3\nbuffer_size = "x"\ncolour = "red"\n[recipe]\nsteps = "many"\n'
+    )
+    with pytest.raises(ConfigError) as caught:
+        read_config(tmp_path / "c.toml", {})
+    for part in ("c.toml", "colour", "broker is missing", "fleet:", "buffer_size:", "recipe:", "$.steps"):
+        assert part in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "part"),
+    [
+        ({"fleet": "Home"}, "fleet is 'Home', expected 1 to 64 of a-z"),
+        ({"ranks": (4, 8)}, "ranks is [4, 8]"),
+        ({"ranks": ()}, "ranks is []"),
+        ({"targets": ()}, "targets is empty"),
+        ({"scale": 0.0}, "scale is 0.0"),
+        ({"buffer_size": 0}, "buffer_size is 0, expected at least 1"),
+        ({"keep_versions": 5, "max_staleness": 5}, "keep_versions is 5, expected more than max_staleness"),
+        ({"enrolment": "closed"}, "devices lists no keys"),
+        ({"recipe": {"steps": 0}}, "recipe.steps and recipe.seconds are both 0"),
+        ({"max_norm": 0.0}, "max_norm is 0.0"),
+        ({"chunk_bytes": 10}, "chunk_bytes is 10"),
+        ({"base": "/nowhere/at/all"}, "base is '/nowhere/at/all', which does not exist"),
+        ({"tls_cert": "/nowhere"}, "tls_cert and tls_key belong together"),
+    ],
+)
+def test_a_value_that_cannot_be_used_is_named(given, changes, part):
+    with pytest.raises(ConfigError) as caught:
+        read_config(None, given | changes)
+    assert part in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [b"= 3", b"\xff\xfe"])
+def test_a_file_that_is_not_toml_is_named(tmp_path, content):
+    (tmp_path / "c.toml").write_bytes(content)
+    with pytest.raises(ConfigError, match=r"c\.toml: is not TOML"):
+        read_config(tmp_path / "c.toml", {})
+    with pytest.raises(ConfigError, match="cannot be read"):
+        read_config(tmp_path / "none.toml", {})
