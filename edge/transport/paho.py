@@ -25,6 +25,7 @@ from edge.transport.settings import MqttSettings
 
 MAX_UNREAD = 64  # messages the broker may send ahead of the consumer, where it lets us say so (MQTT 5)
 MAX_INCOMING_BYTES = 2 << 20  # of one packet; the broker drops larger ones (MQTT 5)
+MAX_READS = 16  # packets in a row, before others have their turn
 HEADER_BYTES = 32  # of a publish besides topic and payload: fixed header, packet id, properties
 
 
@@ -82,7 +83,10 @@ class Link:
         self._answer: asyncio.Future[None] = self._loop.create_future()
         self._pending: dict[int, asyncio.Future[None]] = {}
         self._housekeeping: asyncio.TimerHandle | None = None
-        self._socket: socket.socket | None = None
+        self._socket: socket.socket | None = None  # while the event loop watches it
+        self._is_adopted = False
+        self._is_writing = False
+        self._num_events = 0
         self._client = self._new_client(presence)
 
     async def open(self, answer_within_s: float) -> None:
@@ -154,6 +158,7 @@ class Link:
         """Frees a place in the broker's window towards us."""
         if self.is_alive:
             self._client.ack(incoming.packet_id, incoming.qos)
+            self._flush()
 
     def disconnect(self) -> None:
         """Leaves cleanly: the broker forgets the will and keeps the session."""
@@ -195,8 +200,6 @@ class Link:
         client.on_publish = self._published
         client.on_subscribe = self._subscribed
         client.on_unsubscribe = self._subscribed
-        client.on_socket_register_write = self._register_write
-        client.on_socket_unregister_write = self._unregister_write
         client.on_socket_close = self._closed
         return client
 
@@ -230,11 +233,12 @@ class Link:
     def _adopt_socket(self) -> None:
         connection = self._client.socket()
         if not isinstance(connection, socket.socket):
-            raise TransportError(f"broker {self._settings.place} closed the connection at once")
+            raise Unanswered(f"broker {self._settings.place} closed the connection at once")
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._socket = connection
+        self._is_adopted = True
         self._loop.add_reader(connection, self._read)
-        self._loop.add_writer(connection, self._client.loop_write)
+        self._flush()
 
     async def _answered(self, within_s: float) -> None:
         try:
@@ -250,22 +254,33 @@ class Link:
                 await asyncio.shield(self._answer)
 
     def _read(self) -> None:
-        self._client.loop_read()
+        """Takes what has come: a round through the event loop costs more than a packet."""
+        for _ in range(MAX_READS):
+            before = self._num_events
+            self._client.loop_read()
+            if self._num_events == before:
+                break
+        self._flush()
         if isinstance(self._socket, ssl.SSLSocket) and self._socket.pending():
             self._loop.call_soon(self._read)  # decrypted already: the selector does not see it
+
+    def _flush(self) -> None:
+        """Has the event loop write what the socket did not take at once."""
+        if self._socket is not None and not self._is_writing and self._client.want_write():
+            self._is_writing = True
+            self._loop.add_writer(self._socket, self._write)
+
+    def _write(self) -> None:
+        self._client.loop_write()
+        if self._socket is not None and not self._client.want_write():
+            self._is_writing = False
+            self._loop.remove_writer(self._socket)
 
     def _keep_house(self) -> None:
         if self.is_alive:
             self._client.loop_misc()
+            self._flush()
             self._housekeeping = self._loop.call_later(1.0, self._keep_house)
-
-    def _register_write(self, client: Client, userdata: object, connection: Any) -> None:
-        if self._socket is not None:  # not yet ours while the thread is connecting
-            self._loop.add_writer(connection, client.loop_write)
-
-    def _unregister_write(self, client: Client, userdata: object, connection: Any) -> None:
-        if self._socket is not None:
-            self._loop.remove_writer(connection)
 
     def _closed(self, client: Client, userdata: object, connection: Any) -> None:
         if self._socket is not None:
@@ -302,9 +317,11 @@ class Link:
         reason: ReasonCode,
         properties: Properties | None,
     ) -> None:
-        self._lose(str(reason))
+        if self._is_adopted:  # else the connecting thread's own failure, which `open` sees
+            self._lose(str(reason))
 
     def _received(self, client: Client, userdata: object, message: MQTTMessage) -> None:
+        self._num_events += 1
         with contextlib.suppress(UnicodeDecodeError):  # a topic that is no UTF-8 is none of ours
             received = Message(message.topic, bytes(message.payload), message.retain)
             self._on_message(Incoming(received, self, message.mid, message.qos))
@@ -320,6 +337,7 @@ class Link:
         self._settle(packet_id, reasons)
 
     def _settle(self, packet_id: int, reasons: list[ReasonCode]) -> None:
+        self._num_events += 1
         future = self._pending.pop(packet_id, None)
         if future is None or future.done():
             return
@@ -332,7 +350,10 @@ class Link:
             future.set_result(None)
 
     async def _acknowledged(self, packet_id: int | None, what: str) -> None:
-        if packet_id is None:
+        self._flush()
+        if (
+            packet_id is None or not self.is_alive
+        ):  # paho writes at once, and may have found the connection gone
             raise LinkLost(f"broker {self._settings.place}: {what}: not connected")
         future: asyncio.Future[None] = self._loop.create_future()
         self._pending[packet_id] = future
