@@ -148,9 +148,12 @@ def _prepare(folder: Path, adapter: LoraAdapter, *, resume: bool) -> Path:
     if (folder / FILE).exists() and not resume:
         raise StateError(f"{folder}: a run was interrupted; --resume goes on with it, or remove the folder")
     path = folder / "begin.safetensors"
-    with room_for("a checkpoint", folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        save_adapter(adapter, path)
+    try:
+        with room_for("a checkpoint", folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            save_adapter(adapter, path)
+    except OSError as error:
+        raise ConfigError(f"{folder}: cannot be written: {error.strerror}; choose another --out") from error
     return path
 
 

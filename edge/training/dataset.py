@@ -25,7 +25,7 @@ import numpy as np
 from msgspec import Struct
 from numpy.typing import NDArray
 
-from edge.errors import DataError
+from edge.errors import ConfigError, DataError
 from edge.training.backends.base import Tokenizer
 from edge.training.packing import Example
 
@@ -57,7 +57,10 @@ def load_dataset(source: DataSource, tokenizer: Tokenizer, *, seq_tokens: int) -
     Raises:
         DataError: The file cannot be read, is empty, or has lines that cannot be used: each with its number
             and reason (the first five reasons).
+        ConfigError: `seq_tokens` is below 2.
     """
+    if seq_tokens < 2:
+        raise ConfigError(f"seq_tokens is {seq_tokens}, expected at least 2")
     examples: list[Example] = []
     faults: list[tuple[int, str]] = []
     num_truncated = num_lines = 0

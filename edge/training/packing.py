@@ -18,7 +18,7 @@ from edge.training.backends.base import Batch
 
 Rows = list[list[int]]  # rows of one batch, each a list of indices of examples
 WIDTH_STEP = 32  # widths are multiples of it: few shapes, each fit for the vector units
-WINDOW_BATCHES = 16  # 4 windows lose 1 % to padding, 16 a third of that
+WINDOW_BATCHES = 16  # examples of 10 to 400 tokens: windows of 1, 4, 16 batches lose 18, 7, 2 % to padding
 FULL_ENOUGH = 0.95  # of a row's tokens in use; narrower rows have cheaper attention
 
 
@@ -60,12 +60,14 @@ def row_lengths(examples: Sequence[Example]) -> NDArray[np.int64]:
 def pack_epoch(
     lengths: NDArray[np.int64], *, seq_tokens: int, batch_tokens: int, seed: int, epoch: int
 ) -> list[Rows]:
-    """The batches of one epoch, as rows of indices; rows times their width never exceed `batch_tokens`.
+    """The batches of one epoch, as rows of indices.
+
+    Rows times their width never exceed `batch_tokens`, unless a single row does.
 
     Args:
         lengths: Row tokens of each example, each from 1 to `seq_tokens`.
         seq_tokens: Longest row.
-        batch_tokens: At least `seq_tokens`.
+        batch_tokens: Of one batch, padding included.
         seed: With `epoch`, of the order.
         epoch: Counted from 0.
     """
@@ -131,7 +133,7 @@ def _pack_window(
     # Of either, a whole number makes up a batch.
     total = int(lengths[window].sum())
     longest = _width(int(lengths[window].max(initial=1)), seq_tokens)
-    num_rows = batch_tokens // longest
+    num_rows = max(1, batch_tokens // longest)
     while True:
         room = min(max(batch_tokens // num_rows // WIDTH_STEP * WIDTH_STEP, longest), seq_tokens)
         rows = _best_fit(window, lengths, room)

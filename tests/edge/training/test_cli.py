@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from converters.errors import UnsupportedAdapter
 from converters.formats import detect_format, load_any
 from edge import cli
-from edge.errors import ConfigError, StateError
+from edge.errors import ConfigError, DataError, StateError
 from edge.training.alone import CHECKPOINT, Run
 from edge.training.checkpoint import FILE
 from edge.training.plan import Plan
@@ -145,6 +145,18 @@ def test_what_cannot_be_trained_is_an_error(command):
         invoke(*command("--steps", 3, "--epochs", 1))
     with pytest.raises(ConfigError, match="rank is 0"):
         invoke(*command("--rank", 0))
+
+
+def test_an_output_folder_that_cannot_be_made_is_an_error(command, tmp_path):
+    (tmp_path / "out").write_text("a file")
+    with pytest.raises(ConfigError, match="choose another --out"):
+        invoke(*command("--steps", 1))
+
+
+def test_data_that_cannot_be_used_leaves_nothing_to_resume(command, tmp_path):
+    with pytest.raises(DataError):
+        invoke(*command("--steps", 1, "--data", "nowhere.jsonl"))
+    assert invoke(*command("--steps", 1)).exit_code == 0
 
 
 def test_an_error_is_one_line_and_exit_status_1(command):

@@ -104,6 +104,13 @@ def test_scoring_visits_every_example_once():
     assert sorted(np.concatenate(firsts).tolist()) == [1000 + n for n in range(50)]
 
 
+def test_a_batch_is_one_row_where_not_even_one_fits():
+    assert pack_epoch(np.array([60, 60]), seq_tokens=64, batch_tokens=32, seed=0, epoch=0) in (
+        [[[0]], [[1]]],
+        [[[1]], [[0]]],
+    )
+
+
 def test_micro_batches_are_whole_rows_and_together_the_batch():
     batch = build_batch(numbered(5), [[n] for n in range(5)], seq_tokens=64)
     parts = split_batch(batch, 64)
