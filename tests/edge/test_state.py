@@ -37,9 +37,8 @@ def test_a_damaged_key_is_not_replaced_in_silence(tmp_path):
 
 
 def test_two_clients_cannot_share_a_folder(tmp_path):
-    with DeviceState(tmp_path, memory()):
-        with pytest.raises(StateError, match="another client is running"), DeviceState(tmp_path, memory()):
-            pass
+    with DeviceState(tmp_path, memory()), pytest.raises(StateError, match="another client is running"):
+        DeviceState(tmp_path, memory()).__enter__()
     with DeviceState(tmp_path, memory()):
         pass
 
