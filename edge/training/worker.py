@@ -5,34 +5,24 @@ call starts a new process, and training goes on from the task's last checkpoint.
 """
 
 import asyncio
-import contextlib
-import os
-import signal
-import sys
-from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
 
-import msgspec
 from msgspec import structs
 
-import converters.errors
-import edge.errors
-from converters.errors import TunefleetError
-from edge.errors import BackendError, OutOfMemory
-from edge.training.backends import BackendName, resolve_backend
+from edge.errors import OutOfMemory
+from edge.training.backends import BackendName
 from edge.training.backends.base import Precision
 from edge.training.dataset import DataSource
 from edge.training.packing import WIDTH_STEP
+from edge.training.process import Child, Killed
 from edge.training.task import (
     Evaluation,
-    Failed,
     Generation,
     Loaded,
     Progress,
-    Reply,
     Request,
     Result,
     Scoring,
@@ -43,11 +33,6 @@ from edge.training.task import (
 
 __all__ = ["DataSource", "Evaluation", "Progress", "Result", "Task", "Worker"]
 
-LINE_BYTES = 64 << 20  # a long run's result holds the loss of every step
-LAST_WORDS = 8  # lines of stderr
-CLOSING_S = 30.0  # for a checkpoint; a process that is still there then is killed
-_NOT_PLAIN = ("MissingExtra", "Rejected")  # built from more than a message
-VMSTAT = Path("/proc/vmstat")
 R = TypeVar("R", Loaded, Result, Evaluation, Texts)
 
 
@@ -66,7 +51,7 @@ class Worker:
         self, base: Path | str, backend: BackendName = "auto", precision: Precision = "auto"
     ) -> None:
         self._base, self._backend, self._precision = str(base), backend, precision
-        self._child: _Child | None = None
+        self._child: Child | None = None
         self._turn = asyncio.Lock()
         self._is_training = self._wants_stop = False
 
@@ -111,7 +96,7 @@ class Worker:
                 while True:
                     try:
                         return await self._ask(task, Result, on_progress)
-                    except _Killed as error:
+                    except Killed as error:
                         task = _halved(task, error)
             finally:
                 self._is_training = self._wants_stop = False
@@ -172,123 +157,13 @@ class Worker:
                 self._child = None
                 await child.close()
 
-    async def _running(self) -> "_Child":
+    async def _running(self) -> Child:
         if self._child and self._child.process.returncode is not None:  # it died between two calls
             await self._child.close()
             self._child = None
         if self._child is None:
-            self._child = await _Child.start(self._base, self._backend, self._precision)
+            self._child = await Child.start(self._base, self._backend, self._precision)
         return self._child
-
-
-class _Killed(OutOfMemory):
-    """The process was killed, for all that is known for want of memory."""
-
-
-class _Child:
-    """One process, and the lines to and from it."""
-
-    loaded: Loaded
-
-    def __init__(self, process: asyncio.subprocess.Process) -> None:
-        self.process = process
-        self.pid = process.pid
-        self.is_over = False
-        self.num_kills = _count_kills()
-        self.last_words: deque[str] = deque(maxlen=LAST_WORDS)
-        self.listener = asyncio.create_task(self._listen())
-
-    @classmethod
-    async def start(cls, base: str, backend: BackendName, precision: Precision) -> Self:
-        """Starts a process and waits until it has loaded the base model."""
-        chosen = resolve_backend(backend, Path(base))
-        child = cls(
-            await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "edge.training.child", base, chosen, precision),
-                stdin=asyncio.subprocess.PIPE,
-                stdout=asyncio.subprocess.PIPE,
-                stderr=asyncio.subprocess.PIPE,
-                limit=LINE_BYTES,
-                # Idle threads must not spin beside another pool's; to be set before a library is loaded.
-                env={"OMP_WAIT_POLICY": "passive", "TOKENIZERS_PARALLELISM": "false", **os.environ},
-            )
-        )
-        try:
-            child.loaded = await child.receive(Loaded)
-        except BaseException as error:
-            child.terminate()
-            await child.close()
-            if isinstance(error, _Killed):  # a smaller step would not help
-                raise OutOfMemory(f"{base}: {error}, while the model was loaded") from error
-            raise
-        return child
-
-    def send(self, request: Request) -> None:
-        """Sends a line; to a process that is over, in vain."""
-        assert self.process.stdin
-        self.process.stdin.write(msgspec.json.encode(request) + b"\n")
-
-    async def receive(self, kind: type[R], on_progress: Callable[[Progress], None] = lambda _: None) -> R:
-        """The next reply that is no progress.
-
-        Raises:
-            TunefleetError: As the process reports it.
-            BackendError: It died.
-        """
-        assert self.process.stdout
-        while (line := await self.process.stdout.readline()).endswith(b"\n"):
-            reply = msgspec.json.decode(line, type=Reply)
-            if isinstance(reply, Progress):
-                on_progress(reply)
-            elif isinstance(reply, kind):
-                return reply
-            elif isinstance(reply, Failed):
-                raise _error(reply)
-        raise await self._death()
-
-    def terminate(self) -> None:
-        """Asks the process to write a checkpoint and end."""
-        self.is_over = True
-        with contextlib.suppress(ProcessLookupError):
-            self.process.terminate()
-
-    async def close(self) -> None:
-        """Ends the process, by force where it does not end by itself."""
-        assert self.process.stdin
-        self.process.stdin.close()
-        try:
-            async with asyncio.timeout(CLOSING_S):
-                await self.process.wait()
-        except TimeoutError:
-            self.process.kill()
-            await self.process.wait()
-        await self.listener
-
-    async def _listen(self) -> None:
-        assert self.process.stderr
-        async for line in self.process.stderr:
-            self.last_words.append(line.decode(errors="replace").strip())
-
-    async def _death(self) -> BackendError:
-        self.is_over = True
-        code = await self.process.wait()
-        await self.listener
-        words = " | ".join(self.last_words) or "it left no message"
-        if code not in (-signal.SIGKILL, 128 + signal.SIGKILL):
-            return BackendError(f"the training process ended with status {code}; its last words: {words}")
-        kills = _count_kills()
-        if kills is not None and kills == self.num_kills:
-            return BackendError("the training process was killed (SIGKILL), and not for want of memory")
-        return _Killed("the training process was killed (SIGKILL), most likely for want of memory")
-
-
-def _count_kills() -> int | None:
-    # How often Linux has killed for want of memory: it tells such a death from another SIGKILL.
-    try:
-        counts = dict(line.split() for line in VMSTAT.read_text().splitlines())
-        return int(counts["oom_kill"])
-    except (OSError, KeyError, ValueError):
-        return None
 
 
 def _halved(task: Task, error: OutOfMemory) -> Task:
@@ -296,9 +171,3 @@ def _halved(task: Task, error: OutOfMemory) -> Task:
     if half < WIDTH_STEP:
         raise OutOfMemory(f"{error}; lower seq_tokens, {task.plan.seq_tokens}") from error
     return structs.replace(task, plan=structs.replace(task.plan, micro_batch_tokens=half))
-
-
-def _error(reply: Failed) -> TunefleetError:
-    kinds = {**vars(converters.errors), **vars(edge.errors)}
-    kind: Callable[[str], TunefleetError] = kinds.get(reply.error, BackendError)
-    return BackendError(reply.message) if reply.error in _NOT_PLAIN else kind(reply.message)

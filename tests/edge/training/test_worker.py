@@ -9,7 +9,7 @@ from msgspec import structs
 from converters.canonical import load_adapter
 from converters.errors import BaseModelError
 from edge.errors import BackendError, DataError, OutOfMemory, StateError
-from edge.training import worker as worker_module
+from edge.training import process
 from edge.training.checkpoint import FILE
 from edge.training.plan import Plan
 from edge.training.worker import DataSource, Task, Worker
@@ -116,7 +116,7 @@ def test_stopping_an_idle_worker_does_nothing(base, task):
 def test_a_killed_run_is_resumed_to_the_same_adapter(base, slow, tmp_path, monkeypatch):
     vmstat = tmp_path / "vmstat"
     vmstat.write_text("oom_kill 3\n")
-    monkeypatch.setattr(worker_module, "VMSTAT", vmstat)
+    monkeypatch.setattr(process, "VMSTAT", vmstat)
 
     async def run():
         async with Worker(base) as worker:
@@ -132,7 +132,7 @@ def test_a_killed_run_is_resumed_to_the_same_adapter(base, slow, tmp_path, monke
 def test_a_run_killed_for_want_of_memory_goes_on_with_smaller_parts(base, slow, tmp_path, monkeypatch):
     vmstat = tmp_path / "vmstat"
     vmstat.write_text("oom_kill 3\n")
-    monkeypatch.setattr(worker_module, "VMSTAT", vmstat)
+    monkeypatch.setattr(process, "VMSTAT", vmstat)
     sizes = []
 
     async def run():
@@ -157,7 +157,7 @@ def test_a_run_killed_for_want_of_memory_goes_on_with_smaller_parts(base, slow, 
 
 
 def test_a_run_that_memory_never_suffices_for_gives_up(base, task, slow, tmp_path, monkeypatch):
-    monkeypatch.setattr(worker_module, "VMSTAT", tmp_path / "none")  # as on macOS: the cause is unknown
+    monkeypatch.setattr(process, "VMSTAT", tmp_path / "none")  # as on macOS: the cause is unknown
     smallest = structs.replace(slow, plan=structs.replace(PLAN, micro_batch_tokens=32))
 
     async def run():
