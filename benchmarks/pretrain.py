@@ -135,7 +135,10 @@ def _train(model: LlamaForCausalLM, optimizers: list[torch.optim.Optimizer], tok
 
 def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, out: Path) -> None:
     """The folder as transformers and mlx-lm read it, weights in float16."""
-    weights = {name: tensor.detach().to(torch.float16) for name, tensor in model.state_dict().items()}
+    half = {name: tensor.detach().to(torch.float16) for name, tensor in model.state_dict().items()}
+    weights = {
+        name: tensor for name, tensor in half.items() if name != "lm_head.weight"
+    }  # it is the embedding
     model.config.dtype = torch.float16
     model.save_pretrained(out, state_dict=weights)
     tokenizer.save_pretrained(out, save_jinja_files=False)

@@ -65,20 +65,20 @@ def _draw_losses(axes: "Axes", result: DemoResult) -> None:
             linewidth=0.9,
             markersize=4,
             alpha=0.75,
-            label=f"{device_id}",
+            label=f"{device_id}'s data",
         )
     scored = [(v.seconds, v.loss) for v in result.versions if v.loss is not None]
     if scored:
         axes.plot(
             *zip(*scored, strict=True),
-            color=INK, linewidth=2.6, marker="D", markersize=4, label="fleet, unseen sentences",
+            color=INK, linewidth=2.6, marker="D", markersize=4, label="unseen sentences",
         )  # fmt: skip
     axes.set_yscale("log")
     axes.yaxis.set_major_formatter("{x:g}")
     axes.yaxis.set_minor_formatter("")
     axes.set_ylabel("loss (nats a token)", color=INK)
     axes.set_title(
-        "Loss of the fleet's versions against time: on each device's data, and on unseen sentences",
+        "Loss against time",
         loc="left",
         color=INK,
         fontweight="bold",
