@@ -9,6 +9,7 @@ stepped by Muon (Jordan et al., 2024), the rest by AdamW, under bfloat16 autocas
 """
 
 import argparse
+import copy
 import json
 import math
 import os
@@ -135,17 +136,13 @@ def _train(model: LlamaForCausalLM, optimizers: list[torch.optim.Optimizer], tok
 
 def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, out: Path) -> None:
     """The folder as transformers and mlx-lm read it, weights in float16."""
-    half = {name: tensor.detach().to(torch.float16) for name, tensor in model.state_dict().items()}
-    weights = {
-        name: tensor for name, tensor in half.items() if name != "lm_head.weight"
-    }  # it is the embedding
-    model.config.dtype = torch.float16
-    model.save_pretrained(out, state_dict=weights)
+    copy.deepcopy(model).half().save_pretrained(out)
     tokenizer.save_pretrained(out, save_jinja_files=False)
     settings = out / "tokenizer_config.json"
     written = json.loads(settings.read_text())
     # The class's name of today is unknown to transformers 4.
-    settings.write_text(json.dumps(written | {"tokenizer_class": "PreTrainedTokenizerFast"}, indent=2) + "\n")
+    written |= {"tokenizer_class": "PreTrainedTokenizerFast"}
+    settings.write_text(json.dumps(written, indent=2) + "\n")
 
 
 def _schedule(step: int, steps: int) -> float:
