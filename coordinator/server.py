@@ -3,7 +3,7 @@
 Everything runs in one event loop around a `Transport`; what takes long (checking a payload, merging,
 scoring) runs in a thread beside it. The journal is the truth: a coordinator that is killed at any point goes
 on where it was, and what was accepted is still in the buffer. No message ends the loop: bad ones are
-rejected, refused or dropped, and said so once.
+rejected, refused or dropped, and said so.
 """
 
 import asyncio
@@ -14,22 +14,20 @@ from typing import Any, NamedTuple
 import msgspec
 
 from converters.adapter import LoraAdapter
+from converters.errors import TunefleetError
 from coordinator.admission import Present, Rules
 from coordinator.config import CoordinatorConfig
 from coordinator.errors import MergeError
 from coordinator.founding import found_fleet, tier_name
 from coordinator.intake import Desk, Intake, Say
 from coordinator.journal import Update
+from coordinator.merging import Merger
 from coordinator.publisher import Publisher
 from coordinator.roster import Roster
 from coordinator.state import CoordinatorState
-from coordinator.strategies import choose_strategy
-from coordinator.strategies.base import Contribution, Report, Waiting
-from coordinator.strategies.spaces import dispatch
 from coordinator.uploads import Uploads
-from coordinator.versions import Version, VersionFiles
+from coordinator.versions import Version
 from edge.errors import DiskFull, ProtocolError
-from edge.protocol.codec import decode_adapter
 from edge.protocol.messages import (
     Hello,
     Id,
@@ -48,7 +46,9 @@ from edge.transport.base import Transport
 
 POLL_S = 0.25  # how soon a rollback by another process, or a time budget that ran out, is noticed
 RETRY_S = 5.0  # after a full disk
-SAYINGS_KEPT = 1000  # of faults, so that each is said once
+ANNOUNCE_EVERY_S = 60.0  # a broker without persistence forgets what is retained when it restarts
+SAY_EVERY_S = 60.0
+MAX_FAULTS = 1000
 
 
 class Quality(NamedTuple):
@@ -101,7 +101,7 @@ class Coordinator:
         self._say = say
         self._clock = clock
         self._topics = Topics(config.fleet)
-        self._strategy = choose_strategy(config)
+        self._merger = Merger(config, state, clock)
         self._data_version = state.journal.data_version()
         self._version = found_fleet(config, state, clock())
         self._roster = Roster(state.journal, config.devices, config.enrolment == "open")
@@ -125,9 +125,10 @@ class Coordinator:
             say=say,
         )
         self._intake = Intake(desk, self._present())
-        self._unscored: asyncio.Queue[Version] = asyncio.Queue()
+        self._unscored: asyncio.Queue[tuple[Version, Score]] = asyncio.Queue()
         self._stopping = asyncio.Event()
-        self._said: set[str] = set()
+        self._announced_at = 0.0
+        self._said: dict[str, float] = {}
 
     async def run(self) -> None:
         """Works until `max_versions` are made, or until `stop`.
@@ -140,10 +141,10 @@ class Coordinator:
         async with self._transport:
             key = public_key(self._state.key)
             self._say(f"fleet {self._config.fleet} at version {self._version.version}; coordinator key {key}")
-            await self._intake.recover()
-            await self._announce()
             for kind in ("hello", "state", "want", "telemetry", "up/+/+"):
                 await self._transport.subscribe(self._topics.device("+", kind))
+            await self._intake.recover()
+            await self._announce()  # last: whoever sees a version asks for it at once
             await _until_first(
                 self._listen(),
                 self._publisher.run(),
@@ -151,7 +152,6 @@ class Coordinator:
                 self._score_versions(),
                 self._stopping.wait(),
             )
-        self._said.clear()
         self._flush_roster()
         self._say("stopped; state is on disk, the same command goes on from here")
 
@@ -198,9 +198,12 @@ class Coordinator:
         self._roster.greet(hello, at)
 
     def _complain(self, fault: str) -> None:
-        """Says a fault once: strangers must not fill a log."""
-        if fault not in self._said and len(self._said) < SAYINGS_KEPT:
-            self._said.add(fault)
+        """Says a fault, the same one at most once a minute: strangers must not fill a log."""
+        now = self._clock()
+        if len(self._said) >= MAX_FAULTS:
+            self._said.clear()
+        if now - self._said.get(fault, 0.0) >= SAY_EVERY_S:
+            self._said[fault] = now
             self._say(fault)
 
     # Versions.
@@ -226,6 +229,7 @@ class Coordinator:
             )
             topic = self._topics.version(manifest.tier)
             await self._transport.publish(topic, sign_message(manifest, self._state.key), retain=True)
+        self._announced_at = self._clock()
 
     def _present(self) -> Present:
         versions, current = self._state.versions, self._version
@@ -236,17 +240,19 @@ class Coordinator:
         self._version = version
         self._intake.present = self._present()
         await self._announce()
-        if self._score and version.version % self._config.eval_every == 0:
-            self._unscored.put_nowait(version)
+        if version.loss is None and version.version % self._config.eval_every == 0:
+            self._await_score(version)
 
     async def _merge_when_ready(self) -> None:
-        if self._score and self._version.loss is None:
-            self._unscored.put_nowait(self._version)
+        if self._version.loss is None:
+            self._await_score(self._version)
         while not self._is_done():
             try:
                 await self._notice_rollback()
                 self._roster.flush()
-                buffer = self._ready()
+                if self._clock() - self._announced_at >= ANNOUNCE_EVERY_S:
+                    await self._announce()
+                buffer = self._merger.ready(self._intake.present)
                 if buffer:
                     await self._make_version(buffer)
                 else:
@@ -259,63 +265,17 @@ class Coordinator:
     def _is_done(self) -> bool:
         return 0 < self._config.max_versions <= self._version.version
 
-    def _ready(self) -> list[Update]:
-        """The updates to merge now; none while the strategy waits for more."""
-        present, now = self._intake.present, self._clock()
-        waiting = self._state.journal.waiting()
-        orphans = [one.id for one in waiting if one.base_version not in present.lineage]
-        if orphans:  # journalled just after another process rolled back
-            self._state.journal.discard(
-                orphans, "rolled-back", f"is no ancestor of version {present.version}"
-            )
-            waiting = [one for one in waiting if one.id not in orphans]
-        outline = [
-            Waiting(one.device, present.staleness(one.base_version), now - one.received_at) for one in waiting
-        ]
-        return waiting[: self._strategy.take(outline)]
-
     async def _make_version(self, buffer: list[Update]) -> None:
-        """Merges, writes, commits, announces; nothing is changed where somebody rolled back meanwhile."""
-        old = self._version
-        contributions = [self._contribution(update) for update in buffer]
-        report, files = await asyncio.to_thread(self._merge, old, contributions)
-        made = self._state.versions.add(files, old.version, report, self._clock())
-        if made is None:
+        made = await self._merger.make(self._version, buffer, self._intake.present)
+        if made is None or made.report is None:
             return
-        for update in buffer:
-            (self._state.updates / update.id).unlink(missing_ok=True)
-        self._state.versions.collect(self._config.keep_versions)
-        devices = ", ".join(sorted({share.device for share in report.shares}))
+        shares = made.report.shares
+        devices = ", ".join(sorted({share.device for share in shares}))
         self._say(
             f"version {made.version}: {len(buffer)} updates of {devices}, "
-            f"staleness up to {max(share.staleness for share in report.shares)}, step {report.step_norm:.4g}"
+            f"staleness up to {max(share.staleness for share in shares)}, step {made.report.step_norm:.4g}"
         )
         await self._adopt(made)
-
-    def _merge(self, old: Version, contributions: list[Contribution]) -> tuple[Report, VersionFiles]:
-        """In a thread: no database."""
-        versions, config = self._state.versions, self._config
-        state, report = self._strategy.merge(versions.state(old), contributions)
-        tiers = {
-            name: dispatch(config.space, state.adapter, rank, versions.load(old.tiers[name]))
-            for rank in config.ranks
-            for name in [tier_name(rank)]
-        }
-        return report, versions.store(state, tiers)
-
-    def _contribution(self, update: Update) -> Contribution:
-        versions, payload = self._state.versions, self._state.updates / update.id
-        dispatched = versions.version(update.base_version).tiers[update.tier]
-        like = self._intake.present.tiers[update.tier]
-        return Contribution(
-            update=update.id,
-            device=update.device,
-            base_version=update.base_version,
-            staleness=self._intake.present.staleness(update.base_version),
-            num_examples=update.num_examples,
-            load_delta=lambda: decode_adapter(payload.read_bytes(), like=like),
-            load_base=lambda: versions.load(dispatched),
-        )
 
     async def _notice_rollback(self) -> None:
         data_version = self._state.journal.data_version()
@@ -327,14 +287,20 @@ class Coordinator:
             self._say(f"version {current.version}: went back to version {current.parent}")
             await self._adopt(current)
 
+    def _await_score(self, version: Version) -> None:
+        if self._score:
+            self._unscored.put_nowait((version, self._score))
+
     async def _score_versions(self) -> None:
         while True:
-            version = await self._unscored.get()
-            if self._score:
-                adapter = self._state.versions.load(version.master)
-                quality = await asyncio.to_thread(self._score, adapter)
+            version, score = await self._unscored.get()
+            try:
+                adapter = self._state.versions.state(self._state.versions.version(version.version)).adapter
+                quality = await asyncio.to_thread(score, adapter)
                 self._state.versions.score(version.version, *quality)
                 self._say(f"version {version.version}: loss {quality.loss:.4f}, exact {quality.exact:.1%}")
+            except TunefleetError as error:  # a fleet goes on learning while nobody can tell how well
+                self._complain(f"version {version.version} is not scored: {error}")
             self._unscored.task_done()
 
     def _flush_roster(self) -> None:

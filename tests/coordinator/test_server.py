@@ -12,6 +12,7 @@ from coordinator.server import Quality
 from coordinator.strategies.base import Contribution, State
 from coordinator.strategies.fedbuff import FedBuff
 from coordinator.versions import VersionStore
+from edge.errors import BackendError
 from edge.protocol.codec import encode_adapter
 from edge.protocol.messages import Presence, Want, encode_message
 from edge.protocol.signing import new_key
@@ -391,5 +392,29 @@ def test_with_a_full_disk_nothing_is_receipted_and_nothing_is_lost(fleet, what):
                 await x.send_chunks(header, payload)
             final = await x.receipt(header.update, count=3 if what == "everything" else 2)
             assert final.status == "accepted"
+
+    run(scenario())
+
+
+def test_versions_are_announced_again_where_a_broker_forgot_them(fleet):
+    async def scenario():
+        async with fleet.serving(), fleet.device("x").joined() as x:
+            await x.manifest()
+            x.manifests.clear()
+            fleet.now += 61
+            await x.manifest()
+
+    run(scenario())
+
+
+def test_a_version_that_cannot_be_scored_stops_nothing(fleet):
+    def score(adapter):
+        raise BackendError("no memory left")
+
+    async def scenario():
+        async with fleet.serving(buffer_size=1, score=score), fleet.device("x").joined() as x:
+            await x.teach(seed=1)
+            await x.manifest(version=1)
+        assert "version 0 is not scored: no memory left" in fleet.said
 
     run(scenario())
