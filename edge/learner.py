@@ -7,12 +7,22 @@ or by a full disk, is simply done again.
 
 import asyncio
 import itertools
+import shutil
 from pathlib import Path
 
 from converters.errors import AdapterError, BaseModelError
 from edge.assignment import Assignment, Update, make_plan, make_update, task_seed
 from edge.download import Download
-from edge.errors import BackendError, ConfigError, DiskFull, MissingExtra, OutOfMemory, Rejected
+from edge.errors import (
+    BackendError,
+    ConfigError,
+    DiskFull,
+    EdgeError,
+    MissingExtra,
+    OutOfMemory,
+    Rejected,
+    StateError,
+)
 from edge.progress import ProgressReporter
 from edge.protocol.messages import Manifest
 from edge.protocol.signing import sign_message
@@ -192,21 +202,28 @@ class Learner:
 
     async def _train(self, task: Assignment, dispatched: Path) -> Result:
         """Runs the worker; where its process dies, the next one goes on from the last checkpoint."""
-        order = self._order(task, dispatched)
         for num_failures in itertools.count(1):
             self._is_training = True
             try:
+                order = self._order(task, dispatched)
                 return await self._worker.train(order, self._reporter.of(task.manifest.version))
             except (MissingExtra, OutOfMemory):
                 raise
-            except BackendError as error:
+            except (BackendError, StateError) as error:
                 if num_failures > MAX_FAILURES:
                     raise
-                self._session.say("warning", f"{error}; going on from the last checkpoint")
+                self._session.say("warning", f"{error}; {self._recover(task, error)}")
             finally:
                 self._is_training = False
             await asyncio.sleep(num_failures)
         raise AssertionError  # itertools.count never ends
+
+    def _recover(self, task: Assignment, error: EdgeError) -> str:
+        """A checkpoint that is damaged, or of data that has changed since, is of no use any more."""
+        if isinstance(error, StateError):
+            shutil.rmtree(self._state.task_folder(task))
+            return "training from the beginning"
+        return "going on from the last checkpoint"
 
     def _order(self, task: Assignment, dispatched: Path) -> Task:
         config = self._session.config

@@ -6,6 +6,7 @@ kept over the end of the process: what must survive lies in the spool.
 """
 
 from collections.abc import AsyncIterator
+from types import TracebackType
 from typing import NamedTuple, Protocol, Self
 
 
@@ -47,7 +48,9 @@ class Transport(Protocol):
 
     async def __aenter__(self) -> Self: ...
 
-    async def __aexit__(self, *exc: object) -> None: ...
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
 
     async def publish(
         self, topic: str, payload: bytes, *, retain: bool = False, expiry_s: int | None = None

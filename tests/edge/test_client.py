@@ -6,11 +6,14 @@ import sqlite3
 from contextlib import closing
 
 import msgspec
+import numpy as np
 import pytest
 
 from converters.base import read_base
+from converters.canonical import load_adapter
 from converters.errors import BaseModelError
 from coordinator.server import coordinator_presence
+from edge.assignment import Assignment
 from edge.errors import DataError, Rejected
 from edge.protocol.messages import Receipt, Telemetry, decode_message
 from edge.protocol.signing import new_key, public_key, sign_message
@@ -156,6 +159,48 @@ def test_a_stopped_task_goes_on_from_its_checkpoint(home):
 
     # The id holds the hash of the payload: the same id is the same delta, bit for bit.
     assert asyncio.run(way()) == asyncio.run(uninterrupted())
+
+
+def test_a_checkpoint_of_data_that_changed_meanwhile_is_dropped(home):
+    async def way():
+        recipe = {"steps": 10, "seq_tokens": 64, "batch_tokens": 128}
+        async with home.coordinator(recipe=recipe):
+            async with home.running(slowdown=200.0) as device:
+                await device.until("training", 2)
+            home.data.write_text('{"prompt": "fan", "completion": " off"}\n')
+            async with home.device(max_tasks=1) as again:
+                await again.client.run()
+            assert "training from the beginning" in again.of("warning")[0].text
+
+    asyncio.run(way())
+    assert updates(home) == [("lamp", 0, 0)]
+
+
+def test_a_version_that_is_no_longer_kept_is_given_up_for_the_newer_one(home, make_manifest):
+    async def way():
+        async with home.coordinator(), home.device(max_tasks=1, patience_s=0.1) as device:
+            async with home.device("fan", max_tasks=1) as fan:
+                await fan.client.run()
+            while not any(line.startswith("version 1") for line in home.said):
+                await asyncio.sleep(0.01)
+            device.state.update(task=Assignment(make_manifest(base=device.state.memory.base), 0))
+            await device.client.run()
+
+    asyncio.run(way())
+    assert updates(home) == [("fan", 0, 0), ("lamp", 1, 0)]
+
+
+@pytest.mark.parametrize("encoding", ["f32", "f16", "int8", "int4"])
+def test_what_an_encoding_leaves_over_is_kept_for_the_next_update(home, encoding):
+    async def way():
+        async with home.coordinator(encoding=encoding), home.device(max_tasks=2) as device:
+            await device.client.run()
+
+    asyncio.run(way())
+    assert updates(home) == [("lamp", 0, 0), ("lamp", 1, 0)]
+    left = load_adapter(home.folder / "lamp" / "residual.safetensors")
+    size = max(np.abs(factors.b).max() for _, factors in left)
+    assert size == 0 if encoding == "f32" else size > 0
 
 
 def test_a_newer_version_does_not_interrupt_the_task(home):

@@ -21,6 +21,7 @@ import tomli_w
 from coordinator.server import coordinator_presence
 from edge.config import config_table
 from edge.protocol.topics import Topics
+from edge.training.backends.toy import make_toy_base
 from edge.transport.mqtt import MqttTransport
 from edge.transport.settings import MqttSettings
 
@@ -160,6 +161,32 @@ def test_a_client_killed_again_and_again_at_random_moments_counts_each_version_o
     versions = counted(home)
     assert len(versions) >= 2
     assert versions == [(version, 0) for version in range(len(versions))]
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_a_client_killed_while_it_uploads_counts_once(home, broker, seed):
+    """An update of half a megabyte, eight chunks; killed within the time that sending it takes."""
+    moments = random.Random(seed)
+    home.base = make_toy_base(home.folder / "large", dim=512)
+
+    async def way():
+        settings = {"ranks": (64,), "encoding": "f32", "chunk_bytes": 65536, "buffer_size": 100}
+        async with broker.running(), serving(home, broker, **settings):
+            program = Program(home, broker)
+            await program.start()
+            await program.until("spooled")
+            for _ in range(4):
+                await asyncio.sleep(moments.uniform(0, 0.03))
+                await program.end(signal.SIGKILL)
+                await program.start()
+                await program.until("joined")
+            await program.until("waiting")
+            while list((home.folder / "lamp" / "spool").iterdir()):
+                await asyncio.sleep(0.02)
+            assert (await program.end())[0] == 0
+
+    asyncio.run(way())
+    assert counted(home) == [(0, 0)]
 
 
 def test_sigterm_ends_in_order_with_a_checkpoint_and_says_offline(home, broker):
