@@ -39,7 +39,7 @@ async def run_demo(folder: Path, plan: DemoPlan, screen: Screen) -> DemoResult:
             where = ["--state", str(paths.state), "--base", str(MODEL), "--out", str(paths.adapter(form))]
             await children.run(f"export-{form}", ["export", "--to", form, *where])
         scoring = Scoring(children, paths, plan, screen, os.cpu_count() or 1)
-        screen.stage("Each device alone; then the scores", total=2 * len(plan.members) + 4)
+        screen.stage("Each device alone; then the scores", total=len(plan.members) + 4)
         alone = asyncio.gather(
             *(scoring.alone(member, record.num_steps(member.home.device_id)) for member in plan.members)
         )

@@ -40,18 +40,22 @@ class Scoring:
         """The held-out sentences with an adapter, or with the base alone."""
         arguments = ["eval", "--base", str(MODEL), "--data", str(self._paths.data(HELD_OUT)), "--json"]
         (report,) = await self._run(f"score-{name}", [*arguments, *_given("--adapter", adapter)])
-        self._screen.step(f"{name}: {report['exact_match']:.1%} of unseen sentences right")
-        return Score(exact=report["exact_match"], loss=report["loss"])
+        return self._show(name, report)
 
     async def alone(self, member: Member, steps: int) -> Score:
         """A device by itself: `steps` optimizer steps on its own data, then the held-out sentences.
 
         One that took no step in the fleet takes none alone: it is scored as it began.
         """
+        name, plan = member.home.device_id, self._plan
         if not steps:
-            return await self.score(f"{member.home.device_id}-alone", None)
-        name, plan, out = member.home.device_id, self._plan, self._paths.alone(member.home.device_id)
-        recipe = {
+            return await self.score(f"{name} alone", None)
+        options = {
+            "base": MODEL,
+            "data": self._paths.data(name),
+            "valid": self._paths.data(HELD_OUT),
+            "out": self._paths.alone(name),
+            "backend": member.backend,
             "rank": RANK,
             "scale": SCALE,
             "targets": ",".join(TARGETS),
@@ -61,11 +65,14 @@ class Scoring:
             "batch-tokens": plan.batch_tokens,
             "seed": plan.seed,
         }
-        options = [text for option, value in recipe.items() for text in (f"--{option}", str(value))]
-        where = ["--base", str(MODEL), "--data", str(self._paths.data(name)), "--out", str(out)]
-        await self._run(f"alone-{name}", ["train", *where, "--backend", member.backend, *options, "--json"])
-        self._screen.step(f"{name}: trained alone, {steps} steps")
-        return await self.score(f"{name}-alone", out)
+        arguments = [text for option, value in options.items() for text in (f"--{option}", str(value))]
+        (report,) = await self._run(f"alone-{name}", ["train", *arguments, "--json"])
+        return self._show(f"{name} alone", report["valid_after"])
+
+    def _show(self, name: str, report: dict[str, Any]) -> Score:
+        score = Score(exact=report["exact_match"], loss=report["loss"])
+        self._screen.step(f"{name}: {score.exact:.1%} of unseen sentences right")
+        return score
 
     async def answers(self, name: str, prompts: Sequence[str], adapter: Path | None) -> list[str]:
         """What is answered to `prompts`."""
