@@ -218,6 +218,7 @@ class MqttTransport:
                     raise
                 self._versions.pop(0)
                 continue
+            del self._versions[1:]  # a broker that dies in a later handshake has not forgotten its version
             return link
 
     async def _connected(self) -> tuple[Link, asyncio.Semaphore]:

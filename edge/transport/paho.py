@@ -25,7 +25,7 @@ from edge.transport.settings import MqttSettings
 
 MAX_UNREAD = 64  # messages the broker may send ahead of the consumer, where it lets us say so (MQTT 5)
 MAX_INCOMING_BYTES = 2 << 20  # of one packet; the broker drops larger ones (MQTT 5)
-MAX_READS = 16  # packets in a row, before others have their turn
+MAX_READS = 4  # packets in a row, before others have their turn
 HEADER_BYTES = 32  # of a publish besides topic and payload: fixed header, packet id, properties
 
 
@@ -115,6 +115,9 @@ class Link:
         except TransportError:
             self.close()
             raise
+        if self._socket is None:  # the broker's answer and its end came in one read
+            self.close()
+            raise TransportError(f"broker {self._settings.place} closed the connection after its answer")
         self.is_alive = True
         self._keep_house()
 
@@ -233,7 +236,7 @@ class Link:
     def _adopt_socket(self) -> None:
         connection = self._client.socket()
         if not isinstance(connection, socket.socket):
-            raise Unanswered(f"broker {self._settings.place} closed the connection at once")
+            raise self._unanswered()
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._socket = connection
         self._is_adopted = True
@@ -351,9 +354,9 @@ class Link:
 
     async def _acknowledged(self, packet_id: int | None, what: str) -> None:
         self._flush()
-        if (
-            packet_id is None or not self.is_alive
-        ):  # paho writes at once, and may have found the connection gone
+        if packet_id is None:  # paho has no socket any more: whoever tries again must wait for a new link
+            self._lose("the socket is gone")
+        if not self.is_alive or packet_id is None:  # paho writes at once, and may have found it gone
             raise LinkLost(f"broker {self._settings.place}: {what}: not connected")
         future: asyncio.Future[None] = self._loop.create_future()
         self._pending[packet_id] = future
@@ -377,20 +380,17 @@ class Link:
             self._on_lost()
         text = f"broker {self._settings.place} closed the connection: {reason}"
         if not self._answer.done():
-            hint = (
-                "does it ask for a client certificate"
-                if self._settings.is_encrypted
-                else "is this its TLS port"
-            )
-            place = self._settings.place
-            self._answer.set_exception(
-                Unanswered(f"broker {place} closed the connection without an answer; {hint}?")
-            )
+            self._answer.set_exception(self._unanswered())
             self._answer.exception()  # seen, even when nobody waits for it
         for future in self._pending.values():
             if not future.done():
                 future.set_exception(LinkLost(text))
         self._pending.clear()
+
+    def _unanswered(self) -> Unanswered:
+        is_encrypted = self._settings.is_encrypted
+        hint = "does it ask for a client certificate" if is_encrypted else "is this its TLS port"
+        return Unanswered(f"broker {self._settings.place} closed the connection without an answer; {hint}?")
 
 
 def _refusal(reason: ReasonCode, settings: MqttSettings) -> TransportError:

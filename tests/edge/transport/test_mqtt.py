@@ -283,6 +283,26 @@ def test_the_window_holds_over_a_reconnection():
     asyncio.run(scenario())
 
 
+def test_a_connection_that_ends_with_its_answer_is_a_clear_error():
+    """Once taken for alive, with no socket under it, every subscription spun for ever."""
+
+    async def answer_and_leave(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await _packet(reader)
+        writer.write(bytes([0x20, 2, 0, 0]))  # CONNACK of 3.1.1: accepted
+        writer.close()
+
+    async def scenario():
+        async with await asyncio.start_server(answer_and_leave, "127.0.0.1", 0) as server:
+            port = server.sockets[0].getsockname()[1]
+            settings = MqttSettings.from_url(f"mqtt://127.0.0.1:{port}", "d1", protocol="3.1.1")
+            async with asyncio.timeout(10):
+                with pytest.raises(TransportError, match="closed the connection"):
+                    async with MqttTransport(settings) as transport:
+                        await transport.subscribe("a/b")
+
+    asyncio.run(scenario())
+
+
 def test_the_back_off_grows_to_its_bound_and_is_drawn_from_the_generator():
     async def scenario():
         pauses: list[float] = []
