@@ -155,7 +155,7 @@ def test_a_client_killed_again_and_again_at_random_moments_counts_each_version_o
             program = Program(home, broker, max_tasks=2)
             await program.start()
             await program.until("stopped")
-            assert (await program.end())[0] == 0
+            assert await program.end(0) == (0, "")
 
     asyncio.run(way())
     versions = counted(home)
