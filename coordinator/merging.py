@@ -1,8 +1,10 @@
 """From the buffer to the next version: merged in a thread, committed in one transaction."""
 
 import asyncio
+import functools
 from collections.abc import Callable
 
+from converters.adapter import LoraAdapter
 from coordinator.admission import Present
 from coordinator.config import CoordinatorConfig
 from coordinator.founding import tier_name
@@ -53,7 +55,8 @@ class Merger:
             MergeError: The strategy cannot merge this buffer.
             DiskFull: Nothing is changed.
         """
-        contributions = [self._contribution(update, present) for update in buffer]
+        load = functools.cache(self._state.versions.load)  # many updates begin from one version
+        contributions = [self._contribution(update, present, load) for update in buffer]
         report, files = await asyncio.to_thread(self._merge, old, contributions)
         made = self._state.versions.add(files, old.version, report, self._clock())
         if made is not None:
@@ -73,9 +76,11 @@ class Merger:
         }
         return report, versions.store(state, tiers)
 
-    def _contribution(self, update: Update, present: Present) -> Contribution:
-        versions, payload = self._state.versions, self._state.updates / update.id
-        dispatched = versions.version(update.base_version).tiers[update.tier]
+    def _contribution(
+        self, update: Update, present: Present, load: Callable[[str], LoraAdapter]
+    ) -> Contribution:
+        payload = self._state.updates / update.id
+        dispatched = self._state.versions.version(update.base_version).tiers[update.tier]
         like = present.tiers[update.tier]
         return Contribution(
             update=update.id,
@@ -84,5 +89,5 @@ class Merger:
             staleness=present.staleness(update.base_version),
             num_examples=update.num_examples,
             load_delta=lambda: decode_adapter(payload.read_bytes(), like=like),
-            load_base=lambda: versions.load(dispatched),
+            load_base=lambda: load(dispatched),
         )

@@ -114,3 +114,14 @@ def test_a_lower_tier_gets_the_leading_directions():
     u, sigma, vt = np.linalg.svd(dense(master, "m"))
     assert dense(low, "m") == pytest.approx((u[:, :2] * sigma[:2]) @ vt[:2], abs=1e-4)
     assert low.max_rank == 2
+
+
+def test_updates_from_one_base_are_summed_as_those_from_many():
+    master, base = random_adapter(3, 1, names=("m",)), random_adapter(2, 2, names=("m",))
+    deltas = [random_adapter(2, 3 + k, names=("m",)) for k in range(3)]
+    weights = [0.5, 0.25, 2.0]
+    total = add_products(State(0, master), [contribution(delta, base) for delta in deltas], weights, 1.0, 32)
+    changes = [trained(base, delta, "m") - dense(base, "m") for delta in deltas]
+    expected = dense(master, "m") + sum(w * one for w, one in zip(weights, changes, strict=True))
+    assert dense(total.adapter, "m") + dense(total.remainder, "m") == pytest.approx(expected, abs=1e-3)
+    assert total.norms == pytest.approx([np.linalg.norm(one) for one in changes], rel=1e-5)
