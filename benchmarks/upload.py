@@ -175,7 +175,7 @@ def running_mosquitto(folder: Path) -> Iterator[int]:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     config = folder / "mosquitto.conf"
-    persistence = f"persistence true\npersistence_location {folder}/\nuser root\n"
+    persistence = f"set_tcp_nodelay true\npersistence true\npersistence_location {folder}/\nuser root\n"
     config.write_text(f"listener {port} 127.0.0.1\nallow_anonymous true\n{persistence}")
     broker = subprocess.Popen([program, "-c", config], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:

@@ -1,19 +1,19 @@
 """The errors of a device and of what it shares with the coordinator.
 
-    TunefleetError (converters.errors)
-    └── EdgeError
-        ├── ConfigError        a setting that cannot be used
-        ├── DataError          training data that cannot be used: file, line, reason
-        ├── BackendError       the training backend failed, or its worker process ended
-        │   ├── MissingExtra   a library is not installed; the message holds the install command
-        │   └── OutOfMemory    the worker ran out of memory; a smaller step may succeed
-        ├── StateError         a state folder of another fleet, of a newer version, or damaged
-        ├── DiskFull           no room to spool or to journal; nothing was lost
-        ├── TransportError     the broker cannot be reached
-        │   ├── BrokerRefused  the broker answered no: password, rights, protocol
-        │   └── TlsFailure     the encrypted connection could not be made
-        └── ProtocolError      a message that breaks the wire's contract
-            └── Rejected       an update that was refused, with the reason of its receipt
+TunefleetError (converters.errors)
+└── EdgeError
+    ├── ConfigError        a setting that cannot be used
+    ├── DataError          training data that cannot be used: file, line, reason
+    ├── BackendError       the training backend failed, or its worker process ended
+    │   ├── MissingExtra   a library is not installed; the message holds the install command
+    │   └── OutOfMemory    the worker ran out of memory; a smaller step may succeed
+    ├── StateError         a state folder of another fleet, of a newer version, or damaged
+    ├── DiskFull           no room to spool or to journal; nothing was lost
+    ├── TransportError     the broker cannot be reached
+    │   ├── BrokerRefused  the broker answered no: password, rights, protocol
+    │   └── TlsFailure     the encrypted connection could not be made
+    └── ProtocolError      a message that breaks the wire's contract
+        └── Rejected       an update that was refused, with the reason of its receipt
 """
 
 from converters.errors import TunefleetError

@@ -41,13 +41,14 @@ class PartFile:
         self.sha256 = sha256
         self._identity = f"{sha256} {size_bytes} {chunk_bytes}\n".encode()
         self._present = self._found()
+        self._num_missing = self._present.count(0)
         if not self._present:
             self._start_over()
 
     @property
     def is_complete(self) -> bool:
         """Every chunk is there; `finish` tells whether they are the right ones."""
-        return all(self._present)
+        return self._num_missing == 0
 
     def missing(self, max_ranges: int = 256) -> tuple[Range, ...]:
         """The chunks that are not there yet, as ranges, the first `max_ranges` of them."""
@@ -69,6 +70,7 @@ class PartFile:
             _write_at(file, chunk, number * self.chunk_bytes)
             _write_at(file, b"\1", self.size_bytes + len(self._identity) + number)
         self._present[number] = 1
+        self._num_missing -= 1
         return True
 
     def finish(self, final_path: Path) -> None:
@@ -110,6 +112,7 @@ class PartFile:
 
     def _start_over(self) -> None:
         self._present = bytearray(num_chunks(self.size_bytes, self.chunk_bytes))
+        self._num_missing = len(self._present)
         with _room(self.path), _opened(self.path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC) as file:
             _write_at(file, self._identity + self._present, self.size_bytes)
 
@@ -142,7 +145,6 @@ def _room(path: Path) -> Iterator[None]:
 
 def _write_at(file: int, data: bytes, offset: int) -> None:
     """`pwrite` until all is written: it may stop short when the disk is nearly full."""
-    view = memoryview(data)
-    while view:
-        written = os.pwrite(file, view, offset)
-        view, offset = view[written:], offset + written
+    written = os.pwrite(file, data, offset)
+    while written < len(data):
+        written += os.pwrite(file, memoryview(data)[written:], offset + written)

@@ -1,0 +1,158 @@
+"""Golden bytes of every message: field names and their order are the wire."""
+
+import msgspec
+import pytest
+
+from edge.errors import ProtocolError
+from edge.protocol.messages import (
+    Hello,
+    Manifest,
+    Presence,
+    Receipt,
+    Recipe,
+    Signed,
+    Telemetry,
+    UpdateHeader,
+    Want,
+    decode_message,
+    encode_message,
+)
+from edge.protocol.topics import Topics
+
+SHA = "ab" * 32
+UPDATE = "cd" * 16
+GOLDEN = [
+    (Presence(online=True, epoch=1760000000000), b'{"online":true,"epoch":1760000000000}'),
+    (
+        Manifest(
+            fleet="home",
+            tier="r8",
+            version=3,
+            parent=2,
+            sha256=SHA,
+            size_bytes=100,
+            chunk_bytes=65536,
+            encoding="int8",
+            base=SHA,
+            rank=8,
+            space="product",
+            recipe=Recipe(steps=50),
+        ),
+        b'{"fleet":"home","tier":"r8","version":3,"parent":2,"sha256":"'
+        + SHA.encode()
+        + b'","size_bytes":100,'
+        b'"chunk_bytes":65536,"encoding":"int8","base":"' + SHA.encode() + b'","rank":8,"space":"product",'
+        b'"recipe":{"steps":50,"seconds":0.0,"lr":0.001,"weight_decay":0.0,"clip_norm":1.0,"seq_tokens":512,'
+        b'"batch_tokens":2048,"attempts":1}}',
+    ),
+    (
+        Hello(
+            device_id="kitchen-1",
+            backend="mlx",
+            ranks=(8, 4),
+            encodings=("int8", "f16"),
+            memory_bytes=8000000000,
+            tokens_per_s=None,
+            base=SHA,
+        ),
+        b'{"device_id":"kitchen-1","backend":"mlx","ranks":[8,4],"encodings":["int8","f16"],'
+        b'"memory_bytes":8000000000,"tokens_per_s":null,"base":"' + SHA.encode() + b'"}',
+    ),
+    (
+        Want(sha256=SHA, ranges=((0, 3), (7, 9)), window=16),
+        b'{"sha256":"' + SHA.encode() + b'","ranges":[[0,3],[7,9]],"window":16}',
+    ),
+    (
+        UpdateHeader(
+            update=UPDATE,
+            fleet="home",
+            device_id="kitchen-1",
+            tier="r8",
+            base_version=3,
+            base=SHA,
+            attempt=0,
+            sha256=SHA,
+            size_bytes=100,
+            chunk_bytes=65536,
+            encoding="int8",
+            num_examples=10,
+            num_tokens=1000,
+            num_steps=50,
+            seconds=1.5,
+            loss_before=2.0,
+            loss_after=1.0,
+        ),
+        b'{"update":"' + UPDATE.encode() + b'","fleet":"home","device_id":"kitchen-1","tier":"r8",'
+        b'"base_version":3,"base":"' + SHA.encode() + b'","attempt":0,"sha256":"' + SHA.encode() + b'",'
+        b'"size_bytes":100,"chunk_bytes":65536,"encoding":"int8","num_examples":10,"num_tokens":1000,'
+        b'"num_steps":50,"seconds":1.5,"loss_before":2.0,"loss_after":1.0}',
+    ),
+    (
+        Receipt(update=UPDATE, status="rejected", reason="too-stale", detail="8 behind"),
+        b'{"update":"' + UPDATE.encode() + b'","status":"rejected","reason":"too-stale","detail":"8 behind",'
+        b'"missing":[]}',
+    ),
+    (
+        Receipt(update=UPDATE, status="missing", missing=((0, 2),)),
+        b'{"update":"'
+        + UPDATE.encode()
+        + b'","status":"missing","reason":null,"detail":"","missing":[[0,2]]}',
+    ),
+    (
+        Telemetry(base_version=3, step=5, steps=50, loss=1.25, tokens_per_s=100.0, memory_bytes=1),
+        b'{"base_version":3,"step":5,"steps":50,"loss":1.25,"tokens_per_s":100.0,"memory_bytes":1}',
+    ),
+    (
+        Signed(body=msgspec.Raw(b'{"a":1}'), key=SHA, signature=SHA * 2),
+        b'{"body":{"a":1},"key":"' + SHA.encode() + b'","signature":"' + (SHA * 2).encode() + b'"}',
+    ),
+]
+
+
+@pytest.mark.parametrize(("message", "golden"), GOLDEN, ids=lambda x: type(x).__name__)
+def test_golden_bytes(message, golden):
+    assert encode_message(message) == golden
+    assert encode_message(decode_message(golden, type(message))) == golden
+
+
+@pytest.mark.parametrize(
+    ("payload", "kind", "complaint"),
+    [
+        (b"", Want, "Want: Input data was truncated"),
+        (b"\xff\xfe", Want, "Want: "),
+        (b'{"online":true}', Presence, "missing required field `epoch`"),
+        (b'{"online":true,"epoch":1,"x":1}', Presence, "unknown field `x`"),
+        (b'{"online":true,"epoch":-1}', Presence, ">= 0"),
+        (b'{"online":true,"epoch":1e400}', Presence, "Presence: "),
+        (b'{"sha256":"../x","ranges":[],"window":1}', Want, "matching regex"),
+        (b'{"sha256":"' + SHA.encode() + b'","ranges":[[0,1,2]],"window":1}', Want, "`array` of length 2"),
+        (b'{"sha256":"' + SHA.encode() + b'","ranges":[],"window":17}', Want, "<= 16"),
+        (b"[" * 100_000, Want, "Want: "),
+    ],
+)
+def test_what_is_no_message_is_one_line(payload, kind, complaint):
+    with pytest.raises(ProtocolError) as refusal:
+        decode_message(payload, kind)
+    assert complaint in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+
+
+def test_topics_are_golden_and_have_at_most_7_slashes():
+    topics = Topics("home")
+    names = [
+        topics.coordinator,
+        topics.version("r8"),
+        topics.blob(SHA, 5),
+        topics.device("kitchen-1", "hello"),
+        topics.up("kitchen-1", UPDATE, "header"),
+    ]
+    assert names == [
+        "tunefleet/v1/home/coordinator",
+        "tunefleet/v1/home/version/r8",
+        f"tunefleet/v1/home/blob/{SHA}/5",
+        "tunefleet/v1/home/device/kitchen-1/hello",
+        f"tunefleet/v1/home/device/kitchen-1/up/{UPDATE}/header",
+    ]
+    assert max(name.count("/") for name in names) <= 7
+    assert topics.levels(names[3]) == ["device", "kitchen-1", "hello"]
+    assert topics.levels("tunefleet/v1/other/coordinator") == []
