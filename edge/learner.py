@@ -10,12 +10,11 @@ import itertools
 import shutil
 from pathlib import Path
 
-from converters.errors import AdapterError, BaseModelError
+from converters.errors import AdapterError
 from edge.assignment import Assignment, Update, make_plan, make_update, task_seed
 from edge.download import Download
 from edge.errors import (
     BackendError,
-    ConfigError,
     DiskFull,
     EdgeError,
     MissingExtra,
@@ -23,6 +22,7 @@ from edge.errors import (
     Rejected,
     StateError,
 )
+from edge.offers import Offers
 from edge.progress import ProgressReporter
 from edge.protocol.messages import Manifest
 from edge.protocol.signing import sign_message
@@ -31,7 +31,6 @@ from edge.training.task import Result, Task
 from edge.training.worker import Worker
 from edge.transport.parts import PartFile
 
-SETTLE_S = 0.2  # the tiers of a version are announced one after the other
 MAX_FAILURES = 3  # of the worker, one after the other, in one task
 MAX_PAUSE_S = 60.0
 
@@ -46,6 +45,7 @@ class Learner:
         self._key = key
         self._is_training = False
         self._is_stopping = False
+        self._offers = Offers(session)
         self._reporter = ProgressReporter(session)
 
     async def run(self) -> None:
@@ -74,64 +74,7 @@ class Learner:
         while not self._is_stopping and (max_tasks == 0 or num_tasks < max_tasks):
             num_tasks += await self._patient_task()
         while not self._is_stopping and self._session.spool.entries():
-            await self._news()
-
-    # Choosing a task.
-
-    async def _next_task(self) -> Assignment:
-        inbox, max_rank = self._session.inbox, self._session.config.max_rank
-        told = ""
-        while True:
-            manifest = inbox.choose(max_rank)
-            if manifest and manifest.rank < max_rank:
-                await asyncio.sleep(SETTLE_S)
-                manifest = inbox.choose(max_rank)
-            task = self._offer(manifest) if manifest else None
-            if task:
-                self._state.update(task=task, coordinator_key=inbox.coordinator_key)
-                return task
-            if (reason := self._waits_for(manifest)) != told:
-                self._session.say("waiting", reason)
-                told = reason
-            await self._news()
-
-    def _offer(self, manifest: Manifest) -> Assignment | None:
-        """The next attempt at `manifest`, where its recipe and the spool leave room for one."""
-        memory, config = self._state.memory, self._session.config
-        if manifest.base != memory.base:
-            raise BaseModelError(
-                f"fleet {manifest.fleet} trains base model {manifest.base[:16]}…, {config.base} is "
-                f"{memory.base[:16]}…; give --base the fleet's model"
-            )
-        if manifest.chunk_bytes < 1024:
-            raise ConfigError(
-                f"version {manifest.version} has chunks of {manifest.chunk_bytes} bytes, expected 1024"
-            )
-        attempt = memory.attempts if manifest.version == memory.version else 0
-        is_exhausted = 0 < manifest.recipe.attempts <= attempt
-        is_crowded = len(self._session.spool.entries()) >= config.max_pending
-        return None if is_exhausted or is_crowded else Assignment(manifest, attempt)
-
-    def _waits_for(self, manifest: Manifest | None) -> str:
-        config, num_pending = self._session.config, len(self._session.spool.entries())
-        if manifest and num_pending >= config.max_pending:
-            return f"for the receipts of {num_pending} updates"
-        if manifest:
-            return f"for a version after {manifest.version}"
-        if ranks := self._session.inbox.ranks():
-            return f"for a tier of rank {config.max_rank} or less; the fleet has {', '.join(map(str, ranks))}"
-        return f"for the first version of fleet {config.fleet}"
-
-    async def _news(self) -> None:
-        """Waits for a manifest or a receipt; asks for the retained manifests again when nothing comes."""
-        self._session.inbox.news.clear()
-        try:
-            async with asyncio.timeout(6 * self._session.config.patience_s):
-                await self._session.inbox.news.wait()
-        except TimeoutError:
-            await self._session.transport.subscribe(self._session.topics.version("+"))
-
-    # Doing it.
+            await self._offers.news()
 
     async def _patient_task(self) -> bool:
         """One task; a full disk is waited for."""
@@ -148,7 +91,7 @@ class Learner:
         """Whether a task was done; False when it was stopped or given up."""
         if self._close_spooled():
             return True
-        task = self._state.memory.task or await self._next_task()
+        task = self._state.memory.task or await self._offers.next_task()
         dispatched = await self._fetch(task.manifest)
         if dispatched is None:
             self._state.update(task=None)
