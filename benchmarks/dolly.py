@@ -1,4 +1,4 @@
-"""The real run: ten devices fine-tune on Dolly's ten clients through Mosquitto, and everything is killed once.
+"""The real run: ten devices fine-tune on Dolly's ten clients over Mosquitto, and everything is killed once.
 
 Mosquitto runs with persistence on; `tunefleet serve` and ten `tunefleet join` are real processes. A third of
 the way in, the broker is killed and started again; at two thirds the coordinator is killed with SIGKILL and
