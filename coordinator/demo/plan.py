@@ -34,7 +34,7 @@ class DemoPlan(NamedTuple):
 
     members: tuple[Member, ...]
     notes: tuple[str, ...]  # what is other than planned on this machine
-    num_versions: int = 30  # the fleet stops when they are made and every device has its share,
+    num_versions: int = 60  # the fleet stops when they are made and every device has its share,
     min_updates: int = 3  # at least so many updates,
     fleet_seconds: float = 80.0  # or when this time is over
     buffer_size: int = 3  # updates that make a version: it never waits for the slowest
@@ -66,8 +66,8 @@ def make_plan() -> DemoPlan:
     members = (
         Member(FLAT, "torch", 1.0),
         Member(FARM, "mlx", 1.0),
-        Member(WORKSHOP, "torch", 3.0),
-        Member(BOAT, "mlx", 2.0),
+        Member(WORKSHOP, "torch", 2.0),
+        Member(BOAT, "mlx", 1.5),
     )
     if find_spec("mlx_lm"):
         return DemoPlan(members, ())
