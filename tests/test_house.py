@@ -19,9 +19,10 @@ class Refuse:
 
 sys.meta_path.insert(0, Refuse())
 import converters, edge, tunefleet
+NAMED_AFTER_ONE = ("edge.training.backends.torch", "edge.training.backends.mlx", "edge.transport.broker")
 for package in (converters, edge):
     for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
-        if module.name not in {"edge.training.backends.torch", "edge.training.backends.mlx"}:
+        if not module.name.startswith(NAMED_AFTER_ONE):
             importlib.import_module(module.name)
 import coordinator.server
 """
