@@ -64,12 +64,18 @@ def mosquitto() -> Iterator[int]:
         port = int(probe.getsockname()[1])
     broker = subprocess.Popen([str(MOSQUITTO), "-p", str(port)], stderr=subprocess.DEVNULL)
     try:
-        while socket.socket().connect_ex(("127.0.0.1", port)):
+        while not listens(port):
             time.sleep(0.05)
         yield port
     finally:
         broker.terminate()
         broker.wait()
+
+
+def listens(port: int) -> bool:
+    """Whether something takes connections there."""
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 @contextmanager
