@@ -1,15 +1,14 @@
 # ruff: noqa: E402 - OpenBLAS goes before MLX
 """The MLX backend: mlx-lm loads the base, full or in 4 or 8 bits, and brings the LoRA layers.
 
-On a GPU a step is one compiled function of packed rows in few shapes. In such a row positions go on from
-example to example: rotary embeddings are relative, so only the mask matters. Whether that holds for a base is
-tried out when it is loaded. Where it does not, and on a processor, each example gets a row of its own, in
-micro-batches of like lengths: MLX computes exponentials at 90 million a second there, so attention across
-examples that is masked away again costs more than packing saves (0.9 s against 0.3 s for 2,048 tokens of
-stories260K), and compiling means waiting for a C++ compiler and gains nothing.
+On a GPU a step is one compiled function of packed rows in few shapes. There positions go on from example to
+example: rotary embeddings are relative, so only the mask matters; whether that holds for a base is tried out
+when it is loaded. Where it does not, and on a processor, each example gets a row of its own, in micro-batches
+of like lengths: MLX computes exponentials at 90 million a second there, so attention across examples that is
+masked away again costs more than packing saves, and compiling means waiting for a C++ compiler.
 
-Logits are computed at labels only, their number rounded up. All factors lie in one flat vector in canonical
-order, so that clipping and AdamW are a few kernels whatever the number of modules.
+Logits are computed at labels only. All factors lie in one flat vector in canonical order, so that clipping
+and AdamW are a few kernels whatever the number of modules.
 
 On Linux the wheel of MLX links the reference BLAS. With OpenBLAS loaded before it, matrix products run 30 to
 80 times faster (two x86-64 cores), and a LoRA step 12 times.
@@ -22,7 +21,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 
 def _load_openblas() -> bool:
@@ -63,7 +62,6 @@ from edge.training.backends.tokenizer import HubTokenizer
 WIDTH_STEP = 32
 HEAD_ROWS = 512  # labels whose logits are held at a time when scoring
 CACHE_BYTES = 1 << 30  # freed memory that MLX may keep between steps
-log = logging.getLogger(__name__)
 
 
 def load(base: Path, *, precision: Precision = "auto", seed: int = 0) -> "MlxModel":
@@ -73,8 +71,8 @@ def load(base: Path, *, precision: Precision = "auto", seed: int = 0) -> "MlxMod
         BaseModelError: `base` is not a language model that mlx-lm can load, and why.
     """
     if not HAS_FAST_BLAS:
-        log.warning(
-            "MLX runs on the slow reference BLAS; install libopenblas0-pthread to train 12 times faster"
+        logging.getLogger(__name__).warning(
+            "MLX lacks OpenBLAS: install libopenblas0-pthread and train 12 times faster"
         )
     try:
         model, config = load_model(base)
@@ -85,21 +83,11 @@ def load(base: Path, *, precision: Precision = "auto", seed: int = 0) -> "MlxMod
     has_gpu = mx.default_device() == mx.gpu
     if has_gpu:
         maybe_set_recommended_wired_limit()
-    if precision != "auto" or not has_gpu:  # auto keeps what is stored, where a GPU computes in it
-        model.set_dtype(mx.bfloat16 if precision == "bfloat16" else mx.float32)
     else:
         mx.disable_compile()
+    if precision != "auto" or not has_gpu:  # auto keeps what is stored, where a GPU computes in it
+        model.set_dtype(mx.bfloat16 if precision == "bfloat16" else mx.float32)
     return MlxModel(model, HubTokenizer(tokenizer), config, name=str(base), is_compiling=has_gpu)
-
-
-class Arrays(NamedTuple):
-    """A batch on the device, padded to one of few shapes."""
-
-    tokens: mx.array  # (rows, width)
-    segments: mx.array | None  # (rows, width); None for one example a row
-    index: mx.array  # type: ignore[assignment]  # (labels,), into positions flattened; 0 beyond the labels
-    targets: mx.array  # (labels,)
-    weights: mx.array  # (labels,), divided by the step's sum; 0 beyond the labels
 
 
 class PackedRows:
@@ -157,16 +145,15 @@ class MlxModel:
         """See `Model.set_adapter`."""
         check_fit(adapter, self.card.modules, self.name)
         base = {name: self.linears[name] for name in self.scales}
-        layers = {
+        self.layers = {
             name: LoRALinear.from_base(self.linears[name], r=factors.rank, dropout=0.0, scale=factors.scale)
             for name, factors in adapter
         }
-        self.model.update_modules(tree_unflatten(list((base | layers).items())))
+        self.model.update_modules(tree_unflatten(list((base | self.layers).items())))
         self.scales = {name: factors.scale for name, factors in adapter}
         matrices = [matrix for _, factors in adapter for matrix in (factors.a, factors.b)]
         self.shapes = [matrix.shape for matrix in matrices]
-        vectors = [matrix.ravel() for matrix in matrices]
-        self.flat = mx.array(np.concatenate([np.zeros(0, np.float32), *vectors]))
+        self.flat = mx.array(np.concatenate([np.zeros(0, np.float32), *map(np.ravel, matrices)]))
         self._place(self.flat)
         self.begin(weight_decay=0.0, clip_norm=0.0)
 
@@ -221,7 +208,7 @@ class MlxModel:
         with _mapped_errors():
             losses, gradient = mx.array(0.0), mx.zeros_like(self.flat)
             for batch in (part for whole in batches for part in self._layout(whole)):
-                loss, part = self._gradient(self.flat, *self._arrays(batch, total))
+                (_, loss), part = self._gradient(self.flat, *self._arrays(batch, total))
                 losses, gradient = losses + loss, gradient + part
                 mx.eval(losses, gradient)
             self.optimizer.learning_rate = lr
@@ -257,31 +244,24 @@ class MlxModel:
     def _place(self, flat: mx.array) -> None:
         # Into the layers, transposed: mlx-lm holds A as (in, rank) and B as (rank, out).
         matrices = iter(self._split(flat))
-        for name in self.scales:
-            layer = self._layer(name)
+        for layer in self.layers.values():
             layer.lora_a, layer.lora_b = next(matrices).T, next(matrices).T
-
-    def _layer(self, name: str) -> Any:
-        module = self.model
-        for part in name.split("."):
-            module = module[int(part)] if part.isdigit() else module[part]
-        return module
 
     def _layout(self, batch: Batch) -> list[Batch]:
         return [batch] if self.is_packing else group_by_length(batch)
 
     def _score(self, batch: Batch) -> Score:
         labels = find_labels(batch)
-        arrays = self._arrays(batch, 1.0)
-        rows = self._label_rows(arrays.tokens, arrays.segments, arrays.index)
-        losses, predicted = [], []
-        for at in range(0, len(arrays.index), HEAD_ROWS):
+        tokens, segments, index, targets, _ = self._arrays(batch, 1.0)
+        rows = self._label_rows(tokens, segments, index)
+        losses, predicted = [np.zeros(0, np.float32)], [np.zeros(0, np.int64)]
+        for at in range(0, len(index), HEAD_ROWS):
             part = slice(at, at + HEAD_ROWS)
             logits = self._logits(rows[part])
-            losses.append(np.array(_cross_entropy(logits, arrays.targets[part])))
+            losses.append(np.array(nn.losses.cross_entropy(logits.astype(mx.float32), targets[part])))
             predicted.append(np.array(logits.argmax(-1)))
-        count = slice(len(labels.index))
-        return sum_score(batch, labels, np.concatenate(losses)[count], np.concatenate(predicted)[count])
+        count = len(labels.index)
+        return sum_score(batch, labels, np.concatenate(losses)[:count], np.concatenate(predicted)[:count])
 
     def _caches(self, segments: mx.array | None) -> list[PackedRows] | None:
         return None if segments is None else [PackedRows(segments)] * len(self.model.layers)
@@ -303,18 +283,21 @@ class MlxModel:
             rows = self.model(tokens, cache=self._caches(segments))
         return rows.reshape(-1, rows.shape[-1])[index]
 
-    def _loss(
-        self,
-        flat: mx.array,
-        tokens: mx.array,
-        segments: mx.array | None,
-        index: mx.array,
-        targets: mx.array,
-        weights: mx.array,
-    ) -> Any:
+    def _loss(self, flat: mx.array, *arrays: Any) -> tuple[mx.array, mx.array]:
+        # What is differentiated, and the loss. The head is frozen, so the gradient at its input is worked out
+        # here from the softmax, once; left to MLX, the exponentials of all logits would be computed twice.
         self._place(flat)
-        logits = self._logits(self._label_rows(tokens, segments, index))
-        return (_cross_entropy(logits, targets) * weights).sum()
+        tokens, segments, index, targets, weights = arrays
+        rows = self._label_rows(tokens, segments, index)
+        loss, gradients = mx.array(0.0), []
+        for at in range(0, len(index), HEAD_ROWS):
+            part = slice(at, at + HEAD_ROWS)
+            held = mx.stop_gradient(rows[part])
+            logits = self._logits(held)
+            some, slope = _softmax_loss(logits.astype(mx.float32), targets[part, None], weights[part, None])
+            gradients += mx.vjp(self._logits, [held], [slope.astype(logits.dtype)])[1]
+            loss = loss + some
+        return (rows * mx.stop_gradient(mx.concatenate(gradients))).astype(mx.float32).sum(), loss
 
     def _apply(self, flat: mx.array, gradient: mx.array) -> Any:
         if self.clip_norm > 0:
@@ -345,7 +328,8 @@ class MlxModel:
         length = max(1, min(8, self.card.max_tokens // 2))
         return mx.array((np.arange(2 * length) * 7 % self.card.vocab_size).reshape(2, length))
 
-    def _arrays(self, batch: Batch, total: float) -> Arrays:
+    def _arrays(self, batch: Batch, total: float) -> tuple[Any, ...]:
+        # Tokens and segments, then where labels are in the flattened positions, their targets and weights.
         labels = find_labels(batch)
         width, count = batch.tokens.shape[1], len(labels.index)
         # Each shape is compiled once, so there are to be few; without compiling, filling up is waste.
@@ -353,19 +337,19 @@ class MlxModel:
         room = ((0, 0), (0, padded - width))
         index = labels.index // width * padded + labels.index % width
         extra = (0, _round_up(count) - count if self.is_compiling else 0)
-        return Arrays(
-            tokens=mx.array(np.pad(batch.tokens, room)),
-            segments=mx.array(np.pad(batch.segments, room)) if self.is_packing else None,
-            index=mx.array(np.pad(index, extra).astype(np.int32)),
-            targets=mx.array(np.pad(labels.targets, extra).astype(np.int32)),
-            weights=mx.array(np.pad(labels.weights / np.float32(total), extra)),
+        return (
+            mx.array(np.pad(batch.tokens, room)),
+            mx.array(np.pad(batch.segments, room)) if self.is_packing else None,
+            mx.array(np.pad(index, extra).astype(np.int32)),
+            mx.array(np.pad(labels.targets, extra).astype(np.int32)),
+            mx.array(np.pad(labels.weights / np.float32(total), extra)),
         )
 
     def _continue(self, prompt: Sequence[int], max_tokens: int, temperature: float) -> list[int]:
         limit = min(max_tokens, self.card.max_tokens - len(prompt))
-        completion: list[int] = []
         if limit <= 0:
-            return completion
+            return []
+        completion: list[int] = []
         sampler = make_sampler(temp=temperature)
         for token, _ in generate_step(mx.array(list(prompt)), self.model, max_tokens=limit, sampler=sampler):
             if int(token) == self.tokenizer.eos_id:
@@ -380,8 +364,13 @@ def _round_up(count: int) -> int:
     return -(-max(count, 1) // step) * step
 
 
-def _cross_entropy(logits: mx.array, targets: mx.array) -> Any:
-    return nn.losses.cross_entropy(logits.astype(mx.float32), targets)
+def _softmax_loss(logits: mx.array, targets: mx.array, weights: mx.array) -> tuple[mx.array, mx.array]:
+    # The sum of weighted cross entropies, and its gradient at the logits.
+    shares = mx.softmax(logits, axis=-1)
+    highest = logits.max(-1, keepdims=True) - mx.log(shares.max(-1, keepdims=True))  # log of the sum of exp
+    losses = highest - mx.take_along_axis(logits, targets, axis=-1)
+    chosen = mx.take_along_axis(shares, targets, axis=-1)
+    return (losses * weights).sum(), mx.put_along_axis(shares, targets, chosen - 1, axis=-1) * weights
 
 
 def _are_near(found: mx.array, expected: mx.array) -> bool:
@@ -396,10 +385,9 @@ def _shape(linear: Any) -> tuple[int, int]:
 
 
 def _num_weights(module: Any) -> int:
-    own = [value for value in module.values() if isinstance(value, mx.array)]
     if hasattr(module, "bits"):
         return int(module.weight.size * 32 // module.bits)
-    return sum(value.size for value in own)
+    return sum(value.size for value in module.values() if isinstance(value, mx.array))
 
 
 @contextmanager

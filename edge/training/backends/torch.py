@@ -24,9 +24,6 @@ from numpy.typing import NDArray
 from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
-from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
-from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils.logging import disable_progress_bar
 
 from converters.adapter import Factors, LoraAdapter
@@ -43,12 +40,10 @@ from edge.training.backends.labels import (
     unpack,
 )
 from edge.training.backends.tokenizer import HubTokenizer
+from edge.training.backends.torch_layers import ATTENTION, HEAD_ROWS, HeadLoss, apply_lora, register_attention
 
 NAME = "default"  # of peft's adapter
-HEAD_ROWS = 256  # labels whose logits are held at a time: 32 MB with a vocabulary of 32,000
 GENERATE_ROWS = 16
-PRODUCT_TOKENS = 1024  # longest example whose attention scores are kept: 16 MB with 8 heads in bfloat16
-ATTENTION = "by_example"  # under this name transformers finds `attend_by_example`
 Layout = Callable[[Batch], Batch]
 
 
@@ -59,8 +54,7 @@ def load(base: Path, *, precision: Precision = "auto", seed: int = 0) -> "TorchM
         BaseModelError: `base` is not a causal language model that transformers can load, and why.
     """
     disable_progress_bar()
-    ALL_ATTENTION_FUNCTIONS.register(ATTENTION, attend_by_example)
-    ALL_MASK_ATTENTION_FUNCTIONS.register(ATTENTION, sdpa_mask)
+    register_attention()
     device = _choose_device()
     dtype = _choose_dtype(precision, device)
     try:
@@ -114,13 +108,10 @@ class TorchModel:
             inject_adapter_in_model(_lora_config(adapter), self.model, NAME)
         for name, scale in self.scales.items():
             self.model.get_submodule(name).forward = partial(
-                _apply_lora, self.linears[name], *self._weights(name), scale
+                apply_lora, self.linears[name], *self._weights(name), scale
             )
-        matrices = [matrix for _, factors in adapter for matrix in (factors.a, factors.b)]
-        values = (
-            np.concatenate([matrix.ravel() for matrix in matrices]) if matrices else np.zeros(0, np.float32)
-        )
-        self.flat = nn.Parameter(torch.from_numpy(values).to(self.model.device))
+        vectors = [matrix.ravel() for _, factors in adapter for matrix in (factors.a, factors.b)]
+        self.flat = nn.Parameter(self._tensor(np.concatenate([np.zeros(0, np.float32), *vectors])))
         self.flat.grad = torch.zeros_like(self.flat)
         parameters = [weight for name in self.scales for weight in self._weights(name)]
         sizes = [parameter.numel() for parameter in parameters]
@@ -261,7 +252,7 @@ class TorchModel:
         targets, weights = self._tensor(labels.targets), self._tensor(labels.weights) / total
         if self.has_plain_head:
             hidden = self._hidden(batch).flatten(0, 1)[self._tensor(labels.index)]
-            loss = cast(Tensor, _HeadLoss.apply(hidden, self.head, targets, weights))
+            loss = cast(Tensor, HeadLoss.apply(hidden, self.head, targets, weights))
         else:
             logits = self._all_logits(batch, labels).float()
             loss = F.cross_entropy(logits, targets, reduction="none") @ weights
@@ -324,112 +315,6 @@ class TorchModel:
         return [_until(completion, eos) for completion in output[:, longest:].tolist()]
 
 
-def _apply_lora(base: nn.Linear, a: Tensor, b: Tensor, scale: float, x: Tensor) -> Tensor:
-    # In place of the forward of peft's layer, which writes out the update, its product with the scale, and
-    # the sum, all in float32 even beside a bfloat16 base.
-    flat = x.reshape(-1, x.shape[-1])
-    y = base(flat)
-    y.addmm_(flat @ a.to(x.dtype).t(), b.to(x.dtype).t(), alpha=scale)
-    return cast(Tensor, y.view(*x.shape[:-1], -1))
-
-
-class _HeadLoss(torch.autograd.Function):
-    """Weighted cross entropy of a linear head, a few rows of logits at a time.
-
-    The head is frozen, so its input's gradient is all that is kept: (labels, hidden size) instead of two
-    copies of (labels, vocabulary).
-    """
-
-    @staticmethod
-    def forward(ctx: Any, hidden: Tensor, head: nn.Linear, targets: Tensor, weights: Tensor) -> Tensor:
-        """The sum of `weights` times the loss at each row of `hidden`."""
-        gradient = torch.empty_like(hidden)
-        loss = torch.zeros((), device=hidden.device)
-        for at in range(0, len(hidden), HEAD_ROWS):
-            part = slice(at, at + HEAD_ROWS)
-            target, weight = targets[part, None], weights[part, None]
-            logits = F.linear(hidden[part], head.weight, head.bias).float()
-            shares = torch.softmax(logits, 1)
-            chosen = shares.gather(1, target)
-            losses = -chosen.log()
-            if not torch.isfinite(losses).all():  # a share below 1e-45
-                losses = torch.logsumexp(logits, 1, keepdim=True) - logits.gather(1, target)
-            loss += (losses * weight).sum()
-            shares.scatter_(1, target, chosen - 1)
-            gradient[part] = (shares.to(hidden.dtype) @ head.weight) * weight
-        ctx.save_for_backward(gradient)
-        return loss
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        """The input's gradient, computed on the way forward."""
-        (gradient,) = ctx.saved_tensors
-        return gradient * grads[0], None, None, None
-
-
-def attend_by_example(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    scaling: float | None = None,
-    example_lengths: list[int] | None = None,
-    sliding_window: int | None = None,
-    **options: Any,
-) -> tuple[Tensor, None]:
-    """Causal attention within each of the examples that lie end to end in one row; shapes as transformers'.
-
-    Measured for 2,000 tokens in 10 examples, 8 heads of 64, bfloat16, forward and backward: 38 ms, and 75 ms
-    for torch's fused kernel with a block-diagonal mask over rows of 512.
-
-    Args:
-        module: The attention layer.
-        query: (1, heads, tokens, size).
-        key: (1, key heads, tokens, size).
-        value: (1, key heads, tokens, size).
-        attention_mask: Read only without `example_lengths`, which is when generating.
-        scaling: Of the scores; 1 / sqrt(size) if None.
-        example_lengths: Tokens of each example.
-        sliding_window: How far back a token sees.
-        options: Anything else that a model's attention wants.
-
-    Raises:
-        NotImplementedError: For a kind of attention that has more to it (sinks, soft caps, biases).
-    """
-    if example_lengths is None:
-        options["sliding_window"] = sliding_window
-        output = sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **options)
-        return cast(Tensor, output[0]), None
-    unknown = [
-        name for name in ("softcap", "s_aux", "sinks", "position_bias") if options.get(name) is not None
-    ]
-    if unknown:
-        raise NotImplementedError(f"attention with {', '.join(unknown)}")
-    groups = query.shape[1] // key.shape[1]
-    factor = query.shape[-1] ** -0.5 if scaling is None else scaling
-    parts = [p.split(example_lengths, 2) for p in (query, repeat_kv(key, groups), repeat_kv(value, groups))]
-    outputs = [
-        _attend(q, k, v, factor, sliding_window).transpose(1, 2) for q, k, v in zip(*parts, strict=True)
-    ]
-    return torch.cat(outputs, 1), None
-
-
-def _attend(query: Tensor, key: Tensor, value: Tensor, scaling: float, window: int | None) -> Tensor:
-    length = query.shape[2]
-    is_whole = window is None or length <= window
-    is_product = query.dtype == torch.bfloat16 and length <= PRODUCT_TOKENS
-    if is_whole and not is_product:
-        return F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling)
-    hidden = torch.full((length, length), -torch.inf, dtype=query.dtype)
-    mask = hidden.triu(1) if is_whole else hidden.triu(1) + hidden.tril(-cast(int, window))
-    if not is_product:
-        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scaling)
-    # Plain products are twice as fast in bfloat16, while the scores are small enough to be kept.
-    scores = torch.baddbmm(mask, query[0], key[0].transpose(1, 2), alpha=scaling)
-    return (torch.softmax(scores, -1) @ value[0])[None]
-
-
 def _as_it_is(batch: Batch) -> Batch:
     return batch
 
@@ -452,7 +337,8 @@ def _multiplies_bfloat16(device: torch.device) -> bool:
     if device.type == "mps":
         return True
     # Without these instructions oneDNN computes in float32, and converting costs more than it saves.
-    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    instructions = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(getattr(torch.cpu, name, bool)() for name in instructions)
 
 
 def _lora_config(adapter: LoraAdapter) -> LoraConfig:

@@ -14,7 +14,7 @@ from converters.adapter import Factors, LoraAdapter  # noqa: E402
 from converters.base import match_targets  # noqa: E402
 from converters.errors import BaseModelError  # noqa: E402
 from edge.errors import OutOfMemory  # noqa: E402
-from edge.training.backends import labels  # noqa: E402
+from edge.training.backends import labels, torch_layers  # noqa: E402
 from edge.training.backends import torch as backend  # noqa: E402
 from edge.training.packing import Example, build_batch  # noqa: E402
 
@@ -199,7 +199,7 @@ def test_a_target_of_no_probability_has_a_finite_loss(model):
     head = torch.nn.Linear(2, 2, bias=False)
     head.weight.data = torch.tensor([[200.0, 0.0], [0.0, 0.0]])
     hidden = torch.tensor([[1.0, 0.0]], requires_grad=True)
-    loss = backend._HeadLoss.apply(hidden, head, torch.tensor([1]), torch.tensor([0.5]))
+    loss = torch_layers.HeadLoss.apply(hidden, head, torch.tensor([1]), torch.tensor([0.5]))
     assert loss.item() == pytest.approx(100.0)  # half of log(e^200 + 1)
     loss.backward()
     assert hidden.grad.tolist() == [[100.0, 0.0]]
