@@ -37,7 +37,7 @@ def demo(out: Folder = Path("tunefleet-demo"), json: Json = False) -> None:
     console = Console(stderr=json)
     if not console.is_terminal:
         console.width = PLAIN_WIDTH
-    folder = _fresh(out)
+    folder = fresh_folder(out)
     # What the broker grumbles when a device leaves is for the curious.
     logging.basicConfig(filename=folder / "broker.log", level=logging.WARNING)
     with Screen(console) as screen:
@@ -56,7 +56,7 @@ def demo(out: Folder = Path("tunefleet-demo"), json: Json = False) -> None:
         raise typer.Exit(1)
 
 
-def _fresh(out: Path) -> Path:
+def fresh_folder(out: Path) -> Path:
     """Makes the folder, in the place of an earlier demo's.
 
     Raises:

@@ -35,7 +35,7 @@ def render_page(result: DemoResult, plot: bytes, folder: Path) -> str:
 
 
 def _headline(result: DemoResult) -> str:
-    return f"{result.best_alone.alone.exact:.0%} alone, {result.fleet.exact:.0%} together"
+    return f"{100 * result.best_alone.alone.exact:.3g}% alone, {100 * result.fleet.exact:.3g}% together"
 
 
 def _bars(result: DemoResult) -> str:

@@ -34,12 +34,12 @@ class DemoPlan(NamedTuple):
 
     members: tuple[Member, ...]
     notes: tuple[str, ...]  # what is other than planned on this machine
-    num_versions: int = 60  # the fleet stops when they are made and every device has its share,
+    num_versions: int = 80  # the fleet stops when they are made and every device has its share,
     min_updates: int = 3  # at least so many updates,
     fleet_seconds: float = 80.0  # or when this time is over
     buffer_size: int = 3  # updates that make a version: it never waits for the slowest
     steps: int = 5  # optimizer steps of one task
-    lr: float = 3e-3
+    lr: float = 2e-3
     seq_tokens: int = 128
     batch_tokens: int = 512
     num_own: int = 400  # sentences of each device

@@ -10,7 +10,9 @@ TEXT = "Set the lamp in the bedroom to 30 percent.\nbedroom"
 
 def test_the_model_is_small_enough_to_ship():
     files = [path for path in MODEL.rglob("*") if path.is_file()]
-    assert {"config.json", "model.safetensors", "tokenizer.json", "README.md"} <= {path.name for path in files}
+    assert {"config.json", "model.safetensors", "tokenizer.json", "README.md"} <= {
+        path.name for path in files
+    }
     assert sum(path.stat().st_size for path in files) <= 8_000_000
 
 
