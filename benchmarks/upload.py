@@ -2,10 +2,10 @@
 
 Ours reads an encoded delta of 20 MB from a file, as the spool keeps it, publishes it by `MqttTransport` in
 chunks of 64 KiB, and ends when the receiver has every chunk in a file that survives a kill (`PartFile`);
-hashing and fsync afterwards are stated apart. Two bare paho loops send the same chunks at QoS 1 within the same
-window: `file` from a file into a file, as any upload must, and `memory`, whose subscriber only counts. All ends
-are processes of their own; the ways take turns (A B C A B C …) through one broker, and the clock runs from the
-first chunk to the last.
+hashing and fsync afterwards are stated apart. Two bare paho loops send the same chunks at QoS 1 within the
+same window: `file` from a file into a file, as any upload must, and `memory`, whose subscriber only counts.
+All ends are processes of their own; the ways take turns (A B C A B C …) through one broker, and the clock
+runs from the first chunk to the last.
 
 On a machine that does other things too, the order of wake-ups decides; `chrt -r 1 python -m …` as root helps.
 

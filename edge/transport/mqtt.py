@@ -16,7 +16,8 @@ from typing import Self
 
 from edge.errors import BrokerRefused, TlsFailure, TransportError
 from edge.transport.base import Limits, Message, Presence
-from edge.transport.paho import Incoming, Link, LinkLost, ProtocolRefused, Unanswered
+from edge.transport.dial import ProtocolRefused, Unanswered
+from edge.transport.paho import Incoming, Link, LinkLost
 from edge.transport.settings import MqttSettings
 
 MAX_QUEUED = 1000  # QoS 0 messages that no window bounds are dropped beyond this, as brokers do

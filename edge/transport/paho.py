@@ -13,32 +13,22 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from paho.mqtt.client import Client, MQTTMessage
-from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
-from edge.errors import BrokerRefused, TlsFailure, TransportError
+from edge.errors import BrokerRefused, TransportError
 from edge.transport.base import Limits, Message, Presence
+from edge.transport.dial import Unanswered, dial, new_client, refusal, unanswered
 from edge.transport.settings import MqttSettings
 
-MAX_UNREAD = 64  # messages the broker may send ahead of the consumer, where it lets us say so (MQTT 5)
-MAX_INCOMING_BYTES = 2 << 20  # of one packet; the broker drops larger ones (MQTT 5)
 MAX_READS = 4  # packets in a row, before others have their turn
 HEADER_BYTES = 32  # of a publish besides topic and payload: fixed header, packet id, properties
 
 
 class LinkLost(TransportError):  # noqa: N818
     """The connection broke; what was not acknowledged is to be published again."""
-
-
-class ProtocolRefused(BrokerRefused):
-    """The broker does not speak this version of MQTT."""
-
-
-class Unanswered(TransportError):  # noqa: N818
-    """No answer to CONNECT, or the connection closed: as to a version that the broker cannot parse."""
 
 
 class Incoming(NamedTuple):
@@ -97,7 +87,7 @@ class Link:
             BrokerRefused: It answered no (`ProtocolRefused`: to this version of MQTT).
             TlsFailure: The encrypted connection could not be made.
         """
-        connecting = self._loop.run_in_executor(None, self._connect)
+        connecting = self._loop.run_in_executor(None, dial, self._client, self._settings)
         try:
             await asyncio.shield(connecting)
             self._adopt_socket()
@@ -180,23 +170,7 @@ class Link:
             connection.close()
 
     def _new_client(self, presence: Presence | None) -> Client:
-        settings = self._settings
-        client = Client(
-            CallbackAPIVersion.VERSION2,
-            client_id=settings.client_id,
-            clean_session=None if self._is_v5 else False,
-            protocol=MQTTProtocolVersion.MQTTv5 if self._is_v5 else MQTTProtocolVersion.MQTTv311,
-            reconnect_on_failure=False,
-            manual_ack=True,
-        )
-        client.max_inflight_messages_set(0)  # the transport's window bounds them
-        client.connect_timeout = settings.connect_timeout_s
-        client.username_pw_set(settings.username, settings.password)
-        if presence is not None:
-            client.will_set(presence.topic, presence.will, qos=1, retain=True)
-        context = settings.tls_context()
-        if context is not None:
-            client.tls_set_context(context)
+        client = new_client(self._settings, presence, is_v5=self._is_v5)
         client.on_connect = self._connected
         client.on_disconnect = self._disconnected
         client.on_message = self._received
@@ -206,37 +180,10 @@ class Link:
         client.on_socket_close = self._closed
         return client
 
-    def _connect(self) -> None:
-        """Blocks on TCP and TLS, so it runs in a thread; nothing of the loop is touched."""
-        settings = self._settings
-        properties = None
-        if self._is_v5:
-            properties = Properties(PacketTypes.CONNECT)
-            properties.SessionExpiryInterval = settings.session_expiry_s
-            properties.ReceiveMaximum = MAX_UNREAD
-            properties.MaximumPacketSize = MAX_INCOMING_BYTES
-        options: dict[str, Any] = {"clean_start": False, "properties": properties} if self._is_v5 else {}
-        try:
-            self._client.connect(settings.host, settings.port, settings.keepalive_s, **options)
-        except (ssl.SSLError, ssl.CertificateError) as error:
-            reason = getattr(error, "verify_message", "") or error.reason or str(error)
-            raise TlsFailure(
-                f"broker {settings.place}: no TLS connection: {reason}; check CA, host name and port"
-            ) from error
-        except (OSError, UnicodeError) as error:  # UnicodeError: a host name that no DNS can hold
-            reason = getattr(error, "strerror", None) or str(error)
-            if settings.is_encrypted and isinstance(error, ConnectionResetError | BrokenPipeError):
-                raise TlsFailure(
-                    f"broker {settings.place}: {reason} in the TLS handshake; is this its TLS port?"
-                ) from error
-            raise TransportError(
-                f"broker {settings.place} cannot be reached: {reason}; is it running there?"
-            ) from error
-
     def _adopt_socket(self) -> None:
         connection = self._client.socket()
         if not isinstance(connection, socket.socket):
-            raise self._unanswered()
+            raise unanswered(self._settings)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._socket = connection
         self._is_adopted = True
@@ -305,7 +252,7 @@ class Link:
         if self._answer.done():
             return
         if reason.is_failure:
-            self._answer.set_exception(_refusal(reason, self._settings))
+            self._answer.set_exception(refusal(reason, self._settings))
             return
         most = getattr(properties, "MaximumPacketSize", self.limits.max_packet_bytes)
         window = getattr(properties, "ReceiveMaximum", self.limits.max_in_flight)
@@ -380,23 +327,9 @@ class Link:
             self._on_lost()
         text = f"broker {self._settings.place} closed the connection: {reason}"
         if not self._answer.done():
-            self._answer.set_exception(self._unanswered())
+            self._answer.set_exception(unanswered(self._settings))
             self._answer.exception()  # seen, even when nobody waits for it
         for future in self._pending.values():
             if not future.done():
                 future.set_exception(LinkLost(text))
         self._pending.clear()
-
-    def _unanswered(self) -> Unanswered:
-        is_encrypted = self._settings.is_encrypted
-        hint = "does it ask for a client certificate" if is_encrypted else "is this its TLS port"
-        return Unanswered(f"broker {self._settings.place} closed the connection without an answer; {hint}?")
-
-
-def _refusal(reason: ReasonCode, settings: MqttSettings) -> TransportError:
-    text = f"broker {settings.place} refused client {settings.client_id}: {reason}"
-    if str(reason) == "Unsupported protocol version":
-        return ProtocolRefused(text)
-    if str(reason) in ("Server unavailable", "Server busy", "Connection rate exceeded", "Quota exceeded"):
-        return TransportError(text)
-    return BrokerRefused(f"{text}; check user name, password and rights")
