@@ -74,6 +74,7 @@ def _coordinator(paths: Paths, plan: DemoPlan) -> dict[str, Any]:
         "targets": list(TARGETS),
         "seed": plan.seed,
         "buffer_size": plan.buffer_size,
+        "space": plan.space,
         "eval_data": str(paths.data(CALIBRATION)),
         "recipe": {
             "steps": plan.steps,
