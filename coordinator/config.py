@@ -1,7 +1,6 @@
 """The coordinator's settings: defaults stand here and nowhere else; TOML and command line override them."""
 
 import math
-import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -11,6 +10,7 @@ from msgspec import Struct, structs
 
 from edge.errors import ConfigError
 from edge.protocol.messages import EncodingName, Id, Recipe, Sha256, Space
+from edge.settings import read_toml, type_faults
 from edge.transport.settings import MqttSettings, ProtocolName
 
 StrategyName = Literal["fedbuff", "fedavg"]
@@ -103,13 +103,13 @@ def read_config(path: Path | None, overrides: Mapping[str, Any]) -> CoordinatorC
     Raises:
         ConfigError: Naming every fault at once.
     """
-    settings = _toml(path) if path else {}
+    settings = read_toml(path) if path else {}
     given = {name: value for name, value in overrides.items() if value is not None}
     recipe = {name: value for name, value in given.pop("recipe", {}).items() if value is not None}
     settings |= given
     if recipe:
         settings["recipe"] = {**settings.get("recipe", {"steps": 20}), **recipe}
-    faults = list(_type_faults(settings))
+    faults = list(type_faults(settings, CoordinatorConfig))
     if not faults:
         config = msgspec.convert(settings, CoordinatorConfig)
         faults = list(_value_faults(config))
@@ -140,31 +140,6 @@ def config_table(config: CoordinatorConfig) -> dict[str, Any]:
     table = {name: value for name, value in structs.asdict(config).items() if value is not None}
     recipe, devices = table.pop("recipe"), table.pop("devices")
     return {**table, "recipe": structs.asdict(recipe), "devices": devices}
-
-
-def _toml(path: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(path.read_text("utf-8"))
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: is not TOML: {error}") from error
-
-
-def _type_faults(settings: Mapping[str, Any]) -> Iterator[str]:
-    fields = {field.name: field for field in structs.fields(CoordinatorConfig)}
-    unknown = sorted(settings.keys() - fields.keys())
-    if unknown:
-        yield f"{', '.join(unknown)} unknown; expected some of {', '.join(fields)}"
-    for name, field in fields.items():
-        if name not in settings:
-            if field.required:
-                yield f"{name} is missing"
-            continue
-        try:
-            msgspec.convert(settings[name], field.type)
-        except msgspec.ValidationError as error:
-            yield f"{name}: {error}"
 
 
 def _value_faults(config: CoordinatorConfig) -> Iterator[str]:

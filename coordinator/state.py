@@ -19,9 +19,9 @@ from typing import Self
 
 from coordinator.journal import Journal
 from coordinator.versions import FOLDER, VersionStore
-from edge.disk import room_for, sync_folder, write_through
+from edge.disk import room_for
 from edge.errors import StateError
-from edge.protocol.signing import new_key
+from edge.identity import read_identity
 
 
 class CoordinatorState:
@@ -53,7 +53,7 @@ class CoordinatorState:
             raise StateError(f"{self.folder}: cannot be used as a state folder: {error.strerror}") from error
         try:
             self._claim()
-            self.key = self._identity()
+            self.key = read_identity(self.folder, "restore it: devices have pinned it")
             self.journal = Journal(self.folder, self._fleet)
         except BaseException:
             self._lock.close()
@@ -92,24 +92,6 @@ class CoordinatorState:
                 f"{self.folder}: another coordinator is running with this state folder; "
                 "give each its own --state"
             ) from error
-
-    def _identity(self) -> bytes:
-        path = self.folder / "identity.key"
-        if not path.exists():
-            draft = self.folder / ".identity.key.partial"
-            with room_for(path.name, self.folder):
-                write_through(draft, new_key().hex().encode(), mode=0o600)
-                draft.replace(path)
-                sync_folder(self.folder)
-        try:
-            key = bytes.fromhex(path.read_text("ascii"))
-        except ValueError:
-            key = b""
-        if len(key) != 32:
-            raise StateError(
-                f"{path}: is damaged, expected 64 hex digits; restore it: devices have pinned it"
-            )
-        return key
 
 
 def _holds(path: Path, sha256: str) -> bool:

@@ -1,7 +1,6 @@
 """A device's settings: defaults stand here and nowhere else; TOML and the command line override them."""
 
 import math
-import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,6 +10,7 @@ from msgspec import Meta, Struct, structs
 
 from edge.errors import ConfigError
 from edge.protocol.messages import Count, Id, Seconds, Sha256
+from edge.settings import read_toml, type_faults
 from edge.training.backends import BackendName
 from edge.training.backends.base import Precision
 from edge.training.dataset import DataSource
@@ -81,13 +81,13 @@ def read_config(path: Path | None, overrides: Mapping[str, Any]) -> DeviceConfig
     Raises:
         ConfigError: Naming every fault at once.
     """
-    settings = _toml(path) if path else {}
+    settings = read_toml(path) if path else {}
     given = {name: value for name, value in overrides.items() if value is not None}
     data = {**_table(settings.get("data", {})), **given.pop("data", {})}
     settings |= given
     if data:
         settings["data"] = data
-    faults = [*_type_faults(settings), *_path_faults(settings)]
+    faults = [*type_faults(settings, DeviceConfig), *_path_faults(settings)]
     if not faults:
         config = msgspec.convert(settings, DeviceConfig)
         faults = list(_broker_faults(config))
@@ -122,33 +122,8 @@ def config_table(config: DeviceConfig) -> dict[str, Any]:
     return {**table, "data": {name: value for name, value in source.items() if value is not None}}
 
 
-def _toml(path: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(path.read_text("utf-8"))
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: is not TOML: {error}") from error
-
-
 def _table(data: Any) -> dict[str, Any]:
     return dict(data) if isinstance(data, dict) else {"path": data}
-
-
-def _type_faults(settings: Mapping[str, Any]) -> Iterator[str]:
-    fields = {field.name: field for field in structs.fields(DeviceConfig)}
-    unknown = sorted(settings.keys() - fields.keys())
-    if unknown:
-        yield f"{', '.join(unknown)} unknown; expected some of {', '.join(fields)}"
-    for name, field in fields.items():
-        if name not in settings:
-            if field.required:
-                yield f"{name} is missing"
-            continue
-        try:
-            msgspec.convert(settings[name], field.type)
-        except msgspec.ValidationError as error:
-            yield f"{name} is {settings[name]!r}: {error}"
 
 
 def _path_faults(settings: Mapping[str, Any]) -> Iterator[str]:

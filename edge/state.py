@@ -21,9 +21,9 @@ import msgspec
 from msgspec import Struct
 
 from edge.assignment import Assignment
-from edge.disk import room_for, sync_folder, write_file, write_through
+from edge.disk import room_for, write_file
 from edge.errors import StateError
-from edge.protocol.signing import new_key
+from edge.identity import read_identity
 
 FORMAT = 1
 
@@ -106,22 +106,7 @@ class DeviceState:
 
     def identity(self) -> bytes:
         """The device's private key, made at first use."""
-        path = self.folder / "identity.key"
-        if not path.exists():
-            draft = self.folder / ".identity.key.partial"
-            with room_for("a key", self.folder):
-                write_through(draft, new_key().hex().encode(), mode=0o600)
-            draft.replace(path)
-            sync_folder(self.folder)
-        try:
-            key = bytes.fromhex(path.read_text("ascii"))
-        except ValueError:
-            key = b""
-        if len(key) != 32:
-            raise StateError(
-                f"{path}: is damaged, expected 64 hex digits; restore it, or join as a new device"
-            )
-        return key
+        return read_identity(self.folder, "restore it, or join as a new device")
 
     def _claim(self) -> None:
         try:

@@ -7,13 +7,13 @@ per chunk.
 """
 
 import contextlib
-import errno
 import hashlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from edge.errors import DiskFull, Rejected
+from edge.disk import room_for
+from edge.errors import Rejected
 from edge.protocol.chunks import chunk_length, missing_ranges, num_chunks
 from edge.protocol.messages import Range
 
@@ -66,7 +66,7 @@ class PartFile:
             raise Rejected("malformed", f"chunk {number} of {len(chunk)} bytes, expected {max(expected, 0)}")
         if self._present[number]:
             return False
-        with _room(self.path), _opened(self.path, os.O_WRONLY) as file:
+        with room_for("what is received", self.path), _opened(self.path, os.O_WRONLY) as file:
             _write_at(file, chunk, number * self.chunk_bytes)
             _write_at(file, b"\1", self.size_bytes + len(self._identity) + number)
         self._present[number] = 1
@@ -86,7 +86,7 @@ class PartFile:
         if digest != self.sha256:
             self._start_over()
             raise Rejected("hash-mismatch", f"sha256 {digest}, expected {self.sha256}")
-        with _room(self.path):
+        with room_for("what is received", self.path):
             with _opened(self.path, os.O_WRONLY) as file:
                 os.ftruncate(file, self.size_bytes)
                 os.fsync(file)
@@ -113,7 +113,10 @@ class PartFile:
     def _start_over(self) -> None:
         self._present = bytearray(num_chunks(self.size_bytes, self.chunk_bytes))
         self._num_missing = len(self._present)
-        with _room(self.path), _opened(self.path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC) as file:
+        with (
+            room_for("what is received", self.path),
+            _opened(self.path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC) as file,
+        ):
             _write_at(file, self._identity + self._present, self.size_bytes)
 
     def _digest(self) -> str:
@@ -131,16 +134,6 @@ def _opened(path: Path, flags: int) -> Iterator[int]:
         yield file
     finally:
         os.close(file)
-
-
-@contextlib.contextmanager
-def _room(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise DiskFull(f"{path}: {error.strerror}; free some space, what was received is kept") from error
 
 
 def _write_at(file: int, data: bytes, offset: int) -> None:

@@ -18,15 +18,15 @@ from edge.training.backends.base import Batch, Score
 class Labels(NamedTuple):
     """The labelled positions of a batch, in order of row and column; all of shape (labels,)."""
 
-    index: NDArray[np.int64]  # into the batch's positions, flattened
+    places: NDArray[np.int64]  # into the batch's positions, flattened
     targets: NDArray[np.int64]
     weights: NDArray[np.float32]
 
 
 def find_labels(batch: Batch) -> Labels:
     """Positions whose weight is not 0."""
-    index = np.flatnonzero(batch.weights)
-    return Labels(index, batch.targets.ravel()[index].astype(np.int64), batch.weights.ravel()[index])
+    places = np.flatnonzero(batch.weights)
+    return Labels(places, batch.targets.ravel()[places].astype(np.int64), batch.weights.ravel()[places])
 
 
 def sum_score(
@@ -34,7 +34,7 @@ def sum_score(
 ) -> Score:
     """Sums over a batch from the loss and the most likely token at each label."""
     is_correct = predicted == labels.targets
-    example = _example_ids(batch).ravel()[labels.index]
+    example = _example_ids(batch).ravel()[labels.places]
     num_labels, num_wrong = np.bincount(example), np.bincount(example, ~is_correct)
     return Score(
         loss_sum=float(losses.astype(np.float64) @ labels.weights),
@@ -62,7 +62,7 @@ def unpack(batch: Batch) -> Batch:
     _, row = np.unique(_example_ids(batch)[used], return_inverse=True)
     place = (row, batch.positions[used])
     shape = (int(row.max(initial=0)) + 1, int(place[1].max(initial=0)) + 1)
-    unpacked = Batch(*(np.zeros(shape, field.dtype) for field in batch))
+    unpacked = Batch._make(np.zeros(shape, field.dtype) for field in batch)
     for new, old in zip(unpacked, batch, strict=True):
         new[place] = old[used]
     unpacked.segments[place] = 1
@@ -73,7 +73,7 @@ def flatten(batch: Batch) -> Batch:
     """The same examples in one row without padding, segments numbered through: shape (1, useful tokens)."""
     used = batch.segments > 0
     _, example = np.unique(_example_ids(batch)[used], return_inverse=True)
-    flat = Batch(*(field[used][None] for field in batch))
+    flat = Batch._make(field[used][None] for field in batch)
     return flat._replace(segments=(example[None] + 1).astype(np.int32))
 
 
@@ -91,7 +91,9 @@ def group_by_length(batch: Batch) -> list[Batch]:
         columns = np.arange(width)
         is_used = columns < lengths[chosen, None]
         place = np.where(is_used, starts[chosen, None] + columns, 0)
-        groups.append(Batch(*(np.where(is_used, field[0][place], 0).astype(field.dtype) for field in flat)))
+        groups.append(
+            Batch._make(np.where(is_used, field[0][place], 0).astype(field.dtype) for field in flat)
+        )
     return groups
 
 

@@ -260,7 +260,7 @@ class MlxModel:
             logits = self._logits(rows[part])
             losses.append(np.array(nn.losses.cross_entropy(logits.astype(mx.float32), targets[part])))
             predicted.append(np.array(logits.argmax(-1)))
-        count = len(labels.index)
+        count = len(labels.places)
         return sum_score(batch, labels, np.concatenate(losses)[:count], np.concatenate(predicted)[:count])
 
     def _caches(self, segments: mx.array | None) -> list[PackedRows] | None:
@@ -331,11 +331,11 @@ class MlxModel:
     def _arrays(self, batch: Batch, total: float) -> tuple[Any, ...]:
         # Tokens and segments, then where labels are in the flattened positions, their targets and weights.
         labels = find_labels(batch)
-        width, count = batch.tokens.shape[1], len(labels.index)
+        width, count = batch.tokens.shape[1], len(labels.places)
         # Each shape is compiled once, so there are to be few; without compiling, filling up is waste.
         padded = -(-width // WIDTH_STEP) * WIDTH_STEP if self.is_compiling else width
         room = ((0, 0), (0, padded - width))
-        index = labels.index // width * padded + labels.index % width
+        index = labels.places // width * padded + labels.places % width
         extra = (0, _round_up(count) - count if self.is_compiling else 0)
         return (
             mx.array(np.pad(batch.tokens, room)),

@@ -233,14 +233,14 @@ class TorchModel:
     def _logits(self, batch: Batch, labels: Labels) -> Iterator[Tensor]:
         # At the labels, HEAD_ROWS at a time.
         if self.has_plain_head:
-            hidden = self._hidden(batch).flatten(0, 1)[self._tensor(labels.index)]
+            hidden = self._hidden(batch).flatten(0, 1)[self._tensor(labels.places)]
             yield from (self.head(part) for part in hidden.split(HEAD_ROWS))
         else:
             yield from self._all_logits(batch, labels).split(HEAD_ROWS)
 
     def _all_logits(self, batch: Batch, labels: Labels) -> Tensor:
         # Where logits are scaled or capped, the model's own forward does it, its head fed with labels only.
-        index = self._tensor(labels.index)
+        index = self._tensor(labels.places)
         hook = self.head.register_forward_pre_hook(lambda _, inputs: (inputs[0].flatten(0, 1)[index],))
         try:
             return cast(Tensor, self.model(**self._inputs(batch)).logits)
@@ -251,7 +251,7 @@ class TorchModel:
         labels = find_labels(batch)
         targets, weights = self._tensor(labels.targets), self._tensor(labels.weights) / total
         if self.has_plain_head:
-            hidden = self._hidden(batch).flatten(0, 1)[self._tensor(labels.index)]
+            hidden = self._hidden(batch).flatten(0, 1)[self._tensor(labels.places)]
             loss = cast(Tensor, HeadLoss.apply(hidden, self.head, targets, weights))
         else:
             logits = self._all_logits(batch, labels).float()

@@ -234,7 +234,7 @@ class ToyModel:
         return Trace(x, q, k, v, attention, z, x + self._linear(PROJECTIONS[3], z))
 
     def _logits(self, h: Array, labels: Labels) -> Array:
-        logits: Array = h.reshape(-1, h.shape[-1])[labels.index] @ self.weights["lm_head.weight"].T
+        logits: Array = h.reshape(-1, h.shape[-1])[labels.places] @ self.weights["lm_head.weight"].T
         return logits
 
     def _backward(self, batch: Batch, total: float, gradients: dict[str, Array]) -> float:
@@ -245,7 +245,7 @@ class ToyModel:
         d_logits[np.arange(len(logits)), labels.targets] -= 1
         d_logits *= labels.weights[:, None] / np.float32(total)
         dh = np.zeros_like(trace.h)
-        dh.reshape(-1, dh.shape[-1])[labels.index] = d_logits @ self.weights["lm_head.weight"]
+        dh.reshape(-1, dh.shape[-1])[labels.places] = d_logits @ self.weights["lm_head.weight"]
         self._attention_backward(trace, dh, gradients)
         return loss
 

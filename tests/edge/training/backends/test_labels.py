@@ -29,7 +29,7 @@ def batch():
 
 def test_labels_are_where_the_weight_is_not_0(batch):
     labels = find_labels(batch)
-    assert labels.index.tolist() == [1, 2, 3, 4, 7, 8]
+    assert labels.places.tolist() == [1, 2, 3, 4, 7, 8]
     assert labels.targets.tolist() == [13, 14, 22, 23, 34, 35]
 
 

@@ -1,0 +1,42 @@
+"""Settings as TOML, every fault named at once; device and coordinator read theirs alike."""
+
+import tomllib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from msgspec import Struct, structs
+
+from edge.errors import ConfigError
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The tables of a TOML file.
+
+    Raises:
+        ConfigError: It cannot be read, or is not TOML.
+    """
+    try:
+        return tomllib.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: is not TOML: {error}") from error
+
+
+def type_faults(settings: Mapping[str, Any], kind: type[Struct]) -> Iterator[str]:
+    """What keeps `settings` from being a record of `kind`: unknown, missing and mistyped fields."""
+    fields = {field.name: field for field in structs.fields(kind)}
+    unknown = sorted(settings.keys() - fields.keys())
+    if unknown:
+        yield f"{', '.join(unknown)} unknown; expected some of {', '.join(fields)}"
+    for name, field in fields.items():
+        if name not in settings:
+            if field.required:
+                yield f"{name} is missing"
+            continue
+        try:
+            msgspec.convert(settings[name], field.type)
+        except msgspec.ValidationError as error:
+            yield f"{name} is {settings[name]!r}: {error}"
