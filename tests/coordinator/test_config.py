@@ -49,7 +49,15 @@ def test_all_faults_of_a_kind_are_told_at_once(tmp_path, given):
     )
     with pytest.raises(ConfigError) as caught:
         read_config(tmp_path / "c.toml", {})
-    for part in ("c.toml", "colour", "broker is missing", "fleet is 3:", "buffer_size is", "recipe is", "$.steps"):
+    for part in (
+        "c.toml",
+        "colour",
+        "broker is missing",
+        "fleet is 3:",
+        "buffer_size is",
+        "recipe is",
+        "$.steps",
+    ):
         assert part in str(caught.value)
 
 
