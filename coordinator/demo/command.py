@@ -19,10 +19,11 @@ if TYPE_CHECKING:
 MARK = ".tunefleet-demo"  # a folder that bears it may be replaced by another run
 PLAIN_WIDTH = 130  # of the table, where the output is no terminal
 Folder = Annotated[Path, typer.Option("--out", help="Folder for data, logs, plot, page and adapters.")]
+Seed = Annotated[int, typer.Option(help="Of the sentences and of the training.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 
-def demo(out: Folder = Path("tunefleet-demo"), json: Json = False) -> None:
+def demo(out: Folder = Path("tunefleet-demo"), seed: Seed = 0, json: Json = False) -> None:
     """Broker, coordinator and four devices here: they fine-tune a small model together, over MQTT."""
     from rich.console import Console
 
@@ -33,7 +34,7 @@ def demo(out: Folder = Path("tunefleet-demo"), json: Json = False) -> None:
     from coordinator.demo.run import run_demo
     from coordinator.demo.screen import Screen, result_table
 
-    plan = make_plan()
+    plan = make_plan()._replace(seed=seed)
     console = Console(stderr=json)
     if not console.is_terminal:
         console.width = PLAIN_WIDTH
