@@ -151,7 +151,7 @@ def test_a_killed_receiver_continues_where_it_stopped(tmp_path):
 def test_a_full_disk_is_said_so(tmp_path):
     (tmp_path / "parts").symlink_to("/dev/full")
     with pytest.raises(
-        DiskFull, match="parts: no room for what is received .No space left on device.; free some"
+        DiskFull, match=r"parts: no room for what is received .No space left on device.; free some"
     ):
         new(tmp_path, bytes(CHUNK))
 
