@@ -212,7 +212,7 @@ def test_leaving_a_worker_ends_its_process_with_a_checkpoint(base, slow, tmp_pat
 def test_scores_and_completions_are_those_of_the_adapter(base, task, source):
     async def run():
         async with Worker(base) as worker:
-            plan = structs.replace(PLAN, steps=300, checkpoint_every_s=60.0)
+            plan = structs.replace(PLAN, steps=900, schedule="linear", checkpoint_every_s=60.0)
             result = await worker.train(structs.replace(task, plan=plan))
             scores = await worker.score(None, source), await worker.score(result.adapter, source)
             texts = await worker.generate(["turn left "], adapter=result.adapter, max_tokens=8)
