@@ -38,9 +38,8 @@ class DemoPlan(NamedTuple):
     min_updates: int = 3  # at least so many updates,
     fleet_seconds: float = 80.0  # or when this time is over
     buffer_size: int = 3  # updates that make a version: it never waits for the slowest
-    space: str = (
-        "factors"  # 30 versions on: 77 to 99 % right in one run, with `product` 68 to 94 % in another
-    )
+    # 99 to 100 % right at the end, seeds 0 to 2; with `product` 68 to 100 % in four runs of seed 0.
+    space: str = "factors"
     steps: int = 5  # optimizer steps of one task
     lr: float = 2e-3
     seq_tokens: int = 128
