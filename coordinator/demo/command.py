@@ -25,16 +25,17 @@ Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 def demo(out: Folder = Path("tunefleet-demo"), seed: Seed = 0, json: Json = False) -> None:
     """Broker, coordinator and four devices here: they fine-tune a small model together, over MQTT."""
+    from coordinator.demo.plan import make_plan
+
+    plan = make_plan()._replace(seed=seed)  # first: it names every library that is missing, at once
     from rich.console import Console
 
     from coordinator.demo.page import render_page
-    from coordinator.demo.plan import make_plan
     from coordinator.demo.plot import draw_plot
     from coordinator.demo.result import save_result
     from coordinator.demo.run import run_demo
     from coordinator.demo.screen import Screen, result_table
 
-    plan = make_plan()._replace(seed=seed)
     console = Console(stderr=json)
     if not console.is_terminal:
         console.width = PLAIN_WIDTH
