@@ -11,7 +11,6 @@ Every write is atomic, so a coordinator that is killed at any point finds the st
 Reports and rollback work on the journal without the lock, also while a coordinator runs.
 """
 
-import fcntl
 import hashlib
 from pathlib import Path
 from types import TracebackType
@@ -19,8 +18,7 @@ from typing import Self
 
 from coordinator.journal import Journal
 from coordinator.versions import FOLDER, VersionStore
-from edge.disk import room_for
-from edge.errors import StateError
+from edge.disk import claim_folder
 from edge.identity import read_identity
 
 
@@ -44,15 +42,10 @@ class CoordinatorState:
         self._fleet = fleet
 
     def __enter__(self) -> Self:
+        self._lock = claim_folder(
+            self.folder, (self.folder / FOLDER, self.incoming, self.updates), "coordinator"
+        )
         try:
-            with room_for("the state folder", self.folder):
-                for path in (self.folder / FOLDER, self.incoming, self.updates):
-                    path.mkdir(parents=True, exist_ok=True)
-                self._lock = (self.folder / "lock").open("w")
-        except (PermissionError, FileExistsError, NotADirectoryError) as error:
-            raise StateError(f"{self.folder}: cannot be used as a state folder: {error.strerror}") from error
-        try:
-            self._claim()
             self.key = read_identity(self.folder, "restore it: devices have pinned it")
             self.journal = Journal(self.folder, self._fleet)
         except BaseException:
@@ -83,15 +76,6 @@ class CoordinatorState:
         if lost:
             self.journal.discard(lost, "hash-mismatch", "its payload on the coordinator's disk is damaged")
         return lost
-
-    def _claim(self) -> None:
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise StateError(
-                f"{self.folder}: another coordinator is running with this state folder; "
-                "give each its own --state"
-            ) from error
 
 
 def _holds(path: Path, sha256: str) -> bool:

@@ -1,13 +1,15 @@
 """Writes that are either there or not, whatever is killed in between, and full disks by their name."""
 
 import errno
+import fcntl
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO
 
 from converters.canonical import write_atomic
-from edge.errors import DiskFull
+from edge.errors import DiskFull, StateError
 
 # EFBIG and EDQUOT are a full disk to its user: a quota or a file size limit.
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
@@ -56,3 +58,32 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def claim_folder(folder: Path, inner: Iterable[Path], owner: str) -> TextIO:
+    """Makes a state folder and takes its lock, which is held until the returned file is closed.
+
+    Args:
+        folder: Of one process at a time.
+        inner: Folders in it, made too.
+        owner: What runs there, for the message.
+
+    Raises:
+        StateError: The folder cannot be used, or another process holds it.
+        DiskFull: There is no room to make it.
+    """
+    try:
+        with room_for("the state folder", folder):
+            for path in inner:
+                path.mkdir(parents=True, exist_ok=True)
+            lock = (folder / "lock").open("w")
+    except (PermissionError, FileExistsError, NotADirectoryError) as error:
+        raise StateError(f"{folder}: cannot be used as a state folder: {error.strerror}") from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        lock.close()
+        raise StateError(
+            f"{folder}: another {owner} is running with this state folder; give each its own --state"
+        ) from error
+    return lock

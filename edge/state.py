@@ -11,7 +11,6 @@
 Every write is atomic, so a client that is killed at any point finds the state before or after it.
 """
 
-import fcntl
 import shutil
 from pathlib import Path
 from types import TracebackType
@@ -21,7 +20,7 @@ import msgspec
 from msgspec import Struct
 
 from edge.assignment import Assignment
-from edge.disk import room_for, write_file
+from edge.disk import claim_folder, write_file
 from edge.errors import StateError
 from edge.identity import read_identity
 
@@ -69,15 +68,9 @@ class DeviceState:
         self.residual = folder / "residual.safetensors"
 
     def __enter__(self) -> Self:
+        self._lock = claim_folder(self.folder, (self.versions, self.task, self.spool), "client")
         try:
-            with room_for("the state folder", self.folder):
-                for path in (self.versions, self.task, self.spool):
-                    path.mkdir(parents=True, exist_ok=True)
-                self._lock = (self.folder / "lock").open("w")
-        except (PermissionError, FileExistsError, NotADirectoryError) as error:
-            raise StateError(f"{self.folder}: cannot be used as a state folder: {error.strerror}") from error
-        try:
-            self._claim()
+            self._recall()
         except BaseException:
             self._lock.close()
             raise
@@ -108,13 +101,7 @@ class DeviceState:
         """The device's private key, made at first use."""
         return read_identity(self.folder, "restore it, or join as a new device")
 
-    def _claim(self) -> None:
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise StateError(
-                f"{self.folder}: another client is running with this state folder; give each its own --state"
-            ) from error
+    def _recall(self) -> None:
         for leftover in self.folder.glob(".*.partial"):  # of a client that was killed while writing
             leftover.unlink()
         path = self.folder / "state.json"
