@@ -220,7 +220,7 @@ def test_a_newer_version_does_not_interrupt_the_task(home):
 def test_a_rejected_update_is_told_once_and_the_device_goes_on(home):
     async def way():
         recipe = {"steps": 20, "seq_tokens": 64, "batch_tokens": 128}
-        async with home.coordinator(recipe=recipe, max_staleness=0), home.running(slowdown=50.0) as slow:
+        async with home.coordinator(recipe=recipe, max_staleness=0), home.running(slowdown=120.0) as slow:
             await slow.until("training")
             async with home.device("fan", max_tasks=1) as fast:
                 await fast.client.run()
