@@ -1,0 +1,249 @@
+"""The llama.cpp backend: LoRA on GGUF weights of any quantisation, with llama.cpp and numpy alone.
+
+llama.cpp computes the forward pass from the file's own weights, `tape.py` the gradients. Examples lie end to
+end as sequences of one batch, so none sees another and there is no padding; logits are computed at labels
+only. All factors lie in one flat vector in canonical order, as in the torch backend.
+"""
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from converters.adapter import Factors, LoraAdapter
+from converters.gguf_base import GgufBase, read_gguf
+from edge.errors import BackendError
+from edge.training.backends.base import Batch, ModelCard, Precision, Score, Snapshot
+from edge.training.backends.labels import average_examples, check_fit, find_labels, flatten, sum_score
+from edge.training.backends.llama_cpp import native
+from edge.training.backends.llama_cpp.adamw import AdamW
+from edge.training.backends.llama_cpp.graph import Node, Plan, make_plan, read_graph
+from edge.training.backends.llama_cpp.head import apply_head
+from edge.training.backends.llama_cpp.sampling import continue_prompts
+from edge.training.backends.llama_cpp.selftest import ensure_tested
+from edge.training.backends.llama_cpp.tape import Lora, Tape
+from edge.training.backends.llama_cpp.tokenizer import GgufTokenizer
+from edge.training.backends.llama_cpp.weights import Multiplier
+
+Array = NDArray[np.float32]
+GROUP_TOKENS = 512  # computed together, unless one example is longer
+CONTEXT_STEP = 256  # llama.cpp rounds contexts up to this
+
+
+def load(base: Path, *, precision: Precision = "auto", seed: int = 0) -> "LlamaCppModel":
+    """Loads a GGUF file; nothing in it depends on `seed`.
+
+    Raises:
+        BaseModelError: `base` is not a GGUF model that llama.cpp can load, and why.
+        BackendError: For bfloat16, or if the installed llama.cpp is not one that can be trained with.
+    """
+    if precision == "bfloat16":
+        raise BackendError("backend llama_cpp computes in float32 only; choose precision auto or float32")
+    gguf = read_gguf(base)
+    ensure_tested()
+    return LlamaCppModel(gguf, native.Model(base))
+
+
+class Group(NamedTuple):
+    """Some examples of a batch, end to end; all of shape (tokens,)."""
+
+    tokens: NDArray[np.int32]
+    positions: NDArray[np.int32]
+    sequences: NDArray[np.int32]
+    targets: NDArray[np.int32]
+    weights: Array
+
+    @property
+    def is_label(self) -> NDArray[np.bool_]:
+        """Where logits are wanted."""
+        return self.weights != 0
+
+
+class LlamaCppModel:
+    """A loaded GGUF model; see `TrainableModel`."""
+
+    def __init__(self, gguf: GgufBase, model: native.Model) -> None:
+        self.gguf, self.model = gguf, model
+        self.num_threads = os.cpu_count() or 1
+        self.tokenizer = GgufTokenizer(model)
+        self.card = ModelCard(
+            backend="llama_cpp",
+            modules=gguf.modules,
+            max_tokens=model.max_tokens,
+            vocab_size=model.vocab_size,
+            num_parameters=model.num_parameters,
+        )
+        self.multiplier = Multiplier(self.num_threads)
+        self.context: native.Context | None = None
+        self.graphs: dict[bool, list[Node]] = {}
+        self.set_adapter(LoraAdapter({}))
+
+    def set_adapter(self, adapter: LoraAdapter) -> None:
+        """See `Model.set_adapter`."""
+        check_fit(adapter, self.card.modules, str(self.gguf.path))
+        self.scales = {name: factors.scale for name, factors in adapter}
+        shapes = [matrix.shape for _, factors in adapter for matrix in (factors.a, factors.b)]
+        matrices = [
+            matrix
+            for name, factors in adapter
+            for matrix in (factors.a, self.gguf.to_file_rows(name, factors.b))
+        ]
+        self.flat = np.concatenate([np.zeros(0, np.float32), *(matrix.ravel() for matrix in matrices)])
+        self.gradient = np.zeros_like(self.flat)
+        ends = np.cumsum([0, *(rows * columns for rows, columns in shapes)])
+        values, gradients = (
+            [whole[begin:end].reshape(shape) for begin, end, shape in zip(ends, ends[1:], shapes, strict=False)]
+            for whole in (self.flat, self.gradient)
+        )
+        self.loras = {
+            self.gguf.tensor_of(name).removesuffix(".weight"): Lora(
+                values[2 * i], values[2 * i + 1], np.float32(scale), gradients[2 * i], gradients[2 * i + 1]
+            )
+            for i, (name, scale) in enumerate(self.scales.items())
+        }
+        self.plans: dict[bool, Plan] = {}
+        self.begin(weight_decay=0.0, clip_norm=0.0)
+
+    def adapter(self) -> LoraAdapter:
+        """See `Model.adapter`."""
+        found = {}
+        for name, scale in self.scales.items():
+            lora = self.loras[self.gguf.tensor_of(name).removesuffix(".weight")]
+            found[name] = Factors(lora.a.copy(), self.gguf.to_hub_rows(name, lora.b).copy(), scale)
+        return LoraAdapter(found)
+
+    def score(self, batch: Batch) -> Score:
+        """See `Model.score`."""
+        losses, predicted = [np.zeros(0, np.float32)], [np.zeros(0, np.int64)]
+        for group in self._groups(batch):
+            tape, hidden = self._forward(group, group.is_label, keeps=False)
+            found = apply_head(hidden, tape.plan.head, self.multiplier, group.targets[group.is_label])
+            losses.append(found.losses)
+            predicted.append(found.predicted)
+        flat = flatten(batch)
+        return sum_score(flat, find_labels(flat), np.concatenate(losses), np.concatenate(predicted))
+
+    def features(self, batch: Batch) -> Array:
+        """See `Model.features`."""
+        flat = flatten(batch)
+        hidden = [
+            self._forward(group, np.ones(len(group.tokens), np.bool_), keeps=False)[1]
+            for group in self._groups(batch, needs_labels=False)
+        ]
+        return average_examples(flat, np.concatenate(hidden)[None])
+
+    def generate(
+        self, prompts: Sequence[Sequence[int]], *, max_tokens: int, temperature: float = 0.0, seed: int = 0
+    ) -> list[list[int]]:
+        """See `Model.generate`."""
+        random = np.random.default_rng(seed)
+        return [
+            continue_prompt(self, list(prompt), max_tokens, temperature, random) for prompt in prompts
+        ]
+
+    def begin(self, *, weight_decay: float, clip_norm: float) -> None:
+        """See `TrainableModel.begin`."""
+        self.optimizer = AdamW(self.flat, weight_decay, clip_norm)
+
+    def step(self, batches: Sequence[Batch], lr: float) -> float:
+        """See `TrainableModel.step`."""
+        total = sum(float(batch.weights.sum()) for batch in batches)
+        self.gradient[:] = 0
+        loss = sum(self._backward(group, total) for batch in batches for group in self._groups(batch))
+        self.optimizer.step(self.gradient, lr)
+        return float(loss)
+
+    def snapshot(self) -> Snapshot:
+        """See `TrainableModel.snapshot`."""
+        return {"factors": self.flat.copy(), **self.optimizer.snapshot()}
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """See `TrainableModel.restore`."""
+        self.flat[:] = snapshot["factors"]
+        self.optimizer.restore(snapshot)
+
+    def _groups(self, batch: Batch, *, needs_labels: bool = True) -> Iterator[Group]:
+        """The batch's examples, in order, as many at a time as fit into a group."""
+        flat = flatten(batch)
+        lengths = np.bincount(flat.segments[0], minlength=1)[1:].tolist()
+        starts = np.cumsum([0, *lengths])
+        has_label = [
+            not needs_labels or bool(flat.weights[0, begin:end].any())
+            for begin, end in zip(starts, starts[1:], strict=False)
+        ]
+        chosen: list[int] = []
+        for index, length in enumerate(lengths):
+            if not has_label[index]:
+                continue
+            held = sum(lengths[i] for i in chosen)
+            if chosen and (held + length > GROUP_TOKENS or len(chosen) == native.MAX_SEQUENCES):
+                yield _gather(flat, chosen, starts)
+                chosen = []
+            chosen.append(index)
+        if chosen:
+            yield _gather(flat, chosen, starts)
+
+    def _forward(
+        self, group: Group, is_output: NDArray[np.bool_], *, keeps: bool
+    ) -> tuple[Tape, Array]:
+        """The pass, and the hidden states before the head where `is_output`."""
+        context = self._open(len(group.tokens))
+        everywhere = bool(is_output.all())
+        if everywhere not in self.graphs:
+            self.graphs[everywhere] = _record(context, everywhere)
+        nodes = self.graphs[everywhere]
+        if everywhere not in self.plans:
+            self.plans[everywhere] = make_plan(nodes, frozenset(self.loras))
+        plan = self.plans[everywhere]
+        tape = Tape(nodes, plan, self.loras, self.multiplier, group.positions, keeps=keeps)
+        context.clear()
+        return tape, tape.run(context, group.tokens, group.sequences, is_output)
+
+    def _open(self, num_tokens: int) -> native.Context:
+        """A context with room for so many tokens; the one there is, if it is large enough."""
+        if self.context is None or self.context.num_tokens < num_tokens:
+            if self.context is not None:
+                self.context.close()
+                self.context = None
+            room = -(-max(num_tokens, CONTEXT_STEP) // CONTEXT_STEP) * CONTEXT_STEP
+            self.context = native.Context(self.model, room, native.MAX_SEQUENCES, self.num_threads)
+        return self.context
+
+    def _backward(self, group: Group, total: float) -> float:
+        is_label = group.is_label
+        tape, hidden = self._forward(group, is_label, keeps=True)
+        weights = group.weights[is_label] / np.float32(total)
+        found = apply_head(hidden, tape.plan.head, self.multiplier, group.targets[is_label], weights)
+        if self.loras and found.d_hidden is not None:
+            tape.backward(found.d_hidden)
+        return float(found.losses.astype(np.float64) @ weights)
+
+
+def _record(context: native.Context, everywhere: bool) -> list[Node]:
+    """The graph where logits are wanted everywhere, or not: alike for any number of tokens."""
+    pointers: list[int] = []
+
+    def record(pointer: int, is_asked: bool) -> bool:
+        pointers.append(pointer)
+        return False
+
+    context.clear()
+    context.hook = record
+    two, none = np.arange(2, dtype=np.int32), np.zeros(2, np.int32)
+    context.decode(two, two, none, np.array([everywhere, True]))
+    return read_graph(pointers)
+
+
+def _gather(flat: Batch, chosen: Sequence[int], starts: Sequence[int]) -> Group:
+    columns = np.concatenate([np.arange(starts[index], starts[index + 1]) for index in chosen])
+    sequences = flat.segments[0, columns]
+    return Group(
+        tokens=flat.tokens[0, columns],
+        positions=flat.positions[0, columns],
+        sequences=np.unique(sequences, return_inverse=True)[1].astype(np.int32),
+        targets=flat.targets[0, columns],
+        weights=flat.weights[0, columns],
+    )
