@@ -9,6 +9,8 @@ PACKAGES := converters edge coordinator tunefleet.py
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet -c constraints.txt --editable '.[torch,mlx,broker,demo,bench,dev]'
+	CMAKE_ARGS=-DLLAVA_BUILD=OFF $(BIN)/python -m pip install --quiet -c constraints.txt --editable '.[llama]' \
+	  || echo 'llama.cpp cannot be compiled here (a C++ compiler is needed): its devices and tests are skipped'
 	touch $@
 
 demo: $(VENV)/.installed

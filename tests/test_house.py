@@ -10,7 +10,7 @@ ROOT = Path(__file__).parents[1]
 BLOCKED_IMPORTS = """
 import importlib, pkgutil, sys
 
-HEAVY = {"torch", "transformers", "peft", "mlx", "mlx_lm", "llama_cpp", "matplotlib", "amqtt"}
+HEAVY = {"torch", "transformers", "peft", "mlx", "mlx_lm", "llama_cpp", "gguf", "matplotlib", "amqtt"}
 
 class Refuse:
     def find_spec(self, name, path=None, target=None):
@@ -19,7 +19,12 @@ class Refuse:
 
 sys.meta_path.insert(0, Refuse())
 import converters, edge, tunefleet
-NAMED_AFTER_ONE = ("edge.training.backends.torch", "edge.training.backends.mlx", "edge.transport.broker")
+NAMED_AFTER_ONE = (
+    "edge.training.backends.torch",
+    "edge.training.backends.mlx",
+    "edge.training.backends.llama_cpp",
+    "edge.transport.broker",
+)
 for package in (converters, edge):
     for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
         if not module.name.startswith(NAMED_AFTER_ONE):

@@ -9,16 +9,19 @@ from typing import Literal, cast
 from edge.errors import BackendError, MissingExtra
 from edge.training.backends.base import Loader, Precision, TrainableModel
 
-BackendName = Literal["auto", "toy", "torch", "mlx"]
-_LIBRARY = {"toy": "numpy", "torch": "torch", "mlx": "mlx_lm"}
+BackendName = Literal["auto", "toy", "torch", "mlx", "llama_cpp"]
+_LIBRARY = {"toy": "numpy", "torch": "torch", "mlx": "mlx_lm", "llama_cpp": "llama_cpp"}
+_EXTRA = {"llama_cpp": "llama"}  # the others bear their backend's name
 
 
 def choose_backend(base: Path) -> str:
-    """The backend that suits this machine and base: MLX on Apple silicon, else torch.
+    """The backend that suits this machine and base: llama.cpp for GGUF, MLX on Apple silicon, else torch.
 
     Raises:
-        MissingExtra: Neither is installed.
+        MissingExtra: Neither MLX nor torch is installed.
     """
+    if base.suffix == ".gguf":
+        return "llama_cpp"
     if (base / "toy.json").exists():
         return "toy"
     preferred = ["mlx", "torch"] if sys.platform == "darwin" else ["torch", "mlx"]
@@ -39,7 +42,7 @@ def resolve_backend(name: str, base: Path) -> str:
     if chosen not in _LIBRARY:
         raise BackendError(f"backend {name!r} is unknown; expected one of auto, {', '.join(_LIBRARY)}")
     if not find_spec(_LIBRARY[chosen]):
-        raise MissingExtra(f"backend {chosen}", chosen)
+        raise MissingExtra(f"backend {chosen}", _EXTRA.get(chosen, chosen))
     return chosen
 
 

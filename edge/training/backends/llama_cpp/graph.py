@@ -68,7 +68,9 @@ class Plan(NamedTuple):
     head: Weight
     last: int  # the node before the head
     has_gradient: tuple[bool, ...]
+    is_changed: tuple[bool, ...]  # LoRA is added to these results; and the last one is looked at
     is_kept: tuple[bool, ...]  # results that the backward pass needs
+    takes_input: tuple[bool, ...]  # of a mask, or of the places of the outputs, that it needs
 
 
 def read_graph(pointers: Sequence[int]) -> list[Node]:
@@ -105,13 +107,12 @@ def make_plan(nodes: Sequence[Node], modules: frozenset[str]) -> Plan:
             f"backend llama_cpp cannot train this architecture: no gradient of {', '.join(obstacles)}"
         )
     is_kept = [False] * len(nodes)
-    feeds_softmax = {node.sources[0] for node in nodes if node.op == "SOFT_MAX"}
 
     def keep(number: int | None) -> None:
         if number is None:
             return
         node = nodes[number]
-        if _is_cheap(node, number in feeds_softmax):
+        if _is_cheap(node):
             for source in node.sources:
                 keep(source)
         else:
@@ -120,13 +121,21 @@ def make_plan(nodes: Sequence[Node], modules: frozenset[str]) -> Plan:
     for node in on_way:
         for operand in needed_operands(node, has_gradient, node.index in trained):
             keep(node.index if operand is None else node.sources[operand])
-    return Plan(trained, head, last, tuple(has_gradient), tuple(is_kept))
+    return Plan(
+        trained=trained,
+        head=head,
+        last=last,
+        has_gradient=tuple(has_gradient),
+        is_changed=tuple(number in trained or number == last for number in range(len(nodes))),
+        is_kept=tuple(is_kept),
+        takes_input=tuple(has_gradient[node.index] and node.op in ("SOFT_MAX", "GET_ROWS") for node in nodes),
+    )
 
 
-def _is_cheap(node: Node, feeds_softmax: bool) -> bool:
+def _is_cheap(node: Node) -> bool:
     if node.op == "ADD":
         return any(constant is not None for constant in node.constants)
-    return node.op in CHEAP or (node.op == "MUL_MAT" and node.weight is None and feeds_softmax)
+    return node.op in CHEAP or (node.op == "MUL_MAT" and node.weight is None)
 
 
 def _read_node(number: int, pointer: int, index: Mapping[int, int]) -> Node:

@@ -6,30 +6,29 @@ only. All factors lie in one flat vector in canonical order, as in the torch bac
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
+from converters.gguf_base import GgufBase, read_gguf
 from numpy.typing import NDArray
 
 from converters.adapter import Factors, LoraAdapter
-from converters.gguf_base import GgufBase, read_gguf
 from edge.errors import BackendError
 from edge.training.backends.base import Batch, ModelCard, Precision, Score, Snapshot
 from edge.training.backends.labels import average_examples, check_fit, find_labels, flatten, sum_score
 from edge.training.backends.llama_cpp import native
 from edge.training.backends.llama_cpp.adamw import AdamW
 from edge.training.backends.llama_cpp.graph import Node, Plan, make_plan, read_graph
+from edge.training.backends.llama_cpp.groups import Group, make_groups
 from edge.training.backends.llama_cpp.head import apply_head
-from edge.training.backends.llama_cpp.sampling import continue_prompts
+from edge.training.backends.llama_cpp.sampling import pick_token
 from edge.training.backends.llama_cpp.selftest import ensure_tested
 from edge.training.backends.llama_cpp.tape import Lora, Tape
 from edge.training.backends.llama_cpp.tokenizer import GgufTokenizer
 from edge.training.backends.llama_cpp.weights import Multiplier
 
 Array = NDArray[np.float32]
-GROUP_TOKENS = 512  # computed together, unless one example is longer
 CONTEXT_STEP = 256  # llama.cpp rounds contexts up to this
 
 
@@ -45,21 +44,6 @@ def load(base: Path, *, precision: Precision = "auto", seed: int = 0) -> "LlamaC
     gguf = read_gguf(base)
     ensure_tested()
     return LlamaCppModel(gguf, native.Model(base))
-
-
-class Group(NamedTuple):
-    """Some examples of a batch, end to end; all of shape (tokens,)."""
-
-    tokens: NDArray[np.int32]
-    positions: NDArray[np.int32]
-    sequences: NDArray[np.int32]
-    targets: NDArray[np.int32]
-    weights: Array
-
-    @property
-    def is_label(self) -> NDArray[np.bool_]:
-        """Where logits are wanted."""
-        return self.weights != 0
 
 
 class LlamaCppModel:
@@ -95,7 +79,10 @@ class LlamaCppModel:
         self.gradient = np.zeros_like(self.flat)
         ends = np.cumsum([0, *(rows * columns for rows, columns in shapes)])
         values, gradients = (
-            [whole[begin:end].reshape(shape) for begin, end, shape in zip(ends, ends[1:], shapes, strict=False)]
+            [
+                whole[begin:end].reshape(shape)
+                for begin, end, shape in zip(ends, ends[1:], shapes, strict=False)
+            ]
             for whole in (self.flat, self.gradient)
         )
         self.loras = {
@@ -118,7 +105,7 @@ class LlamaCppModel:
     def score(self, batch: Batch) -> Score:
         """See `Model.score`."""
         losses, predicted = [np.zeros(0, np.float32)], [np.zeros(0, np.int64)]
-        for group in self._groups(batch):
+        for group in make_groups(batch):
             tape, hidden = self._forward(group, group.is_label, keeps=False)
             found = apply_head(hidden, tape.plan.head, self.multiplier, group.targets[group.is_label])
             losses.append(found.losses)
@@ -131,7 +118,7 @@ class LlamaCppModel:
         flat = flatten(batch)
         hidden = [
             self._forward(group, np.ones(len(group.tokens), np.bool_), keeps=False)[1]
-            for group in self._groups(batch, needs_labels=False)
+            for group in make_groups(batch, needs_labels=False)
         ]
         return average_examples(flat, np.concatenate(hidden)[None])
 
@@ -140,9 +127,7 @@ class LlamaCppModel:
     ) -> list[list[int]]:
         """See `Model.generate`."""
         random = np.random.default_rng(seed)
-        return [
-            continue_prompt(self, list(prompt), max_tokens, temperature, random) for prompt in prompts
-        ]
+        return [self._continue(list(prompt), max_tokens, temperature, random) for prompt in prompts]
 
     def begin(self, *, weight_decay: float, clip_norm: float) -> None:
         """See `TrainableModel.begin`."""
@@ -152,7 +137,7 @@ class LlamaCppModel:
         """See `TrainableModel.step`."""
         total = sum(float(batch.weights.sum()) for batch in batches)
         self.gradient[:] = 0
-        loss = sum(self._backward(group, total) for batch in batches for group in self._groups(batch))
+        loss = sum(self._backward(group, total) for batch in batches for group in make_groups(batch))
         self.optimizer.step(self.gradient, lr)
         return float(loss)
 
@@ -165,41 +150,42 @@ class LlamaCppModel:
         self.flat[:] = snapshot["factors"]
         self.optimizer.restore(snapshot)
 
-    def _groups(self, batch: Batch, *, needs_labels: bool = True) -> Iterator[Group]:
-        """The batch's examples, in order, as many at a time as fit into a group."""
-        flat = flatten(batch)
-        lengths = np.bincount(flat.segments[0], minlength=1)[1:].tolist()
-        starts = np.cumsum([0, *lengths])
-        has_label = [
-            not needs_labels or bool(flat.weights[0, begin:end].any())
-            for begin, end in zip(starts, starts[1:], strict=False)
-        ]
-        chosen: list[int] = []
-        for index, length in enumerate(lengths):
-            if not has_label[index]:
-                continue
-            held = sum(lengths[i] for i in chosen)
-            if chosen and (held + length > GROUP_TOKENS or len(chosen) == native.MAX_SEQUENCES):
-                yield _gather(flat, chosen, starts)
-                chosen = []
-            chosen.append(index)
-        if chosen:
-            yield _gather(flat, chosen, starts)
+    def _continue(
+        self, prompt: list[int], max_tokens: int, temperature: float, random: np.random.Generator
+    ) -> list[int]:
+        limit = min(len(prompt) + max_tokens, self.card.max_tokens)
+        if limit <= len(prompt):
+            return []
+        context = native.Context(self.model, limit, 1, self.num_threads)
+        try:
+            plans = {everywhere: self._plan(context, everywhere) for everywhere in (False, True)}
+            tokens, done = list(prompt), 0
+            while len(tokens) < limit:
+                new, done = np.array(tokens[done:], np.int32), len(tokens)
+                nodes, plan = plans[len(new) == 1]
+                places = np.arange(done - len(new), done, dtype=np.int32)
+                tape = Tape(nodes, plan, self.loras, self.multiplier, places, keeps=False)
+                token = pick_token(tape.logits(context, new), temperature, random)
+                if token == self.tokenizer.eos_id:
+                    break
+                tokens.append(token)
+            return tokens[len(prompt) :]
+        finally:
+            context.close()
 
-    def _forward(
-        self, group: Group, is_output: NDArray[np.bool_], *, keeps: bool
-    ) -> tuple[Tape, Array]:
-        """The pass, and the hidden states before the head where `is_output`."""
-        context = self._open(len(group.tokens))
-        everywhere = bool(is_output.all())
+    def _plan(self, context: native.Context, everywhere: bool) -> tuple[list[Node], Plan]:
         if everywhere not in self.graphs:
             self.graphs[everywhere] = _record(context, everywhere)
         nodes = self.graphs[everywhere]
         if everywhere not in self.plans:
             self.plans[everywhere] = make_plan(nodes, frozenset(self.loras))
-        plan = self.plans[everywhere]
+        return nodes, self.plans[everywhere]
+
+    def _forward(self, group: Group, is_output: NDArray[np.bool_], *, keeps: bool) -> tuple[Tape, Array]:
+        """The pass, and the hidden states before the head where `is_output`."""
+        context = self._open(len(group.tokens))
+        nodes, plan = self._plan(context, bool(is_output.all()))
         tape = Tape(nodes, plan, self.loras, self.multiplier, group.positions, keeps=keeps)
-        context.clear()
         return tape, tape.run(context, group.tokens, group.sequences, is_output)
 
     def _open(self, num_tokens: int) -> native.Context:
@@ -234,16 +220,6 @@ def _record(context: native.Context, everywhere: bool) -> list[Node]:
     context.hook = record
     two, none = np.arange(2, dtype=np.int32), np.zeros(2, np.int32)
     context.decode(two, two, none, np.array([everywhere, True]))
-    return read_graph(pointers)
-
-
-def _gather(flat: Batch, chosen: Sequence[int], starts: Sequence[int]) -> Group:
-    columns = np.concatenate([np.arange(starts[index], starts[index + 1]) for index in chosen])
-    sequences = flat.segments[0, columns]
-    return Group(
-        tokens=flat.tokens[0, columns],
-        positions=flat.positions[0, columns],
-        sequences=np.unique(sequences, return_inverse=True)[1].astype(np.int32),
-        targets=flat.targets[0, columns],
-        weights=flat.weights[0, columns],
-    )
+    nodes = read_graph(pointers)
+    context.clear()
+    return nodes

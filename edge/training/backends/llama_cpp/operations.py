@@ -224,9 +224,9 @@ def _silu(x: Array) -> tuple[Array, Array]:
 
 def _gelu(x: Array) -> tuple[Array, Array]:
     square = x * x
-    bend = np.tanh(_GELU_SCALE * x * (_ONE + _GELU_CUBE * square))
+    bend: Array = np.tanh(_GELU_SCALE * x * (_ONE + _GELU_CUBE * square))
     inner = _GELU_SCALE * (_ONE + 3 * _GELU_CUBE * square)
-    slope = _HALF * (_ONE + bend) + _HALF * x * (_ONE - bend * bend) * inner
+    slope: Array = _HALF * (_ONE + bend) + _HALF * x * (_ONE - bend * bend) * inner
     return _HALF * x * (_ONE + bend), slope
 
 
@@ -257,7 +257,8 @@ def _sigmoid_of(x: Array) -> Array:
 
 def _inverse_rms(x: Array, epsilon: float) -> Array:
     square = np.einsum("...i,...i->...", x, x)[..., None]
-    return _ONE / np.sqrt(square / np.float32(x.shape[-1]) + np.float32(epsilon))
+    inverse: Array = _ONE / np.sqrt(square / np.float32(x.shape[-1]) + np.float32(epsilon))
+    return inverse
 
 
 def _norm_gradient(x: Array, g: Array, inverse: Array) -> Array:

@@ -4,7 +4,7 @@ Forward, llama.cpp computes; after each product with a weight that carries LoRA,
 added to its result in place, and what the backward pass needs is copied before the graph's allocator reuses
 the memory. Backward is numpy. So one mechanism serves every quantisation, every rank, and every architecture
 whose operations stand in `operations.py`, without an optimiser graph of ggml's: that one dequantises a weight
-again for each token, holds three arrays of tokens x vocabulary, and stops the process where it lacks a gradient.
+again for each token, holds three arrays of tokens x vocabulary, and aborts where it lacks a gradient.
 
 Source: the tape of reverse-mode differentiation, Griewank & Walther, Evaluating Derivatives, chapter 3.
 """
@@ -56,12 +56,7 @@ class Tape:
         self.nodes, self.plan, self.loras, self.multiplier = nodes, plan, loras, multiplier
         self.positions, self.num_tokens = positions, len(positions)
         self.pointers: list[int] = []
-        kept = plan.is_kept if keeps else (False,) * len(nodes)
-        self._wanted = [
-            index in plan.trained or kept[index] or index == plan.last for index in range(len(nodes))
-        ]
-        self._kept = kept
-        self._inputs = [keeps and plan.has_gradient[node.index] and node.op in _INPUT for node in nodes]
+        self._keeps = keeps
         self._values: dict[int, Array] = {}
         self._hidden: dict[int, Array] = {}  # x @ a.T of each trained product
         self._masks: dict[int, Array] = {}
@@ -81,9 +76,20 @@ class Tape:
         Returns:
             What the head would be applied to: (outputs, hidden size).
         """
+        context.reserve(int(is_output.sum()))
+        context.clear()
         context.hook = self._hook
         context.decode(tokens, self.positions, sequences, is_output, stop_before=self.plan.last + 1)
-        return self._values[self.plan.last][0, 0]
+        hidden: Array = self._values[self.plan.last][0, 0]
+        return hidden
+
+    def logits(self, context: Context, tokens: NDArray[np.int32]) -> Array:
+        """A pass over the next tokens of sequence 0, nothing kept: the last token's logits, (vocabulary,)."""
+        context.hook = self._hook
+        zeros, is_output = np.zeros(len(tokens), np.int32), np.arange(1, len(tokens) + 1) == len(tokens)
+        context.decode(tokens, self.positions, zeros, is_output)
+        last: Array = context.logits(1)[0]
+        return last
 
     def backward(self, gradient: Array) -> None:
         """Adds the factors' gradients up, from that of what `run` gave."""
@@ -186,15 +192,15 @@ class Tape:
         if is_asked:
             index = len(self.pointers)
             self.pointers.append(pointer)
-            if self._inputs[index]:
+            if self._keeps and self.plan.takes_input[index]:
                 self._keep_input(self.nodes[index], pointer)
-            return self._wanted[index]
+            return self.plan.is_changed[index] or (self._keeps and self.plan.is_kept[index])
         index = len(self.pointers) - 1
         tensor = tensor_at(pointer)
         result = array_of(tensor)
         if index in self.plan.trained:
             self._add_lora(self.nodes[index], result, array_of(tensor_at(tensor.src[1])))
-        if self._kept[index] or index == self.plan.last:
+        if index == self.plan.last or (self._keeps and self.plan.is_kept[index]):
             self._values[index] = result.copy()
         return True
 
@@ -213,6 +219,3 @@ class Tape:
             self._masks[source] = array_of(tensor_at(source))[:, :, :count, :count].copy()
         elif node.op == "GET_ROWS" and source not in self._rows:
             self._rows[source] = integers_of(tensor_at(source))
-
-
-_INPUT = frozenset({"SOFT_MAX", "GET_ROWS"})

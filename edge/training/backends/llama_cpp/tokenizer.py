@@ -5,7 +5,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from edge.errors import DataError
-from edge.training.backends.llama_cpp.native import Model, api
+from edge.training.backends.llama_cpp import native
+from edge.training.backends.llama_cpp.native import Model
+
+api = native.api
 
 NO_TOKEN = -1
 
@@ -55,7 +58,9 @@ class GgufTokenizer:
                 eos_token=self._text(self.eos_id),
             )
         except TemplateError as error:
-            raise DataError(f"the base model's chat template does not take these messages: {error}") from error
+            raise DataError(
+                f"the base model's chat template does not take these messages: {error}"
+            ) from error
 
     def _text(self, token: int | None) -> str:
         if token is None:

@@ -36,48 +36,44 @@ class Multiplier:
         self._num_threads = num_threads
         self._buffer = np.empty(BLOCK_VALUES, np.float32)
 
-    def forward(self, x: Array, weight: Weight) -> Array:
-        """`x @ weight.T`: (tokens, num_in) to (tokens, num_out)."""
-        if weight.kind == native.F32:
-            return x @ _as_it_lies(weight).T
-        y = np.empty((len(x), weight.num_out), np.float32)
-        for first, rows in self._blocks(weight):
-            np.matmul(x, rows.T, out=y[:, first : first + len(rows)])
-        return y
-
     def backward(self, dy: Array, weight: Weight) -> Array:
         """`dy @ weight`: (tokens, num_out) to (tokens, num_in)."""
         if weight.kind == native.F32:
             return dy @ _as_it_lies(weight)
         dx: Array | None = None
-        for first, rows in self._blocks(weight):
+        for first, rows in self.blocks(weight):
             part = dy[:, first : first + len(rows)] @ rows
             dx = part if dx is None else np.add(dx, part, out=dx)
         assert dx is not None  # a weight has rows
         return dx
 
-    def _blocks(self, weight: Weight) -> Iterator[tuple[int, Array]]:
-        """First row and dequantised rows, which are gone when the next are asked for."""
+    def blocks(self, weight: Weight) -> Iterator[tuple[int, Array]]:
+        """First row and rows in float32, a block at a time; each is gone when the next is asked for."""
         size = max(1, min(weight.num_out, BLOCK_VALUES // weight.num_in))
-        if self._buffer.size < weight.num_in:
-            self._buffer = np.empty(weight.num_in, np.float32)
-        convert = native.to_float(weight.kind)
-        target = self._buffer.ctypes.data
+        for first in range(0, weight.num_out, size):
+            count = min(size, weight.num_out - first)
+            if weight.kind == native.F32:
+                yield first, _as_it_lies(weight)[first : first + count]
+            else:
+                yield first, self._dequantised(weight, first, count)
 
-        def fill(begin: int, end: int, first: int) -> None:
+    def _dequantised(self, weight: Weight, first: int, count: int) -> Array:
+        if self._buffer.size < count * weight.num_in:
+            self._buffer = np.empty(count * weight.num_in, np.float32)
+        convert, target = native.to_float(weight.kind), self._buffer.ctypes.data
+
+        def fill(begin: int, end: int) -> None:
             convert(
                 weight.address + (first + begin) * weight.row_bytes,
                 target + 4 * begin * weight.num_in,
                 (end - begin) * weight.num_in,
             )
 
-        for first in range(0, weight.num_out, size):
-            count = min(size, weight.num_out - first)
-            ends = [count * i // self._num_threads for i in range(self._num_threads + 1)]
-            list(self._pool.map(fill, ends, ends[1:], [first] * self._num_threads))
-            yield first, self._buffer[: count * weight.num_in].reshape(count, weight.num_in)
+        ends = [count * i // self._num_threads for i in range(self._num_threads + 1)]
+        list(self._pool.map(fill, ends, ends[1:]))
+        return self._buffer[: count * weight.num_in].reshape(count, weight.num_in)
 
 
 def _as_it_lies(weight: Weight) -> Array:
-    values = (ctypes.c_float * (weight.num_in * weight.num_out)).from_address(weight.address)
-    return np.frombuffer(values, np.float32).reshape(weight.num_out, weight.num_in)
+    values = (ctypes.c_char * (4 * weight.num_in * weight.num_out)).from_address(weight.address)
+    return np.ndarray((weight.num_out, weight.num_in), np.float32, memoryview(values))

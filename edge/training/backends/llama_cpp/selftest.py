@@ -1,0 +1,4 @@
+"""Placeholder."""
+
+
+def ensure_tested() -> None: ...
