@@ -28,6 +28,7 @@ ARCHITECTURES: Mapping[str, str] = {  # model_type in config.json to llama.cpp's
 }
 PREFIX_KEY = "tunefleet.tokenizer.prefix"  # see Vocabulary.prefix; other programs pass it over
 _ROLES = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
+_NO_MERGE = "<none> <none>"  # no file holds an empty list, and llama.cpp wants one; this pair never comes up
 _HEAD = "lm_head.weight"
 
 
@@ -59,7 +60,7 @@ def write_gguf(folder: Path, path: Path) -> None:
     vocabulary = read_vocabulary(folder, base.weights[EMBEDDING].tensors[EMBEDDING].shape[0])
     part = path.with_name(f"{path.name}.part")
     try:
-        _write(part, ARCHITECTURES[kind], {"general.name": folder.name} | numbers, vocabulary, tensors)
+        _write(part, ARCHITECTURES[kind], numbers, vocabulary, tensors)
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
@@ -119,7 +120,7 @@ def _write(
 ) -> None:
     writer = _gguf().GGUFWriter(path, architecture)
     for key, value in numbers.items():
-        _add(writer, key if key.startswith("general.") else f"{architecture}.{key}", value)
+        _add(writer, f"{architecture}.{key}", value)
     for key, value in _described(vocabulary):
         _add(writer, key, value)
     for tensor in tensors:
@@ -136,12 +137,14 @@ def _write(
 
 
 def _described(vocabulary: Vocabulary) -> Iterator[tuple[str, Any]]:
+    if vocabulary.strips_like_phi3:  # llama.cpp goes by the name, which is why no other model gets one here
+        yield "general.name", "phi-3"
     yield "tokenizer.ggml.model", vocabulary.model
     yield "tokenizer.ggml.pre", vocabulary.pre
     yield "tokenizer.ggml.tokens", list(vocabulary.tokens)
     yield "tokenizer.ggml.token_type", list(vocabulary.types)
     if vocabulary.model == "gpt2":
-        yield "tokenizer.ggml.merges", list(vocabulary.merges)
+        yield "tokenizer.ggml.merges", list(vocabulary.merges or [_NO_MERGE])
     else:
         yield "tokenizer.ggml.scores", list(vocabulary.scores)
         yield "tokenizer.ggml.add_space_prefix", vocabulary.prefix != "none"

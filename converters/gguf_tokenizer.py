@@ -28,6 +28,7 @@ _CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
 _REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 _LLAMA3 = _CONTRACTIONS + r"\p{N}{1,3}" + _REST
 _QWEN2 = _CONTRACTIONS + r"\p{N}" + _REST
+_PHI3_PLAIN = ("<unk>", "<s>", "<|endoftext|>")
 _LLAMA_CLASSES = ("LlamaTokenizer", "LlamaTokenizerFast")
 
 Prefix = Literal["none", "always", "unless-space"]
@@ -47,6 +48,7 @@ class Vocabulary:
         special: bos, eos, unk and pad, those that the tokenizer has.
         prefix: When a space is put before a text. llama.cpp knows `always` and `none`; transformers' newer
             Llama tokenizers do without where the text begins with one.
+        strips_like_phi3: Special tokens take the spaces behind them, those of `_PHI3_PLAIN` excepted.
     """
 
     model: Literal["gpt2", "llama"]
@@ -60,6 +62,7 @@ class Vocabulary:
     merges: Sequence[str] = ()
     scores: Sequence[float] = ()
     chat_template: str | None = None
+    strips_like_phi3: bool = False
 
 
 @dataclass
@@ -74,6 +77,11 @@ class _Source:
     @property
     def model(self) -> dict[str, Any]:
         found: dict[str, Any] = self.whole.get("model") or {}
+        return found
+
+    @property
+    def added(self) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = self.whole.get("added_tokens") or []
         return found
 
     @property
@@ -131,12 +139,12 @@ def _json(folder: Path, name: str) -> dict[str, Any]:
 
 def _tokens(source: _Source, vocab_size: int) -> tuple[list[str], list[int]]:
     named: dict[str, int] = dict(source.model.get("vocab") or {})
-    added: list[dict[str, Any]] = source.whole.get("added_tokens") or []
     tokens = [f"[PAD{number}]" for number in range(vocab_size)]  # rows of the embedding without a token
     types = [UNUSED] * vocab_size
     places = [(text, int(place), _type(text, source)) for text, place in named.items()]
     places += [
-        (_raw(token), int(token["id"]), CONTROL if token["special"] else USER_DEFINED) for token in added
+        (_raw(token), int(token["id"]), CONTROL if token["special"] else USER_DEFINED)
+        for token in source.added
     ]
     beyond = [text for text, place, _ in places if place >= vocab_size]
     if beyond:
@@ -179,6 +187,7 @@ def _byte_level(source: _Source, tokens: list[str], types: list[int]) -> Vocabul
         adds_eos,
         merges=[f"{first} {second}" for first, second in source.merges],
         chat_template=_chat_template(source),
+        strips_like_phi3=_strips_like_phi3(source),
     )
 
 
@@ -190,7 +199,8 @@ def _pre(source: _Source) -> str:
     by_bytes = last.get("use_regex", True)
     if last.get("add_prefix_space"):
         source.faults.append("a space before each text in byte-level BPE")
-    if kinds == ["ByteLevel"] and by_bytes and not ignores_merges:
+    is_gpt2 = kinds == ["ByteLevel"] and by_bytes
+    if (is_gpt2 or not source.merges) and not ignores_merges:  # without merges every cut does
         return "gpt-2" if source.settings.get("clean_up_tokenization_spaces") else "trillion"
     if (
         kinds == ["Digits", "ByteLevel"]
@@ -238,6 +248,7 @@ def _character_level(source: _Source, tokens: list[str], types: list[int]) -> Vo
         prefix=prefix,
         scores=[-float(rank.get(token, len(merges))) for token in tokens],
         chat_template=_chat_template(source),
+        strips_like_phi3=_strips_like_phi3(source),
     )
 
 
@@ -269,7 +280,7 @@ def _cuts_nothing(steps: Sequence[Mapping[str, Any]]) -> bool:
 
 
 def _special(source: _Source) -> tuple[dict[str, int], bool, bool]:
-    ids = {**source.model["vocab"], **{t["content"]: t["id"] for t in source.whole.get("added_tokens") or []}}
+    ids = {**source.model["vocab"], **{t["content"]: t["id"] for t in source.added}}
     special = {}
     for role in ("bos", "eos", "unk", "pad"):
         named = source.settings.get(f"{role}_token")
@@ -282,6 +293,20 @@ def _special(source: _Source) -> tuple[dict[str, int], bool, bool]:
         bool(flag) and role in special for flag, role in zip(adds, ("bos", "eos"), strict=True)
     )
     return special, adds_bos, adds_eos
+
+
+def _strips_like_phi3(source: _Source) -> bool:
+    """Whether special tokens take spaces; adds a fault where they do it in a way that llama.cpp has not."""
+    takers = {
+        t["content"] for t in source.added if t.get("rstrip") or t.get("lstrip") or t.get("single_word")
+    }
+    if not takers:
+        return False
+    known = {t["content"] for t in source.added if t["content"] not in _PHI3_PLAIN}
+    others = [t for t in source.added if t.get("lstrip") or t.get("single_word")]
+    if others or takers != known or not {"</s>", *_PHI3_PLAIN} <= {t["content"] for t in source.added}:
+        source.faults.append(f"special tokens that take spaces around them, such as {min(takers)}")
+    return True
 
 
 def _around(source: _Source) -> list[int]:

@@ -1,0 +1,180 @@
+"""Tiny random models as Hugging Face folders and as GGUF files, and llama.cpp itself to hold them against."""
+
+import ctypes
+import json
+import os
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+SHAPE = {
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+    "rms_norm_eps": 1e-5,
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+    "pad_token_id": 1,
+    "tie_word_embeddings": False,
+}
+GEMMA = {
+    "head_dim": 32,
+    "query_pre_attn_scalar": 32,
+    "sliding_window": 16,
+    "layer_types": ["sliding_attention", "full_attention"],
+    "tie_word_embeddings": True,
+}
+MODELS = {  # name to the configuration's class and what differs from SHAPE
+    "llama": ("LlamaConfig", {}),
+    "llama-mha": ("LlamaConfig", {"num_key_value_heads": 4}),
+    "llama-mqa": ("LlamaConfig", {"num_key_value_heads": 1, "rope_theta": 5e5}),
+    "llama-tied": ("LlamaConfig", {"tie_word_embeddings": True, "attention_bias": True, "mlp_bias": True}),
+    "mistral": ("MistralConfig", {"head_dim": 32, "sliding_window": 128}),
+    "qwen2": ("Qwen2Config", {"tie_word_embeddings": True}),
+    "qwen3": ("Qwen3Config", {"head_dim": 32}),
+    "olmo2": ("Olmo2Config", {}),
+    "olmo2-tied": ("Olmo2Config", {"tie_word_embeddings": True}),
+    "phi3": ("Phi3Config", {"sliding_window": None}),
+    "gemma3": ("Gemma3TextConfig", GEMMA),
+}
+QUANT_TYPES = {
+    "q4_0": 2,
+    "q8_0": 7,
+    "q2_k": 10,
+    "q3_k_m": 12,
+    "q4_k_m": 15,
+    "q5_k_m": 17,
+    "q6_k": 18,
+    "f16": 1,
+}
+QUANT_TYPES |= {"bf16": 32, "q4_1": 3, "q5_0": 8, "q5_1": 9}
+
+
+@pytest.fixture(scope="session")
+def make_model(tmp_path_factory):
+    """`make_model(name, seed=0, **changes)` writes a random model and gives its folder."""
+    transformers = pytest.importorskip("transformers", reason="needs the torch extra")
+    torch = pytest.importorskip("torch", reason="needs the torch extra")
+    made: dict[str, Path] = {}
+
+    def make(name: str, seed: int = 0, **changes) -> Path:
+        key = json.dumps([name, seed, changes], sort_keys=True)
+        if key not in made:
+            folder = tmp_path_factory.mktemp(name)
+            config_class, settings = MODELS[name]
+            settings = {**SHAPE, "vocab_size": write_byte_tokenizer(folder), **settings, **changes}
+            torch.manual_seed(seed)
+            config = getattr(transformers, config_class)(**settings)
+            model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+            with torch.no_grad():
+                for parameter in model.parameters():  # norms of 1 and biases of 0 would hide mistakes
+                    spread = 0.2 if parameter.ndim == 1 else parameter.shape[1] ** -0.5
+                    parameter.normal_(0.5 if parameter.ndim == 1 else 0.0, spread)
+            model.save_pretrained(folder)
+            made[key] = folder
+        return made[key]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_gguf(make_model, llama):
+    """`make_gguf(name, quant="f32", seed=0, **changes)`: the same model as a GGUF file of one type."""
+    from converters.gguf_model import write_gguf
+
+    def make(name: str, quant: str = "f32", seed: int = 0, **changes) -> Path:
+        folder = make_model(name, seed, **changes)
+        plain, path = (folder / f"{name}-{kind}.gguf" for kind in ("f32", quant))
+        if not plain.exists():
+            write_gguf(folder, plain)
+        return path if path.exists() else llama.quantize(plain, path, quant)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def llama():
+    """llama.cpp: `load`, `encode`, `logits` and `quantize`."""
+    os.environ["OMP_WAIT_POLICY"] = "passive"
+    api = pytest.importorskip("llama_cpp", reason="needs the llama extra")
+    silence = api.llama_log_callback(lambda level, text, data: None)
+    api.llama_log_set(silence, ctypes.c_void_p(0))
+    api.llama_backend_init()
+    return SimpleNamespace(
+        api=api,
+        silence=silence,  # kept alive
+        load=lambda path: _load(api, path),
+        encode=lambda model, text: _encode(api, model, text),
+        logits=lambda model, tokens: _logits(api, model, tokens),
+        quantize=lambda source, path, quant: _quantize(api, source, path, quant),
+    )
+
+
+def write_byte_tokenizer(folder: Path) -> int:
+    """A tokenizer of 258 tokens, one for each byte; gives their number."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    alphabet = ["<s>", "</s>", *map(chr, printable), *map(chr, range(256, 512 - len(printable)))]
+    special = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    (folder / "tokenizer.json").write_text(
+        json.dumps(
+            {
+                "version": "1.0",
+                "added_tokens": [{"id": n, "content": alphabet[n], **special} for n in (0, 1)],
+                "normalizer": None,
+                "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True},
+                "post_processor": None,
+                "decoder": {"type": "ByteLevel"},
+                "model": {"type": "BPE", "vocab": {t: n for n, t in enumerate(alphabet)}, "merges": []},
+            }
+        )
+    )
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", "eos_token": "</s>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    return len(alphabet)
+
+
+def _load(api, path):
+    params = api.llama_model_default_params()
+    params.n_gpu_layers, params.use_extra_bufts = 0, False  # AMX crashes on quantised weights
+    model = api.llama_model_load_from_file(str(path).encode(), params)
+    assert model, f"llama.cpp does not load {path}"
+    return model
+
+
+def _encode(api, model, text):
+    raw = text.encode()
+    room = (api.llama_token * (len(raw) + 2))()
+    count = api.llama_tokenize(api.llama_model_get_vocab(model), raw, len(raw), room, len(room), False, False)
+    return list(room[:count])
+
+
+def _logits(api, model, tokens):
+    params = api.llama_context_default_params()
+    params.n_ctx = params.n_batch = params.n_ubatch = 256
+    params.n_threads = params.n_threads_batch = 1
+    params.type_k = params.type_v = params.flash_attn_type = 0  # keys and values in float32
+    context = api.llama_init_from_model(model, params)
+    batch = api.llama_batch_init(len(tokens), 0, 1)
+    batch.n_tokens = len(tokens)
+    for place, token in enumerate(tokens):
+        batch.token[place], batch.pos[place], batch.logits[place] = token, place, 1
+        batch.n_seq_id[place], batch.seq_id[place][0] = 1, 0
+    assert api.llama_decode(context, batch) == 0
+    vocab_size = api.llama_vocab_n_tokens(api.llama_model_get_vocab(model))
+    found = np.ctypeslib.as_array(api.llama_get_logits(context), (len(tokens), vocab_size)).copy()
+    api.llama_batch_free(batch)
+    api.llama_free(context)
+    return found
+
+
+def _quantize(api, source, path, quant):
+    params = api.llama_model_quantize_default_params()
+    params.ftype, params.nthread = QUANT_TYPES[quant], 1
+    done = api.llama_model_quantize(str(source).encode(), str(path).encode(), ctypes.byref(params))
+    assert done == 0, f"llama.cpp does not quantise {source} to {quant}"
+    return path
