@@ -45,6 +45,8 @@ class Node:
         module: Name of the weight in the file, without `.weight`.
         integers, floats: The operation's parameters, both readings of the same 64 bytes.
         is_transposed: Of a view of the cache: channels before tokens.
+        feeds_soft_max: Of a product: it makes attention scores.
+        takes_soft_max: Of a product: it weighs values by attention.
     """
 
     index: int
@@ -59,6 +61,8 @@ class Node:
     integers: tuple[int, ...]
     floats: tuple[float, ...]
     is_transposed: bool = False
+    feeds_soft_max: bool = False
+    takes_soft_max: bool = False
 
 
 class Plan(NamedTuple):
@@ -78,6 +82,12 @@ def read_graph(pointers: Sequence[int]) -> list[Node]:
     index = {pointer: number for number, pointer in enumerate(pointers)}
     nodes = [_read_node(number, pointer, index) for number, pointer in enumerate(pointers)]
     _look_through_cache(nodes, [tensor_at(pointer) for pointer in pointers])
+    for node in nodes:
+        if node.op == "SOFT_MAX" and node.sources[0] is not None:
+            nodes[node.sources[0]].feeds_soft_max = True
+    for node in nodes:
+        second = node.sources[1] if len(node.sources) > 1 else None
+        node.takes_soft_max = second is not None and nodes[second].op == "SOFT_MAX"
     return nodes
 
 
@@ -120,7 +130,7 @@ def make_plan(nodes: Sequence[Node], modules: frozenset[str]) -> Plan:
 
     for node in on_way:
         for operand in needed_operands(node, has_gradient, node.index in trained):
-            keep(node.index if operand is None else node.sources[operand])
+            keep(node.sources[operand])
     return Plan(
         trained=trained,
         head=head,

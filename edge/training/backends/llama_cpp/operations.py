@@ -21,8 +21,10 @@ _GELU_SCALE, _GELU_CUBE = np.float32(0.7978845608028654), np.float32(0.044715)
 
 def find_obstacle(node: Node) -> str:
     """What of this node stands in the gradients' way, empty if nothing."""
-    if node.op not in BACKWARD:
+    if node.op not in BACKWARD and node.op != "SOFT_MAX":
         return node.op
+    if node.op == "MUL_MAT" and not node.weight and not node.feeds_soft_max and not node.takes_soft_max:
+        return "MUL_MAT outside attention"
     if node.op in ("GLU", "UNARY") and node.kind.removesuffix("GLU") not in ACTIVATIONS:
         return node.kind
     if node.op == "GLU" and len(node.sources) == 1 and node.integers[1]:
@@ -37,15 +39,13 @@ def find_obstacle(node: Node) -> str:
     return ""
 
 
-def needed_operands(node: Node, has_gradient: Sequence[bool], is_trained: bool) -> Iterator[int | None]:
-    """Which operands' values the backward pass of `node` needs; None is its own result."""
+def needed_operands(node: Node, has_gradient: Sequence[bool], is_trained: bool) -> Iterator[int]:
+    """Which operands' values the backward pass of `node` needs."""
     behind = [source is not None and has_gradient[source] for source in node.sources]
     if node.op in ("RMS_NORM", "NORM", "UNARY"):
         yield 0
     elif node.op == "GLU":
         yield from range(len(node.sources))
-    elif node.op == "SOFT_MAX":
-        yield None
     elif node.op == "MUL_MAT" and node.weight:
         yield from [1] * is_trained
     elif node.op == "MUL_MAT":
@@ -93,19 +93,32 @@ def _result_glu(tape: "Tape", node: Node) -> Array:
     return ACTIVATIONS[node.kind.removesuffix("GLU")](gate)[0] * up
 
 
-def _result_soft_max(tape: "Tape", node: Node) -> Array:
-    scores = tape.operand(node, 0) * np.float32(node.floats[0])
-    scores += tape.mask(node)
-    scores -= scores.max(-1, keepdims=True)
-    np.exp(scores, out=scores)
-    scores /= scores.sum(-1, keepdims=True)
-    return scores
+def attention_weights(tape: "Tape", node: Node) -> list[Array]:
+    """Attention weights of each example, from the scores' operands: (1, heads, tokens, tokens)."""
+    assert node.sources[0] is not None
+    scores = tape.nodes[node.sources[0]]
+    keys, queries, mask = tape.operand(scores, 0), tape.operand(scores, 1), tape.mask(node)
+    weights = []
+    for part in tape.examples:
+        k, q = keys[:, :, part], queries[:, :, part]
+        w = (_grouped(q, k) @ k.swapaxes(-1, -2)).reshape(*q.shape[:-1], k.shape[-2])
+        w *= np.float32(node.floats[0])
+        w += mask[:, :, part, part]
+        w -= w.max(-1, keepdims=True)
+        np.exp(w, out=w)
+        w /= w.sum(-1, keepdims=True)
+        weights.append(w)
+    return weights
 
 
 def _result_mul_mat(tape: "Tape", node: Node) -> Array:
-    a, b = tape.operand(node, 0), tape.operand(node, 1)
-    product = _grouped(b, a) @ a.swapaxes(-1, -2)
-    return product.reshape(*b.shape[:-1], a.shape[-2])
+    """Of attention weights with values."""
+    values = tape.operand(node, 0)
+    out = []
+    for part, w in zip(tape.examples, tape.attention(node), strict=True):
+        v = values[:, :, :, part]
+        out.append((_grouped(w, v) @ v.swapaxes(-1, -2)).reshape(*w.shape[:-1], v.shape[-2]))
+    return np.concatenate(out, -2)
 
 
 # What an operand's gradient is, from the result's.
@@ -172,25 +185,32 @@ def _back_glu(tape: "Tape", node: Node, g: Array) -> None:
         tape.add(node.sources[0], np.concatenate([slope, value], -1))
 
 
-def _back_soft_max(tape: "Tape", node: Node, g: Array) -> None:
-    shares = tape.value(node.index)
-    inner = np.einsum("...i,...i->...", g, shares)[..., None]
-    dx = g - inner
-    dx *= shares
-    dx *= np.float32(node.floats[0])
-    tape.add(node.sources[0], dx)
-
-
 def _back_mul_mat(tape: "Tape", node: Node, g: Array) -> None:
     if node.weight:
         tape.multiply_back(node, g)
-        return
-    a, b = tape.operand(node, 0), tape.operand(node, 1)
-    gathered = _grouped(g, a)
-    if tape.wants(node, 1):
-        tape.add(node.sources[1], (gathered @ a).reshape(b.shape))
-    if tape.wants(node, 0):
-        tape.add(node.sources[0], gathered.swapaxes(-1, -2) @ _grouped(b, a))
+    else:
+        _back_attention(tape, node, g)
+
+
+def _back_attention(tape: "Tape", node: Node, g: Array) -> None:
+    """Through values, weights and scores at once, example by example: what lies between is never whole."""
+    soft_max, scores = tape.attention_nodes(node)
+    values, keys, queries = tape.operand(node, 0), tape.operand(scores, 0), tape.operand(scores, 1)
+    d_values, d_keys, d_queries = (np.empty(x.shape, np.float32) for x in (values, keys, queries))
+    for part, w in zip(tape.examples, tape.attention(node), strict=True):
+        v, k, q = values[:, :, :, part], keys[:, :, part], queries[:, :, part]
+        gathered = _grouped(g[:, :, part], v)
+        d_values[:, :, :, part] = gathered.swapaxes(-1, -2) @ _grouped(w, v)
+        dw = (gathered @ v).reshape(w.shape)
+        dw -= np.einsum("...i,...i->...", dw, w)[..., None]
+        dw *= w
+        dw *= np.float32(soft_max.floats[0])
+        grouped = _grouped(dw, k)
+        d_queries[:, :, part] = (grouped @ k).reshape(q.shape)
+        d_keys[:, :, part] = grouped.swapaxes(-1, -2) @ _grouped(q, k)
+    tape.add(node.sources[0], d_values)
+    tape.add(scores.sources[0], d_keys)
+    tape.add(scores.sources[1], d_queries)
 
 
 def _back_rope(tape: "Tape", node: Node, g: Array) -> None:
@@ -320,7 +340,6 @@ FORWARD: dict[str, Callable[["Tape", Node], Array]] = {
     "NORM": _result_norm,
     "UNARY": _result_unary,
     "GLU": _result_glu,
-    "SOFT_MAX": _result_soft_max,
     "MUL_MAT": _result_mul_mat,
 }
 BACKWARD: dict[str, Callable[["Tape", Node, Array], None]] = {
@@ -332,7 +351,6 @@ BACKWARD: dict[str, Callable[["Tape", Node, Array], None]] = {
     "NORM": _back_norm,
     "UNARY": _back_unary,
     "GLU": _back_glu,
-    "SOFT_MAX": _back_soft_max,
     "MUL_MAT": _back_mul_mat,
     "ROPE": _back_rope,
     "GET_ROWS": _back_get_rows,

@@ -10,6 +10,8 @@ Source: the tape of reverse-mode differentiation, Griewank & Walther, Evaluating
 """
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -17,7 +19,7 @@ from numpy.typing import NDArray
 
 from edge.training.backends.llama_cpp.graph import Node, Plan
 from edge.training.backends.llama_cpp.native import Array, Context, array_of, integers_of, tensor_at
-from edge.training.backends.llama_cpp.operations import BACKWARD, FORWARD
+from edge.training.backends.llama_cpp.operations import BACKWARD, FORWARD, attention_weights
 from edge.training.backends.llama_cpp.weights import Multiplier
 
 
@@ -39,7 +41,7 @@ class Tape:
         plan: For this adapter.
         loras: By module.
         multiplier: For products with weights.
-        positions: Of the tokens, (tokens,).
+        positions: Of the tokens, (tokens,); each example's count from 0.
         keeps: Whether a backward pass will follow.
     """
 
@@ -58,6 +60,7 @@ class Tape:
         self.pointers: list[int] = []
         self._keeps = keeps
         self._values: dict[int, Array] = {}
+        self._attention: dict[int, list[Array]] = {}
         self._hidden: dict[int, Array] = {}  # x @ a.T of each trained product
         self._masks: dict[int, Array] = {}
         self._rows: dict[int, NDArray[np.int32]] = {}
@@ -99,6 +102,7 @@ class Tape:
             if g is not None:
                 BACKWARD[node.op](self, node, g)
             self._values.pop(node.index, None)
+            self._attention.pop(node.index, None)
 
     def value(self, index: int) -> Array:
         """A node's result: kept, or computed again and kept from now until its node has been passed."""
@@ -163,6 +167,25 @@ class Tape:
         """Of a view of the cache: size of a head, and heads."""
         ne = tensor_at(self.pointers[node.index]).ne
         return (ne[2], ne[1]) if node.is_transposed else (ne[0], ne[1])
+
+    @cached_property
+    def examples(self) -> list[slice]:
+        """Where each example lies among the tokens."""
+        starts = [*np.flatnonzero(self.positions == 0).tolist(), self.num_tokens]
+        return [slice(begin, end) for begin, end in pairwise(starts)]
+
+    def attention_nodes(self, node: Node) -> tuple[Node, Node]:
+        """The softmax and the scores behind a product of attention weights with values."""
+        assert node.sources[1] is not None
+        soft_max = self.nodes[node.sources[1]]
+        assert soft_max.sources[0] is not None
+        return soft_max, self.nodes[soft_max.sources[0]]
+
+    def attention(self, node: Node) -> list[Array]:
+        """Attention weights by which `node` weighs values, example by example."""
+        if node.index not in self._attention:
+            self._attention[node.index] = attention_weights(self, self.attention_nodes(node)[0])
+        return self._attention[node.index]
 
     def mask(self, node: Node) -> Array:
         """What a softmax adds to its scores: (1, 1, tokens, tokens)."""

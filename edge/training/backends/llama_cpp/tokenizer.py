@@ -51,12 +51,13 @@ class GgufTokenizer:
         environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
         environment.globals["raise_exception"] = _refuse
         try:
-            return environment.from_string(template.decode()).render(
+            text: str = environment.from_string(template.decode()).render(
                 messages=[dict(message) for message in messages],
                 add_generation_prompt=add_generation_prompt,
                 bos_token=self._text(self.bos_id),
                 eos_token=self._text(self.eos_id),
             )
+            return text
         except TemplateError as error:
             raise DataError(
                 f"the base model's chat template does not take these messages: {error}"
