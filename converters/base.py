@@ -1,22 +1,28 @@
 """A base model on disk: its linear layers and its fingerprint, from config.json and safetensors alone.
 
-Works on a Hugging Face folder and on one that mlx-lm converted, sharded or not, without torch or MLX.
+Works on a Hugging Face folder and on one that mlx-lm converted, sharded or not, without torch or MLX; a GGUF
+file is read by `gguf_base.py` and has the same fingerprint as what it was made from.
 """
 
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
+from math import prod
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
 
 from converters.errors import BaseModelError, UnsupportedAdapter
 from converters.tensorfile import FLOATING, Tensor, TensorFile, open_tensors
 
 Modules = Mapping[str, tuple[int, int]]  # name to (in_features, out_features)
+ReadValues = Callable[[int, int], NDArray[np.float32]]  # (first, count) of a flat tensor
 
 RUN_VALUES = 4096  # values of one sampled run; a run of bfloat16 is two pages of a disk
 NUM_RUNS = 16
@@ -24,6 +30,30 @@ _EMBEDDING = re.compile(r"(?:embed[^.]*|tok_embeddings|wte|wpe)\.weight$")
 _BLOCK = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.")
 _TRANSPOSED = ("gpt2", "openai-gpt")
 _NORM_EPS = ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_eps", "norm_epsilon")
+
+
+class Base(Protocol):
+    """A base model on disk, headers read: a folder's `BaseModel` or a GGUF file's `GgufBase`."""
+
+    @property
+    def path(self) -> Path:
+        """The folder or file."""
+
+    @property
+    def modules(self) -> Modules:
+        """Every linear layer in Hugging Face naming, sorted; embeddings and a tied head are left out."""
+
+    @property
+    def num_layers(self) -> int:
+        """Transformer blocks."""
+
+    @property
+    def is_quantized(self) -> bool:
+        """Whether its weights are not the ones that were trained."""
+
+    @property
+    def fingerprint(self) -> str:
+        """What the model computes, as 64 hex digits; see `BaseModel.fingerprint`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,18 +99,32 @@ class BaseModel:
                 f"{self.path}: is quantised and has no fingerprint of its own; give the fingerprint of "
                 "the model it was made from"
             )
-        digest = hashlib.sha256(_architecture(self.config))
-        for name, file in sorted(self.weights.items()):
-            tensor = file.tensors[name]
-            if tensor.dtype in FLOATING:
-                digest.update(f"{name} {tensor.shape}\n".encode())
-                for first, count in _runs(tensor.size):
-                    digest.update(file.floats(name, first, count).astype("<f4").tobytes())
-        return digest.hexdigest()
+        return fingerprint_of(
+            self.config,
+            (
+                (name, tensor.shape, partial(file.floats, name))
+                for name, file in sorted(self.weights.items())
+                for tensor in [file.tensors[name]]
+                if tensor.dtype in FLOATING
+            ),
+        )
 
 
-def read_base(path: Path | str) -> BaseModel:
-    """Reads the headers of the model in folder `path`; its weights stay on disk.
+def read_base(path: Path | str) -> Base:
+    """Reads the headers of the model in folder or GGUF file `path`; its weights stay on disk.
+
+    Raises:
+        BaseModelError: As `read_folder`, or of a GGUF file as `read_gguf`.
+    """
+    if Path(path).suffix != ".gguf" or Path(path).is_dir():
+        return read_folder(path)
+    from converters.gguf_base import read_gguf  # only here is the gguf package needed
+
+    return read_gguf(path)
+
+
+def read_folder(path: Path | str) -> BaseModel:
+    """Reads the headers of the Hugging Face or MLX model in folder `path`; its weights stay on disk.
 
     Raises:
         BaseModelError: No such folder, no config.json, no weights, an architecture without linear layers, or
@@ -89,7 +133,9 @@ def read_base(path: Path | str) -> BaseModel:
     folder = Path(path)
     if not folder.is_dir():
         what = "is a file" if folder.exists() else "no such folder"
-        raise BaseModelError(f"{folder}: {what}; expected a Hugging Face or MLX model folder")
+        raise BaseModelError(
+            f"{folder}: {what}; expected a Hugging Face or MLX model folder, or a .gguf file"
+        )
     whole = _json(folder / "config.json")
     config = {**whole, **(whole.get("text_config") or {})}
     if config.get("model_type") in _TRANSPOSED:
@@ -111,6 +157,18 @@ def read_base(path: Path | str) -> BaseModel:
         )
     modules = dict(sorted(_modules(weights, packed or {})))
     return BaseModel(folder, config, MappingProxyType(modules), bool(packed), weights)
+
+
+def fingerprint_of(
+    config: Mapping[str, Any], weights: Iterable[tuple[str, tuple[int, ...], ReadValues]]
+) -> str:
+    """The fingerprint of a model from its configuration and, in order of names, its floating weights."""
+    digest = hashlib.sha256(_architecture(config))
+    for name, shape, read in weights:
+        digest.update(f"{name} {shape}\n".encode())
+        for first, count in _runs(prod(shape)):
+            digest.update(read(first, count).astype("<f4").tobytes())
+    return digest.hexdigest()
 
 
 def match_targets(modules: Modules, targets: Iterable[str]) -> dict[str, tuple[int, int]]:

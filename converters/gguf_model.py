@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from converters.base import BaseModel, read_base
+from converters.base import BaseModel, read_folder
 from converters.errors import BaseModelError
 from converters.gguf_numbers import EMBEDDING, Number, permuted_heads, read_numbers, rope_factors
 from converters.gguf_tokenizer import Vocabulary, read_vocabulary
@@ -48,7 +48,7 @@ def write_gguf(folder: Path, path: Path) -> None:
             `ARCHITECTURES`, or one whose numbers, tensors or tokenizer llama.cpp cannot follow exactly; or
             the package `gguf` is not installed.
     """
-    base = read_base(folder)
+    base = read_folder(folder)
     if base.is_quantized:
         raise BaseModelError(f"{folder}: is quantised; a GGUF file is made from full precision")
     kind = str(base.config.get("model_type"))

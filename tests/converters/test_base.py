@@ -193,9 +193,9 @@ def test_an_architecture_without_linear_layers_is_refused(tmp_path: Path) -> Non
 def test_whatever_is_missing_or_damaged_is_named(tmp_path: Path) -> None:
     with pytest.raises(BaseModelError, match="no such folder"):
         read_base(tmp_path / "nowhere")
-    (tmp_path / "model.gguf").touch()
-    with pytest.raises(BaseModelError, match=r"gguf: is a file"):
-        read_base(tmp_path / "model.gguf")
+    (tmp_path / "model.bin").touch()
+    with pytest.raises(BaseModelError, match=r"bin: is a file"):
+        read_base(tmp_path / "model.bin")
     with pytest.raises(BaseModelError, match=r"config\.json: cannot be read"):
         read_base(tmp_path)
     (tmp_path / "config.json").write_text("{")
