@@ -1,4 +1,4 @@
-"""Tiny base models, made on the spot: one for the toy backend, one that transformers and mlx-lm both load."""
+"""Tiny base models, made on the spot: one for the toy backend, one that all others load."""
 
 import json
 from pathlib import Path
@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from converters.gguf_model import write_gguf
 from edge.training.backends.toy import make_toy_base
 
 DIM, LAYERS, HEADS, KV_HEADS, HIDDEN = 32, 2, 4, 2, 64
@@ -44,6 +45,14 @@ def llama_base(tmp_path_factory) -> Path:
     (folder / "config.json").write_text(json.dumps(config))
     save_file(_llama_weights(vocab_size), folder / "model.safetensors", {"format": "pt"})
     return folder
+
+
+@pytest.fixture(scope="session")
+def llama_gguf(llama_base) -> Path:
+    """The same model for llama.cpp."""
+    pytest.importorskip("gguf", reason="needs the llama extra")
+    write_gguf(llama_base, llama_base / "model.gguf")
+    return llama_base / "model.gguf"
 
 
 def _llama_weights(vocab_size: int) -> dict[str, np.ndarray]:

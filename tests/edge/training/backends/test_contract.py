@@ -22,12 +22,18 @@ WORDS = ("on", "off", "left", "right", "up", "down", "in", "out")
         "toy",
         pytest.param("torch", marks=pytest.mark.torch),
         pytest.param("mlx", marks=pytest.mark.mlx),
+        pytest.param("llama_cpp", marks=pytest.mark.llama),
     ],
 )
 def model(request):
-    library = {"toy": "numpy", "torch": "peft", "mlx": "mlx_lm"}[request.param]
-    pytest.importorskip(library, reason=f"needs the {request.param} extra")
-    base = request.getfixturevalue("toy_base" if request.param == "toy" else "llama_base")
+    library, extra, base = {
+        "toy": ("numpy", "", "toy_base"),
+        "torch": ("peft", "torch", "llama_base"),
+        "mlx": ("mlx_lm", "mlx", "llama_base"),
+        "llama_cpp": ("llama_cpp", "llama", "llama_gguf"),
+    }[request.param]
+    pytest.importorskip(library, reason=f"needs the {extra} extra")
+    base = request.getfixturevalue(base)
     return load_model(request.param, base, precision="float32")
 
 
