@@ -116,30 +116,33 @@ def make_plan(nodes: Sequence[Node], modules: frozenset[str]) -> Plan:
         raise BackendError(
             f"backend llama_cpp cannot train this architecture: no gradient of {', '.join(obstacles)}"
         )
-    is_kept = [False] * len(nodes)
-
-    def keep(number: int | None) -> None:
-        if number is None:
-            return
-        node = nodes[number]
-        if _is_cheap(node):
-            for source in node.sources:
-                keep(source)
-        else:
-            is_kept[number] = True
-
-    for node in on_way:
-        for operand in needed_operands(node, has_gradient, node.index in trained):
-            keep(node.sources[operand])
+    needed = {
+        node.sources[operand]
+        for node in on_way
+        for operand in needed_operands(node, has_gradient, node.index in trained)
+    }
+    kept = set().union(*(_behind(nodes, number) for number in needed))
+    masked = {node.sources[1] for node in on_way if node.takes_soft_max}
     return Plan(
         trained=trained,
         head=head,
         last=last,
         has_gradient=tuple(has_gradient),
         is_changed=tuple(number in trained or number == last for number in range(len(nodes))),
-        is_kept=tuple(is_kept),
-        takes_input=tuple(has_gradient[node.index] and node.op in ("SOFT_MAX", "GET_ROWS") for node in nodes),
+        is_kept=tuple(number in kept for number in range(len(nodes))),
+        takes_input=tuple(
+            node.index in masked or (node.op == "GET_ROWS" and has_gradient[node.index]) for node in nodes
+        ),
     )
+
+
+def _behind(nodes: Sequence[Node], number: int | None) -> set[int]:
+    """Results to keep so that this one can be had: itself, or what it is computed from again."""
+    if number is None:
+        return set()
+    if not _is_cheap(nodes[number]):
+        return {number}
+    return set().union(*(_behind(nodes, source) for source in nodes[number].sources))
 
 
 def _is_cheap(node: Node) -> bool:

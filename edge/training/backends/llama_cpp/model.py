@@ -14,7 +14,7 @@ from converters.gguf_base import GgufBase, read_gguf
 from numpy.typing import NDArray
 
 from converters.adapter import Factors, LoraAdapter
-from edge.errors import BackendError
+from edge.errors import BackendError, OutOfMemory
 from edge.training.backends.base import Batch, ModelCard, Precision, Score, Snapshot
 from edge.training.backends.labels import average_examples, check_fit, find_labels, flatten, sum_score
 from edge.training.backends.llama_cpp import native
@@ -51,7 +51,7 @@ class LlamaCppModel:
 
     def __init__(self, gguf: GgufBase, model: native.Model) -> None:
         self.gguf, self.model = gguf, model
-        self.num_threads = os.cpu_count() or 1
+        self.num_threads = _count_processors()
         self.tokenizer = GgufTokenizer(model)
         self.card = ModelCard(
             backend="llama_cpp",
@@ -137,7 +137,10 @@ class LlamaCppModel:
         """See `TrainableModel.step`."""
         total = sum(float(batch.weights.sum()) for batch in batches)
         self.gradient[:] = 0
-        loss = sum(self._backward(group, total) for batch in batches for group in make_groups(batch))
+        try:
+            loss = sum(self._backward(group, total) for batch in batches for group in make_groups(batch))
+        except MemoryError as error:
+            raise OutOfMemory(f"backend llama_cpp: {error}") from error
         self.optimizer.step(self.gradient, lr)
         return float(loss)
 
@@ -206,6 +209,13 @@ class LlamaCppModel:
         if self.loras and found.d_hidden is not None:
             tape.backward(found.d_hidden)
         return float(found.losses.astype(np.float64) @ weights)
+
+
+def _count_processors() -> int:
+    """Those that this process may use, where the system can tell."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _record(context: native.Context, everywhere: bool) -> list[Node]:
