@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from converters.gguf_base import GgufBase, read_gguf
 from numpy.typing import NDArray
 
 from converters.adapter import Factors, LoraAdapter
+from converters.gguf_base import GgufBase, read_gguf
 from edge.errors import BackendError, OutOfMemory
 from edge.training.backends.base import Batch, ModelCard, Precision, Score, Snapshot
 from edge.training.backends.labels import average_examples, check_fit, find_labels, flatten, sum_score
