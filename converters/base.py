@@ -29,6 +29,7 @@ NUM_RUNS = 16
 _EMBEDDING = re.compile(r"(?:embed[^.]*|tok_embeddings|wte|wpe)\.weight$")
 _BLOCK = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.")
 _TRANSPOSED = ("gpt2", "openai-gpt")
+_SAME_GRAPH = {"mistral": "llama"}  # they differ in name, and in a window that is narrower than the context
 _NORM_EPS = ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_eps", "norm_epsilon")
 
 
@@ -246,8 +247,11 @@ def _architecture(config: Mapping[str, Any]) -> bytes:
     rope = {"rope_theta": config.get("rope_theta", 10000.0), **(config.get("rope_scaling") or {})}
     rope |= config.get("rope_parameters") or {}
     kind = rope.pop("type", None) or rope.get("rope_type")
+    partial_rotary = rope.pop("partial_rotary_factor", None) or config.get("partial_rotary_factor")
+    if partial_rotary not in (None, 1):
+        rope["partial_rotary_factor"] = partial_rotary
     numbers = {
-        "model_type": config.get("model_type"),
+        "model_type": _SAME_GRAPH.get(config.get("model_type", ""), config.get("model_type")),
         "num_attention_heads": heads,
         "num_key_value_heads": config.get("num_key_value_heads") or heads,
         "head_dim": config.get("head_dim") or (hidden // heads if hidden and heads else None),

@@ -133,13 +133,26 @@ class GgufBase:
         lowest = int(wanted.min())
         return self.floats(tensor, lowest, int(wanted.max()) + 1 - lowest)[wanted - lowest]
 
-    def number(self, key: str) -> int:
+    def number(self, key: str, default: int | None = None) -> int:
         """A count in the architecture's part of the metadata.
 
         Raises:
-            BaseModelError: It is missing, or no count.
+            BaseModelError: It is no count, or missing without a default.
         """
-        return _number(self.file, f"{self.architecture}.{key}")
+        return _number(self.file, f"{self.architecture}.{key}", default=default)
+
+    def decimal(self, key: str, default: float | None = None) -> float:
+        """A number in the architecture's part of the metadata; of a float32 the shortest decimal for it.
+
+        Raises:
+            BaseModelError: It is no number, or missing without a default.
+        """
+        value = self.metadata.get(f"{self.architecture}.{key}", default)
+        if type(value) not in (int, float):
+            raise BaseModelError(
+                f"{self.path}: its metadata has {value!r} for {self.architecture}.{key}, expected a number"
+            )
+        return float(str(np.float32(value)))  # 1e-05, not 9.999999747378752e-06
 
     def _heads(self, tensor: str) -> int | None:
         key = head_count_key(self.architecture, tensor)
@@ -147,29 +160,31 @@ class GgufBase:
 
     def _obstacle(self) -> str | None:
         """Why the fingerprint of the source cannot be told."""
-        unnamed = set(self.file.tensors) - set(self.names.values())
-        strange = sorted(name for name in unnamed if not name.startswith(_DERIVED))
+        unnamed = sorted(set(self.file.tensors) - set(self.names.values()))
         scaling = self.metadata.get(f"{self.architecture}.rope.scaling.type", "none")
         if self.is_quantized:
             return "is quantised"
         if self.architecture in SHIFTED:
             return "has its norms stored plus one"
-        if len(strange) < len(unnamed) or scaling != "none":
-            return "has scaled rotary embeddings"
-        return f"has weights without a counterpart ({', '.join(strange[:3])})" if strange else None
+        if any(name.startswith(_DERIVED) for name in unnamed) or scaling not in ("none", "linear"):
+            return "has rotary frequencies whose formula it does not tell"
+        return f"has weights without a counterpart ({', '.join(unnamed[:3])})" if unnamed else None
 
     def _config(self) -> dict[str, object]:
         """The part of config.json that counts for the fingerprint."""
-        get, arch = self.metadata.get, self.architecture
         heads = self.number("attention.head_count")
-        eps = get(f"{arch}.attention.layer_norm_rms_epsilon", get(f"{arch}.attention.layer_norm_epsilon"))
+        head_dim = self.number("attention.key_length", self.number("embedding_length") // heads)
+        rope = {"rope_theta": self.decimal("rope.freq_base", 10000.0)}
+        if f"{self.architecture}.rope.scaling.factor" in self.metadata:
+            rope |= {"rope_type": "linear", "factor": self.decimal("rope.scaling.factor")}
         return {
-            "model_type": arch,
+            "model_type": self.architecture,
             "num_attention_heads": heads,
-            "num_key_value_heads": get(f"{arch}.attention.head_count_kv", heads),
-            "head_dim": get(f"{arch}.attention.key_length", self.number("embedding_length") // heads),
-            "rms_norm_eps": _shortest(eps),
-            "rope_theta": _shortest(get(f"{arch}.rope.freq_base", 10000.0)),
+            "num_key_value_heads": self.number("attention.head_count_kv", heads),
+            "head_dim": head_dim,
+            "partial_rotary_factor": self.number("rope.dimension_count", head_dim) / head_dim,
+            "rms_norm_eps": self.decimal("attention.layer_norm_rms_epsilon"),
+            "rope_parameters": rope,
         }
 
     def _weights(self) -> Iterator[tuple[str, tuple[int, ...], "Reader"]]:
@@ -240,8 +255,8 @@ def _check(file: GgufFile, architecture: str) -> None:
             _head_count(file, key, name)
 
 
-def _number(file: GgufFile, key: str, index: int = 0) -> int:
-    value = file.metadata.get(key)
+def _number(file: GgufFile, key: str, index: int = 0, default: int | None = None) -> int:
+    value = file.metadata.get(key, default)
     if isinstance(value, np.ndarray) and index < len(value):  # some architectures have one per block
         value = value[index].item()
     if type(value) is not int or value < 1:
@@ -261,11 +276,6 @@ def _head_count(file: GgufFile, key: str, tensor: str) -> int:
 def _with_fused(file: GgufFile, names: Mapping[str, str]) -> Iterator[tuple[str, str]]:
     """Calls an up projection twice as wide as what goes down `gate_up_proj`, as Hugging Face does."""
     for hub_name, name in names.items():
-        down = file.tensors.get(name.replace("ffn_up", "ffn_down"))
-        is_fused = "ffn_up" in name and down and file.tensors[name].shape[0] == 2 * down.shape[-1]
+        up, down = (file.tensors.get(f"blk.{block_of(name)}.ffn_{way}.weight") for way in ("up", "down"))
+        is_fused = ".ffn_up." in name and up and down and up.shape[0] == 2 * down.shape[-1]
         yield (hub_name.replace("up_proj", "gate_up_proj") if is_fused else hub_name), name
-
-
-def _shortest(value: Value | None) -> float | None:
-    """1e-05 for the float32 that is nearest to it."""
-    return float(str(np.float32(value))) if isinstance(value, float) else None

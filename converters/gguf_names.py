@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-PERMUTED = frozenset({"llama", "granite", "smollm3", "arcee", "minicpm", "olmo"})
+PERMUTED = frozenset({"llama", "granite", "smollm3", "arcee", "minicpm"})
 """Architectures whose q and k have their rows in turns."""
 
 PLAIN = frozenset({"qwen2", "qwen3", "olmo2", "phi3", "gemma", "gemma2", "gemma3", "seed_oss", "exaone4"})
