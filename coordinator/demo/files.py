@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import tomli_w
 
+from converters.base import read_base
 from coordinator.demo.household import held_out, own_examples, save_examples
 from coordinator.demo.plan import RANK, SCALE, TARGETS, DemoPlan, Member
 
@@ -36,6 +37,10 @@ class Paths(NamedTuple):
         """What `tunefleet serve` or `tunefleet join` is told."""
         return self.folder / "configs" / f"{name}.toml"
 
+    def base(self, quant: str | None) -> Path:
+        """The shipped model, or the GGUF file of a type that is made from it."""
+        return self.folder / "models" / f"{quant}.gguf" if quant else MODEL
+
     def adapter(self, form: str) -> Path:
         """The fleet's adapter in a form, `peft` or `mlx`."""
         return self.folder / f"adapter-{form}"
@@ -60,7 +65,7 @@ def write_configs(paths: Paths, plan: DemoPlan, broker: str) -> None:
     """What the coordinator and each device are told: files to start a fleet of one's own from."""
     paths.config("").parent.mkdir()
     # The embedded broker speaks MQTT 3.1.1.
-    shared = {"broker": broker, "protocol": "3.1.1", "fleet": "demo", "base": str(MODEL)}
+    shared = {"broker": broker, "protocol": "3.1.1", "fleet": "demo"}
     _save(paths.config("coordinator"), shared | _coordinator(paths, plan))
     for member in plan.members:
         _save(paths.config(member.home.device_id), shared | _device(paths, member))
@@ -69,6 +74,7 @@ def write_configs(paths: Paths, plan: DemoPlan, broker: str) -> None:
 def _coordinator(paths: Paths, plan: DemoPlan) -> dict[str, Any]:
     return {
         "state": str(paths.state),
+        "base": str(MODEL),
         "ranks": [RANK],
         "scale": SCALE,
         "targets": list(TARGETS),
@@ -90,6 +96,8 @@ def _device(paths: Paths, member: Member) -> dict[str, Any]:
     return {
         "device_id": name,
         "state": str(paths.folder / "devices" / name),
+        "base": str(paths.base(member.quant)),
+        **({"fingerprint": read_base(MODEL).fingerprint} if member.quant else {}),
         "backend": member.backend,
         "slowdown": member.slowdown,
         "data": {"path": str(paths.data(name))},

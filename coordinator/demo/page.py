@@ -18,12 +18,13 @@ def render_page(result: DemoResult, plot: bytes, folder: Path) -> str:
         plot: PNG bytes.
         folder: Where the adapters were exported to, for the commands at the end.
     """
+    colours = device_colours(result)
     template = Template(resources.files("coordinator.demo").joinpath("page.html").read_text("utf-8"))
     return template.substitute(
         headline=_headline(result),
         verdict=escape(result.verdict),
         bars=_bars(result),
-        rows="".join(_row(device, result) for device in result.devices),
+        rows="".join(_row(device, colours[device.device_id]) for device in result.devices),
         samples="".join(_sample(sample) for sample in result.samples),
         plot=base64.b64encode(plot).decode(),
         notes="".join(f"<li>{escape(note)}</li>" for note in result.notes),
@@ -54,16 +55,15 @@ def _bars(result: DemoResult) -> str:
     )
 
 
-def _row(device: DeviceResult, result: DemoResult) -> str:
-    colour = device_colours(result)[device.device_id]
+def _row(device: DeviceResult, colour: str) -> str:
     pace = "full speed" if device.slowdown == 1 else f"{device.slowdown:g} x slower"
     cells = (
         str(device.updates),
         f"{device.mean_staleness:.1f}",
         f"{device.weight_share:.0%}",
-        f"{result.base.exact:.1%}",
+        f"{device.before.exact:.1%}",
         f"{device.alone.exact:.1%}",
-        f"<b>{result.fleet.exact:.1%}</b>",
+        f"<b>{device.fleet.exact:.1%}</b>",
     )
     return (
         f'<tr><td><i style="background:{colour}"></i>{escape(device.device_id)}</td>'

@@ -19,6 +19,10 @@ _NEEDED = {
     "amqtt": "broker",
     "matplotlib": "demo",
 }
+_OPTIONAL = {  # backend to its name in words, its extra and the libraries that this brings
+    "mlx": ("MLX", "mlx", ("mlx_lm",)),
+    "llama_cpp": ("llama.cpp", "llama", ("llama_cpp", "gguf")),
+}
 
 
 class Member(NamedTuple):
@@ -27,6 +31,12 @@ class Member(NamedTuple):
     home: Household
     backend: str
     slowdown: float  # every step takes this many times as long
+    quant: str | None = None  # type of its GGUF file; None: it trains on the shipped model as it is
+
+    @property
+    def trains_with(self) -> str:
+        """The backend, and what it reads the weights from where that is no full precision."""
+        return f"{self.backend} {self.quant}" if self.quant else self.backend
 
 
 class DemoPlan(NamedTuple):
@@ -50,13 +60,18 @@ class DemoPlan(NamedTuple):
     seed: int = 0
 
     @property
+    def quants(self) -> list[str]:
+        """Types of the GGUF files that devices train on."""
+        return sorted({member.quant for member in self.members if member.quant})
+
+    @property
     def threads(self) -> int:
         """For each process: as many as the cores have room for."""
         return max(1, (os.cpu_count() or 1) // len(self.members))
 
 
 def make_plan() -> DemoPlan:
-    """The plan for this machine: devices on MLX train with torch where MLX is not installed.
+    """The plan for this machine: torch takes the place of a backend that is not installed.
 
     Raises:
         MissingExtra: Naming every library that the demo needs and does not find, and the command that
@@ -68,10 +83,17 @@ def make_plan() -> DemoPlan:
     members = (
         Member(FLAT, "torch", 1.0),
         Member(FARM, "mlx", 1.0),
-        Member(WORKSHOP, "torch", 2.0),
-        Member(BOAT, "mlx", 1.5),
+        Member(WORKSHOP, "llama_cpp", 2.0, "q8_0"),
+        Member(BOAT, "llama_cpp", 1.5, "q4_0"),
     )
-    if find_spec("mlx_lm"):
-        return DemoPlan(members, ())
-    note = "MLX is not installed (pip install 'tunefleet[mlx]'): the devices planned for it train with torch."
-    return DemoPlan(tuple(member._replace(backend="torch") for member in members), (note,))
+    absent = [backend for backend, (*_, libraries) in _OPTIONAL.items() if not all(map(find_spec, libraries))]
+    present = tuple(
+        member._replace(backend="torch", quant=None) if member.backend in absent else member
+        for member in members
+    )
+    return DemoPlan(present, tuple(map(_note, absent)))
+
+
+def _note(backend: str) -> str:
+    name, extra, _ = _OPTIONAL[backend]
+    return f"{name} is not installed (pip install 'tunefleet[{extra}]'): torch trains in its place."

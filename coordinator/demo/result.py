@@ -22,13 +22,15 @@ class DeviceResult(Struct, frozen=True, kw_only=True):
 
     device_id: str
     kind: str  # of command its people ask for
-    backend: str
+    backend: str  # and the type of its GGUF file, where it has one
     slowdown: float
     updates: int  # accepted and merged
     mean_staleness: float  # versions
     weight_share: float  # of all merged weight, 0 to 1
     steps: int  # optimizer steps, in the fleet and, as many again, alone
+    before: Score  # without an adapter; this and what follows on the weights that the device has
     alone: Score
+    fleet: Score  # with the fleet's adapter
 
 
 class UpdatePoint(Struct, frozen=True, kw_only=True):
@@ -66,7 +68,7 @@ class DemoResult(Struct, frozen=True, kw_only=True):
     updates: list[UpdatePoint]
     samples: list[Sample]
     num_held_out: int
-    base: Score
+    base: Score  # this and the next on the model as it is shipped
     fleet: Score
     seconds: float  # of the whole run
     notes: list[str]  # what was other than planned on this machine

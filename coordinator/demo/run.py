@@ -14,6 +14,7 @@ from statistics import fmean
 from coordinator.demo.files import HELD_OUT, MODEL, Paths, write_data
 from coordinator.demo.fleet import FleetRecord, run_fleet
 from coordinator.demo.household import load_examples
+from coordinator.demo.models import make_models
 from coordinator.demo.plan import DemoPlan, Member
 from coordinator.demo.processes import Children
 from coordinator.demo.result import DemoResult, DeviceResult, Sample, Score
@@ -34,24 +35,28 @@ async def run_demo(folder: Path, plan: DemoPlan, screen: Screen) -> DemoResult:
     paths = Paths(folder)
     write_data(paths, plan)
     async with Children(paths.logs, plan.threads) as children:
+        await make_models(paths, plan)
         record = await run_fleet(children, paths, plan, screen)
         for form in ("peft", "mlx"):
             where = ["--state", str(paths.state), "--base", str(MODEL), "--out", str(paths.adapter(form))]
             await children.run(f"export-{form}", ["export", "--to", form, *where])
         scoring = Scoring(children, paths, plan, screen, os.cpu_count() or 1)
-        screen.stage("Each device alone; then the scores", total=len(plan.members) + 4)
+        screen.stage("Each device alone; then the scores", total=_num_scores(plan))
         alone = asyncio.gather(
             *(scoring.alone(member, record.num_steps(member.home.device_id)) for member in plan.members)
         )
         asked = load_examples(paths.data(HELD_OUT))[:NUM_SAMPLES]
         prompts = [example.prompt for example in asked]
         base, fleet, answers_base, answers_fleet = await asyncio.gather(
-            scoring.score("base", None),
-            scoring.score("fleet", paths.adapter("peft")),
+            scoring.on_all("base", None),
+            scoring.on_all("fleet", paths.adapter("peft")),
             scoring.answers("base", prompts, None),
             scoring.answers("fleet", prompts, paths.adapter("peft")),
         )
-        devices = _device_results(plan.members, record, await alone)
+        devices = [
+            _device_result(member, record, base[member.quant], score, fleet[member.quant])
+            for member, score in zip(plan.members, await alone, strict=True)
+        ]
     return DemoResult(
         devices=devices,
         versions=record.version_points(),
@@ -61,8 +66,8 @@ async def run_demo(folder: Path, plan: DemoPlan, screen: Screen) -> DemoResult:
             for example, before, after in zip(asked, answers_base, answers_fleet, strict=True)
         ],
         num_held_out=plan.num_held_out,
-        base=base,
-        fleet=fleet,
+        base=base[None],
+        fleet=fleet[None],
         seconds=time.monotonic() - start,
         notes=[*plan.notes, *_late(devices)],
     )
@@ -76,22 +81,26 @@ def _late(devices: Sequence[DeviceResult]) -> list[str]:
     ]
 
 
-def _device_results(
-    members: Sequence[Member], record: FleetRecord, alone: Sequence[Score]
-) -> list[DeviceResult]:
+def _device_result(
+    member: Member, record: FleetRecord, before: Score, alone: Score, fleet: Score
+) -> DeviceResult:
+    own = record.own(member.home.device_id)
     total = sum(update.weight or 0.0 for update in record.updates)
-    return [
-        DeviceResult(
-            device_id=member.home.device_id,
-            kind=member.home.kind,
-            backend=member.backend,
-            slowdown=member.slowdown,
-            updates=len(own),
-            mean_staleness=fmean(update.staleness or 0 for update in own) if own else 0.0,
-            weight_share=sum(update.weight or 0.0 for update in own) / total,
-            steps=record.num_steps(member.home.device_id),
-            alone=score,
-        )
-        for member, score in zip(members, alone, strict=True)
-        for own in [record.own(member.home.device_id)]
-    ]
+    return DeviceResult(
+        device_id=member.home.device_id,
+        kind=member.home.kind,
+        backend=member.trains_with,
+        slowdown=member.slowdown,
+        updates=len(own),
+        mean_staleness=fmean(update.staleness or 0 for update in own) if own else 0.0,
+        weight_share=sum(update.weight or 0.0 for update in own) / total,
+        steps=record.num_steps(member.home.device_id),
+        before=before,
+        alone=alone,
+        fleet=fleet,
+    )
+
+
+def _num_scores(plan: DemoPlan) -> int:
+    """Each device alone; base and fleet on each kind of weights, and what the two answer."""
+    return len(plan.members) + 2 * (1 + len(plan.quants)) + 2

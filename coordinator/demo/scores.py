@@ -36,11 +36,19 @@ class Scoring:
         self._children, self._paths, self._plan, self._screen = children, paths, plan, screen
         self._slots = asyncio.Semaphore(num_cores)
 
-    async def score(self, name: str, adapter: Path | None) -> Score:
-        """The held-out sentences with an adapter, or with the base alone."""
-        arguments = ["eval", "--base", str(MODEL), "--data", str(self._paths.data(HELD_OUT)), "--json"]
-        (report,) = await self._run(f"score-{name}", [*arguments, *_given("--adapter", adapter)])
+    async def score(self, name: str, adapter: Path | None, quant: str | None = None) -> Score:
+        """The held-out sentences with an adapter, or with the base alone, on weights of a type."""
+        name = f"{name} on {quant}" if quant else name
+        base, data = str(self._paths.base(quant)), str(self._paths.data(HELD_OUT))
+        arguments = ["eval", "--base", base, "--data", data, "--json", *_given("--adapter", adapter)]
+        (report,) = await self._run(f"score-{name.replace(' ', '-')}", arguments)
         return self._show(name, report)
+
+    async def on_all(self, name: str, adapter: Path | None) -> dict[str | None, Score]:
+        """The same on the shipped model (None) and on every GGUF file that is made from it."""
+        quants = [None, *self._plan.quants]
+        scores = await asyncio.gather(*(self.score(name, adapter, quant) for quant in quants))
+        return dict(zip(quants, scores, strict=True))
 
     async def alone(self, member: Member, steps: int) -> Score:
         """A device by itself: `steps` optimizer steps on its own data, then the held-out sentences.
@@ -49,9 +57,9 @@ class Scoring:
         """
         name, plan = member.home.device_id, self._plan
         if not steps:
-            return await self.score(f"{name} alone", None)
+            return await self.score(f"{name} alone", None, member.quant)
         options = {
-            "base": MODEL,
+            "base": self._paths.base(member.quant),
             "data": self._paths.data(name),
             "valid": self._paths.data(HELD_OUT),
             "out": self._paths.alone(name),

@@ -84,8 +84,8 @@ def result_table(result: DemoResult) -> Table:
             str(device.updates),
             f"{device.mean_staleness:.2f}",
             f"{device.weight_share:.0%}",
-            f"{result.base.exact:.1%}",
+            f"{device.before.exact:.1%}",
             f"{device.alone.exact:.1%}",
-            f"[bold green]{result.fleet.exact:.1%}[/]",
+            f"[bold green]{device.fleet.exact:.1%}[/]",
         )
     return table

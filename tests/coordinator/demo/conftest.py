@@ -10,13 +10,15 @@ def result_of(fleet_exact: float) -> DemoResult:
         DeviceResult(
             device_id=name,
             kind="power",
-            backend="torch",
+            backend=("torch", "mlx", "llama_cpp q8_0", "llama_cpp q4_0")[number],
             slowdown=1.0 + number,
             updates=4 - number,
             mean_staleness=number / 2,
             weight_share=(4 - number) / 10,
             steps=40 - 10 * number,
+            before=Score(exact=0.0, loss=5.0),
             alone=Score(exact=0.2 + number / 100, loss=2.0),
+            fleet=Score(exact=fleet_exact - number / 400, loss=0.1),
         )
         for number, name in enumerate(NAMES)
     ]
