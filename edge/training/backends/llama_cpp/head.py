@@ -27,6 +27,16 @@ class HeadResult(NamedTuple):
     d_hidden: Array | None
 
 
+class _Part(NamedTuple):
+    """What one part of the vocabulary says of each label, shape (labels,)."""
+
+    highest: Array
+    sums: Array  # of exp(logit - highest)
+    best: NDArray[np.int64]
+    chosen: Array  # the target's logit, 0 where it lies in another part
+    kept: list[Array]  # the logits, if they are few
+
+
 def apply_head(
     hidden: Array,
     head: Weight,
@@ -43,34 +53,65 @@ def apply_head(
         targets: (labels,).
         weights: Of each label in the summed loss, (labels,); None if no gradient is wanted.
     """
-    labels = np.arange(len(targets))
-    highest, sums = np.full(len(targets), -np.inf, np.float32), np.zeros(len(targets), np.float32)
-    chosen, predicted = np.zeros(len(targets), np.float32), np.zeros(len(targets), np.int64)
-    kept: list[Array] | None = [] if len(targets) * head.num_out <= KEPT_LOGITS else None
-    for first, rows in multiplier.blocks(head):
-        logits = hidden @ rows.T
-        best = logits.argmax(-1)
-        highest_here = logits[labels, best]
-        predicted = np.where(highest_here > highest, first + best, predicted)
-        new = np.maximum(highest, highest_here)
-        here = (targets >= first) & (targets < first + len(rows))
-        chosen[here] = logits[here, targets[here] - first]
-        sums *= np.exp(highest - new)
-        if kept is not None and weights is not None:
-            kept.append(logits.copy())
-        logits -= new[:, None]
-        sums += np.exp(logits, out=logits).sum(-1)
-        highest = new
-    log_sums = np.log(sums) + highest
+    ranges = multiplier.threads.split(head.num_out)
+    keeps = weights is not None and len(targets) * head.num_out <= KEPT_LOGITS
+    parts = multiplier.threads.map(lambda part: _look(hidden, head, multiplier, targets, part, keeps), ranges)
+    highest = np.max([part.highest for part in parts], 0)
+    sums = np.sum([part.sums * np.exp(part.highest - highest) for part in parts], 0)
+    winner = np.argmax([part.highest for part in parts], 0)
+    predicted = np.choose(winner, [part.best for part in parts])
+    log_sums = (np.log(sums) + highest).astype(np.float32)
+    losses = log_sums - np.sum([part.chosen for part in parts], 0)
     if weights is None:
-        return HeadResult(log_sums - chosen, predicted, None)
-    d_hidden = np.zeros_like(hidden)
-    for first, rows in multiplier.blocks(head):
-        logits = kept.pop(0) if kept is not None else hidden @ rows.T
+        return HeadResult(losses, predicted, None)
+    shares = multiplier.threads.map(
+        lambda at: _turn(hidden, head, multiplier, targets, weights, log_sums, at[0], at[1].kept),
+        list(zip(ranges, parts, strict=True)),
+    )
+    return HeadResult(losses, predicted, np.sum(shares, 0))
+
+
+def _look(
+    hidden: Array, head: Weight, multiplier: Multiplier, targets: NDArray[np.int32], part: range, keeps: bool
+) -> _Part:
+    count = len(targets)
+    labels = np.arange(count)
+    highest, sums = np.full(count, -np.inf, np.float32), np.zeros(count, np.float32)
+    chosen, best, kept = np.zeros(count, np.float32), np.zeros(count, np.int64), []
+    for first, rows in multiplier.blocks(head, part):
+        logits = hidden @ rows.T
+        here = logits.argmax(-1)
+        largest = logits[labels, here]
+        best = np.where(largest > highest, first + here, best)
+        places = np.flatnonzero((targets >= first) & (targets < first + len(rows)))
+        chosen[places] = logits[places, targets[places] - first]
+        if keeps:
+            kept.append(logits.copy())
+        new = np.maximum(highest, largest)
+        logits -= new[:, None]
+        sums = sums * np.exp(highest - new) + np.exp(logits, out=logits).sum(-1)
+        highest = new
+    return _Part(highest, sums, best, chosen, kept)
+
+
+def _turn(
+    hidden: Array,
+    head: Weight,
+    multiplier: Multiplier,
+    targets: NDArray[np.int32],
+    weights: Array,
+    log_sums: Array,
+    part: range,
+    kept: list[Array],
+) -> Array:
+    """A part's share of the gradient: (labels, hidden size)."""
+    share = np.zeros_like(hidden)
+    for number, (first, rows) in enumerate(multiplier.blocks(head, part)):
+        logits = kept[number] if kept else hidden @ rows.T
         logits -= log_sums[:, None]
         np.exp(logits, out=logits)
         logits *= weights[:, None]
         places = np.flatnonzero((targets >= first) & (targets < first + len(rows)))
         logits[places, targets[places] - first] -= weights[places]
-        d_hidden += logits @ rows
-    return HeadResult(log_sums - chosen, predicted, d_hidden)
+        share += logits @ rows
+    return share

@@ -26,7 +26,7 @@ from edge.training.backends.llama_cpp.sampling import pick_token
 from edge.training.backends.llama_cpp.selftest import ensure_tested
 from edge.training.backends.llama_cpp.tape import Lora, Tape
 from edge.training.backends.llama_cpp.tokenizer import GgufTokenizer
-from edge.training.backends.llama_cpp.weights import Multiplier
+from edge.training.backends.llama_cpp.weights import Multiplier, Threads
 
 Array = NDArray[np.float32]
 CONTEXT_STEP = 256  # llama.cpp rounds contexts up to this
@@ -60,7 +60,8 @@ class LlamaCppModel:
             vocab_size=model.vocab_size,
             num_parameters=model.num_parameters,
         )
-        self.multiplier = Multiplier(self.num_threads)
+        self.threads = Threads(self.num_threads)
+        self.multiplier = Multiplier(self.threads)
         self.context: native.Context | None = None
         self.graphs: dict[bool, list[Node]] = {}
         self.set_adapter(LoraAdapter({}))
@@ -105,11 +106,12 @@ class LlamaCppModel:
     def score(self, batch: Batch) -> Score:
         """See `Model.score`."""
         losses, predicted = [np.zeros(0, np.float32)], [np.zeros(0, np.int64)]
-        for group in make_groups(batch):
-            tape, hidden = self._forward(group, group.is_label, keeps=False)
-            found = apply_head(hidden, tape.plan.head, self.multiplier, group.targets[group.is_label])
-            losses.append(found.losses)
-            predicted.append(found.predicted)
+        with self.threads.alone():
+            for group in make_groups(batch):
+                tape, hidden = self._forward(group, group.is_label, keeps=False)
+                found = apply_head(hidden, tape.plan.head, self.multiplier, group.targets[group.is_label])
+                losses.append(found.losses)
+                predicted.append(found.predicted)
         flat = flatten(batch)
         return sum_score(flat, find_labels(flat), np.concatenate(losses), np.concatenate(predicted))
 
@@ -138,7 +140,8 @@ class LlamaCppModel:
         total = sum(float(batch.weights.sum()) for batch in batches)
         self.gradient[:] = 0
         try:
-            loss = sum(self._backward(group, total) for batch in batches for group in make_groups(batch))
+            with self.threads.alone():
+                loss = sum(self._backward(group, total) for batch in batches for group in make_groups(batch))
         except MemoryError as error:
             raise OutOfMemory(f"backend llama_cpp: {error}") from error
         self.optimizer.step(self.gradient, lr)

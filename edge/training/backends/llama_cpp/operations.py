@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from edge.training.backends.llama_cpp.attention import back_through_attention, weigh_values
 from edge.training.backends.llama_cpp.graph import Node
 from edge.training.backends.llama_cpp.native import Array, tensor_at
 
@@ -90,35 +91,13 @@ def _result_unary(tape: "Tape", node: Node) -> Array:
 
 def _result_glu(tape: "Tape", node: Node) -> Array:
     gate, up = _halves(tape, node)
-    return ACTIVATIONS[node.kind.removesuffix("GLU")](gate)[0] * up
+    out = np.empty(up.shape, np.float32)
 
+    def fill(rows: slice) -> None:
+        np.multiply(_activation(node)(gate[..., rows, :])[0], up[..., rows, :], out=out[..., rows, :])
 
-def attention_weights(tape: "Tape", node: Node) -> list[Array]:
-    """Attention weights of each example, from the scores' operands: (1, heads, tokens, tokens)."""
-    assert node.sources[0] is not None
-    scores = tape.nodes[node.sources[0]]
-    keys, queries, mask = tape.operand(scores, 0), tape.operand(scores, 1), tape.mask(node)
-    weights = []
-    for part in tape.examples:
-        k, q = keys[:, :, part], queries[:, :, part]
-        w = (_grouped(q, k) @ k.swapaxes(-1, -2)).reshape(*q.shape[:-1], k.shape[-2])
-        w *= np.float32(node.floats[0])
-        w += mask[:, :, part, part]
-        w -= w.max(-1, keepdims=True)
-        np.exp(w, out=w)
-        w /= w.sum(-1, keepdims=True)
-        weights.append(w)
-    return weights
-
-
-def _result_mul_mat(tape: "Tape", node: Node) -> Array:
-    """Of attention weights with values."""
-    values = tape.operand(node, 0)
-    out = []
-    for part, w in zip(tape.examples, tape.attention(node), strict=True):
-        v = values[:, :, :, part]
-        out.append((_grouped(w, v) @ v.swapaxes(-1, -2)).reshape(*w.shape[:-1], v.shape[-2]))
-    return np.concatenate(out, -2)
+    tape.by_rows(fill, out)
+    return out
 
 
 # What an operand's gradient is, from the result's.
@@ -174,43 +153,27 @@ def _back_unary(tape: "Tape", node: Node, g: Array) -> None:
 
 def _back_glu(tape: "Tape", node: Node, g: Array) -> None:
     gate, up = _halves(tape, node)
-    value, slope = ACTIVATIONS[node.kind.removesuffix("GLU")](gate)
-    slope *= up
-    slope *= g
-    value *= g
+    d_gate, d_up = np.empty(up.shape, np.float32), np.empty(up.shape, np.float32)
+
+    def fill(rows: slice) -> None:
+        value, slope = _activation(node)(gate[..., rows, :])
+        slope *= up[..., rows, :]
+        np.multiply(slope, g[..., rows, :], out=d_gate[..., rows, :])
+        np.multiply(value, g[..., rows, :], out=d_up[..., rows, :])
+
+    tape.by_rows(fill, up)
     if len(node.sources) == 2:
-        tape.add(node.sources[0], slope)
-        tape.add(node.sources[1], value)
+        tape.add(node.sources[0], d_gate)
+        tape.add(node.sources[1], d_up)
     else:
-        tape.add(node.sources[0], np.concatenate([slope, value], -1))
+        tape.add(node.sources[0], np.concatenate([d_gate, d_up], -1))
 
 
 def _back_mul_mat(tape: "Tape", node: Node, g: Array) -> None:
     if node.weight:
         tape.multiply_back(node, g)
     else:
-        _back_attention(tape, node, g)
-
-
-def _back_attention(tape: "Tape", node: Node, g: Array) -> None:
-    """Through values, weights and scores at once, example by example: what lies between is never whole."""
-    soft_max, scores = tape.attention_nodes(node)
-    values, keys, queries = tape.operand(node, 0), tape.operand(scores, 0), tape.operand(scores, 1)
-    d_values, d_keys, d_queries = (np.empty(x.shape, np.float32) for x in (values, keys, queries))
-    for part, w in zip(tape.examples, tape.attention(node), strict=True):
-        v, k, q = values[:, :, :, part], keys[:, :, part], queries[:, :, part]
-        gathered = _grouped(g[:, :, part], v)
-        d_values[:, :, :, part] = gathered.swapaxes(-1, -2) @ _grouped(w, v)
-        dw = (gathered @ v).reshape(w.shape)
-        dw -= np.einsum("...i,...i->...", dw, w)[..., None]
-        dw *= w
-        dw *= np.float32(soft_max.floats[0])
-        grouped = _grouped(dw, k)
-        d_queries[:, :, part] = (grouped @ k).reshape(q.shape)
-        d_keys[:, :, part] = grouped.swapaxes(-1, -2) @ _grouped(q, k)
-    tape.add(node.sources[0], d_values)
-    tape.add(scores.sources[0], d_keys)
-    tape.add(scores.sources[1], d_queries)
+        back_through_attention(tape, node, g)
 
 
 def _back_rope(tape: "Tape", node: Node, g: Array) -> None:
@@ -289,16 +252,15 @@ def _norm_gradient(x: Array, g: Array, inverse: Array) -> Array:
     return dx
 
 
+def _activation(node: Node) -> Callable[[Array], tuple[Array, Array]]:
+    return ACTIVATIONS[node.kind.removesuffix("GLU")]
+
+
 def _halves(tape: "Tape", node: Node) -> tuple[Array, Array]:
     if len(node.sources) == 2:
         return tape.operand(node, 0), tape.operand(node, 1)
     gate, up = np.split(tape.operand(node, 0), 2, -1)
     return gate, up
-
-
-def _grouped(x: Array, like: Array) -> Array:
-    """Heads of `x` that share a head of `like` (grouped queries), end to end: as many heads as `like`."""
-    return np.ascontiguousarray(x).reshape(*like.shape[:-2], -1, x.shape[-1])
 
 
 def _look(tape: "Tape", node: Node, x: Array) -> Array:
@@ -340,7 +302,7 @@ FORWARD: dict[str, Callable[["Tape", Node], Array]] = {
     "NORM": _result_norm,
     "UNARY": _result_unary,
     "GLU": _result_glu,
-    "MUL_MAT": _result_mul_mat,
+    "MUL_MAT": weigh_values,
 }
 BACKWARD: dict[str, Callable[["Tape", Node, Array], None]] = {
     **dict.fromkeys(("RESHAPE", "VIEW", "PERMUTE", "TRANSPOSE", "CONT", "CPY", "DUP", "CACHE"), _back_view),

@@ -9,7 +9,7 @@ again for each token, holds three arrays of tokens x vocabulary, and aborts wher
 Source: the tape of reverse-mode differentiation, Griewank & Walther, Evaluating Derivatives, chapter 3.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from itertools import pairwise
 from typing import NamedTuple
@@ -19,8 +19,10 @@ from numpy.typing import NDArray
 
 from edge.training.backends.llama_cpp.graph import Node, Plan
 from edge.training.backends.llama_cpp.native import Array, Context, array_of, integers_of, tensor_at
-from edge.training.backends.llama_cpp.operations import BACKWARD, FORWARD, attention_weights
-from edge.training.backends.llama_cpp.weights import Multiplier
+from edge.training.backends.llama_cpp.operations import BACKWARD, FORWARD
+from edge.training.backends.llama_cpp.weights import BLOCK_VALUES, Multiplier, Threads
+
+SMALL_ROWS = 1 << 16  # values for which other threads are not worth waking
 
 
 class Lora(NamedTuple):
@@ -102,7 +104,6 @@ class Tape:
             if g is not None:
                 BACKWARD[node.op](self, node, g)
             self._values.pop(node.index, None)
-            self._attention.pop(node.index, None)
 
     def value(self, index: int) -> Array:
         """A node's result: kept, or computed again and kept from now until its node has been passed."""
@@ -174,18 +175,24 @@ class Tape:
         starts = [*np.flatnonzero(self.positions == 0).tolist(), self.num_tokens]
         return [slice(begin, end) for begin, end in pairwise(starts)]
 
-    def attention_nodes(self, node: Node) -> tuple[Node, Node]:
-        """The softmax and the scores behind a product of attention weights with values."""
-        assert node.sources[1] is not None
-        soft_max = self.nodes[node.sources[1]]
-        assert soft_max.sources[0] is not None
-        return soft_max, self.nodes[soft_max.sources[0]]
+    @property
+    def threads(self) -> Threads:
+        """Those that share the work."""
+        return self.multiplier.threads
+
+    def by_rows(self, function: Callable[[slice], None], x: Array) -> None:
+        """Calls `function` for slices of the rows of `x` that together are all of them."""
+        step = max(1, BLOCK_VALUES // 4 // x.shape[-1])  # small enough for the processor's cache
+        parts = [slice(first, first + step) for first in range(0, x.shape[-2], step)]
+        self.threads.share(function, parts, is_small=x.size < SMALL_ROWS)
 
     def attention(self, node: Node) -> list[Array]:
-        """Attention weights by which `node` weighs values, example by example."""
-        if node.index not in self._attention:
-            self._attention[node.index] = attention_weights(self, self.attention_nodes(node)[0])
-        return self._attention[node.index]
+        """Attention weights by which `node` weighed values; empty unless that was computed again."""
+        return self._attention.pop(node.index, [])
+
+    def keep_attention(self, node: Node, weights: list[Array]) -> None:
+        """Until the gradient passes `node`."""
+        self._attention[node.index] = weights
 
     def mask(self, node: Node) -> Array:
         """What a softmax adds to its scores: (1, 1, tokens, tokens)."""
