@@ -50,7 +50,7 @@ class Operands(NamedTuple):
     def is_small(self) -> bool:
         """Whether one thread is enough."""
         _, heads, tokens, _ = self.queries.shape
-        return heads * tokens * tokens < SMALL_SCORES
+        return bool(heads * tokens * tokens < SMALL_SCORES)
 
 
 def weigh_values(tape: "Tape", node: Node) -> Array:
