@@ -9,6 +9,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch: its idle threads would spin beside others
+
 SHAPE = {
     "hidden_size": 64,
     "intermediate_size": 128,
@@ -100,7 +102,6 @@ def make_gguf(make_model, llama):
 @pytest.fixture(scope="session")
 def llama():
     """llama.cpp: `load`, `encode`, `logits` and `quantize`."""
-    os.environ["OMP_WAIT_POLICY"] = "passive"
     api = pytest.importorskip("llama_cpp", reason="needs the llama extra")
     silence = api.llama_log_callback(lambda level, text, data: None)
     api.llama_log_set(silence, ctypes.c_void_p(0))
