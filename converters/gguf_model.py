@@ -14,18 +14,17 @@ from numpy.typing import NDArray
 
 from converters.base import BaseModel, read_folder
 from converters.errors import BaseModelError
-from converters.gguf_numbers import EMBEDDING, Number, permuted_heads, read_numbers, rope_factors
+from converters.gguf_numbers import (
+    ARCHITECTURES,
+    EMBEDDING,
+    FACTORS,
+    Number,
+    permuted_heads,
+    read_numbers,
+    rope_factors,
+)
 from converters.gguf_tokenizer import Vocabulary, read_vocabulary
 
-ARCHITECTURES: Mapping[str, str] = {  # model_type in config.json to llama.cpp's name
-    "llama": "llama",
-    "mistral": "llama",
-    "qwen2": "qwen2",
-    "qwen3": "qwen3",
-    "olmo2": "olmo2",
-    "phi3": "phi3",
-    "gemma3_text": "gemma3",
-}
 PREFIX_KEY = "tunefleet.tokenizer.prefix"  # see Vocabulary.prefix; other programs pass it over
 _ROLES = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
 _NO_MERGE = "<none> <none>"  # no file holds an empty list, and llama.cpp wants one; this pair never comes up
@@ -78,7 +77,7 @@ def _tensors(base: BaseModel, architecture: str) -> list[_Tensor]:
         tensors.append(embedding._replace(name="output.weight"))
     factors = rope_factors(base.config)
     if factors is not None:
-        tensors.append(_Tensor("rope_freqs.weight", factors.shape, lambda: factors))
+        tensors.append(_Tensor(FACTORS, factors.shape, lambda: factors))
     return tensors
 
 

@@ -1,4 +1,7 @@
-"""A Hugging Face configuration's numbers under llama.cpp's keys, and what of it llama.cpp cannot follow."""
+"""A model's numbers under llama.cpp's keys, from config.json or from a GGUF file's metadata.
+
+From config.json, also what of it llama.cpp cannot follow.
+"""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -9,7 +12,18 @@ from numpy.typing import NDArray
 
 from converters.base import BaseModel
 from converters.errors import BaseModelError
+from converters.gguf_base import GgufBase
 
+ARCHITECTURES: Mapping[str, str] = {  # model_type in config.json to llama.cpp's name
+    "llama": "llama",
+    "mistral": "llama",
+    "qwen2": "qwen2",
+    "qwen3": "qwen3",
+    "olmo2": "olmo2",
+    "phi3": "phi3",
+    "gemma3_text": "gemma3",
+}
+FACTORS = "rope_freqs.weight"  # what rotary frequencies are divided by; computed from config.json
 EMBEDDING = "model.embed_tokens.weight"
 Number = int | float | str | list[bool]
 _PLAIN: Mapping[str, tuple[str, type]] = {  # llama.cpp's key to the configuration's, and its type
@@ -19,6 +33,18 @@ _PLAIN: Mapping[str, tuple[str, type]] = {  # llama.cpp's key to the configurati
     "attention.head_count": ("num_attention_heads", int),
     "attention.layer_norm_rms_epsilon": ("rms_norm_eps", float),
 }
+_NO_PART = ("context_length", "vocab_size")  # in what the weights compute
+_COMPARED = {
+    "architecture",
+    "block_count",
+    "embedding_length",
+    "feed_forward_length",
+    "final_logit_softcapping",
+}
+_COMPARED |= {f"attention.head_count{kind}" for kind in ("", "_kv")}
+_COMPARED |= {f"attention.{key}" for key in ("key_length", "value_length", "layer_norm_rms_epsilon")}
+_COMPARED |= {"attention.sliding_window", "attention.sliding_window_pattern", "rope.dimension_count"}
+_COMPARED |= {f"rope.{key}" for key in ("freq_base", "freq_base_swa", "scaling.type", "scaling.factor")}
 _WINDOWED = ("mistral", "phi3")  # llama.cpp lets them see everything: the same up to the window's width
 _BIASED = ("llama", "mistral")  # whose output projections llama.cpp gives a bias
 _OWN_HEADS = ("llama", "mistral", "qwen3", "gemma3_text")  # heads need not add up to the hidden size
@@ -54,6 +80,47 @@ def read_numbers(base: BaseModel) -> dict[str, Number]:
         **_rope_numbers(config),
         **(_gemma_numbers(config, base.num_layers) if kind == _GEMMA else {}),
     }
+
+
+def hub_numbers(base: BaseModel) -> dict[str, Number] | None:
+    """What a GGUF file of this model must say of itself; None for a model that llama.cpp has not exactly."""
+    if base.config.get("model_type") not in ARCHITECTURES:
+        return None
+    try:
+        numbers = read_numbers(base)
+    except BaseModelError:
+        return None
+    named: dict[str, Number] = {"architecture": ARCHITECTURES[base.config["model_type"]]}
+    return named | {key: value for key, value in numbers.items() if key not in _NO_PART}
+
+
+def file_numbers(base: GgufBase) -> dict[str, Number]:
+    """The numbers of a GGUF file, those that llama.cpp takes for granted filled in."""
+    arch, layers = base.architecture, base.num_layers
+    told = {
+        key.removeprefix(f"{arch}."): value.tolist() if isinstance(value, np.ndarray) else value
+        for key, value in base.metadata.items()
+        if key.startswith(f"{arch}.")
+    }
+    heads = base.number("attention.head_count")
+    head_dim = told.get("attention.key_length", base.number("embedding_length") // heads)
+    granted: dict[str, Any] = {
+        "architecture": arch,
+        "attention.head_count_kv": heads,
+        "attention.key_length": head_dim,
+        "attention.value_length": head_dim,
+        "rope.dimension_count": head_dim,
+        "rope.freq_base": 1e4,
+    }
+    if arch == ARCHITECTURES[_GEMMA]:
+        granted |= {"rope.freq_base_swa": 1e4, "attention.sliding_window_pattern": 6}
+    numbers: dict[str, Any] = granted | told
+    every = numbers.get("attention.sliding_window_pattern")
+    if isinstance(every, int):
+        numbers["attention.sliding_window_pattern"] = [bool((layer + 1) % every) for layer in range(layers)]
+    if numbers.get("rope.scaling.type") == "none":
+        del numbers["rope.scaling.type"]
+    return {key: value for key, value in numbers.items() if key in _COMPARED}
 
 
 def permuted_heads(config: Mapping[str, Any]) -> dict[str, int]:
