@@ -121,15 +121,16 @@ def write_byte_tokenizer(folder: Path) -> int:
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     alphabet = ["<s>", "</s>", *map(chr, printable), *map(chr, range(256, 512 - len(printable)))]
     special = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
     (folder / "tokenizer.json").write_text(
         json.dumps(
             {
                 "version": "1.0",
                 "added_tokens": [{"id": n, "content": alphabet[n], **special} for n in (0, 1)],
                 "normalizer": None,
-                "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True},
+                "pre_tokenizer": byte_level,
                 "post_processor": None,
-                "decoder": {"type": "ByteLevel"},
+                "decoder": byte_level,
                 "model": {"type": "BPE", "vocab": {t: n for n, t in enumerate(alphabet)}, "merges": []},
             }
         )

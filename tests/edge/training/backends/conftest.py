@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from converters.gguf_base import read_gguf
 from converters.gguf_model import write_gguf
 from edge.training.backends.toy import make_toy_base
 
@@ -53,6 +54,28 @@ def llama_gguf(llama_base) -> Path:
     pytest.importorskip("gguf", reason="needs the llama extra")
     write_gguf(llama_base, llama_base / "model.gguf")
     return llama_base / "model.gguf"
+
+
+@pytest.fixture(scope="session")
+def load_dequantised():
+    """`load_dequantised(folder, path)`: the model in `folder` in torch, with the weights of a GGUF file."""
+    torch = pytest.importorskip("torch", reason="needs the torch extra")
+    pytest.importorskip("peft", reason="needs the torch extra")
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from edge.training.backends.tokenizer import HubTokenizer
+    from edge.training.backends.torch import TorchModel, register_attention
+
+    def load(folder: Path, path: Path) -> TorchModel:
+        register_attention()
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        weights, gguf = model.state_dict(), read_gguf(path)
+        for hub_name, name in gguf.names.items():
+            if weights[hub_name].ndim > 1:  # vectors are never quantised
+                weights[hub_name].copy_(torch.from_numpy(gguf.hub_floats(name)))
+        return TorchModel(model, HubTokenizer(AutoTokenizer.from_pretrained(folder)), str(folder))
+
+    return load
 
 
 def _llama_weights(vocab_size: int) -> dict[str, np.ndarray]:

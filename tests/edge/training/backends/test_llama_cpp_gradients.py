@@ -11,14 +11,11 @@ import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch", reason="needs the torch extra")
-transformers = pytest.importorskip("transformers", reason="needs the torch extra")
 pytest.importorskip("peft", reason="needs the torch extra")
 pytest.importorskip("llama_cpp", reason="needs the llama extra")
 
 from converters.adapter import Factors, LoraAdapter  # noqa: E402
-from converters.gguf_base import read_gguf  # noqa: E402
 from edge.training.backends import load_model  # noqa: E402
-from edge.training.backends import torch as backend  # noqa: E402
 from edge.training.packing import Example, build_batch  # noqa: E402
 
 pytestmark = [pytest.mark.llama, pytest.mark.torch]
@@ -108,34 +105,30 @@ def gradient(model, adapter, batch):
     return loss, parts
 
 
-def in_torch(folder, gguf):
-    """The model in `folder` with the weights of a GGUF file; vectors are never quantised."""
-    backend.register_attention()
-    plain = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    weights = plain.state_dict()
-    for hub_name, name in gguf.names.items():
-        if weights[hub_name].ndim > 1:
-            weights[hub_name].copy_(torch.from_numpy(gguf.hub_floats(name)))
-    return backend.TorchModel(plain, None, str(folder))
+@pytest.fixture
+def find_error(load_dequantised):
+    """`find_error(folder, path, batch)`: of the file's gradient, against the folder's in torch."""
 
+    def find(folder, path, batch, *, chosen="", rounding=None):
+        ours, theirs = load_model("llama_cpp", path), load_dequantised(folder, path)
+        for linear in theirs.model.modules():
+            if rounding and type(linear) is torch.nn.Linear:
+                linear.register_forward_pre_hook(lambda _, x: (x[0] + (rounding(x[0]) - x[0]).detach(),))
+        adapter = random_adapter(theirs.card.modules, chosen)
+        (loss, found), (expected_loss, expected) = (
+            gradient(model, adapter, batch) for model in (ours, theirs)
+        )
+        errors = {}
+        for (name, kind), g in found.items():
+            turned = ours.gguf.to_hub_rows(name, g) if kind == "b" else g
+            errors[name, kind] = turned - expected[name, kind]
+        return Error(
+            max(float(np.abs(error).max() / np.abs(expected[key]).max()) for key, error in errors.items()),
+            norm_of(errors) / norm_of(expected),
+            abs(loss - expected_loss),
+        )
 
-def find_error(folder, path, batch, *, chosen="", rounding=None):
-    gguf = read_gguf(path)
-    ours, theirs = load_model("llama_cpp", path), in_torch(folder, gguf)
-    for linear in theirs.model.modules():
-        if rounding and type(linear) is torch.nn.Linear:
-            linear.register_forward_pre_hook(lambda _, x: (x[0] + (rounding(x[0]) - x[0]).detach(),))
-    adapter = random_adapter(theirs.card.modules, chosen)
-    (loss, found), (expected_loss, expected) = (gradient(model, adapter, batch) for model in (ours, theirs))
-    errors = {}
-    for (name, kind), g in found.items():
-        turned = gguf.to_hub_rows(name, g) if kind == "b" else g
-        errors[name, kind] = turned - expected[name, kind]
-    return Error(
-        max(float(np.abs(error).max() / np.abs(expected[key]).max()) for key, error in errors.items()),
-        norm_of(errors) / norm_of(expected),
-        abs(loss - expected_loss),
-    )
+    return find
 
 
 def norm_of(parts):
@@ -150,29 +143,29 @@ def assert_within(found, bound):
 @pytest.mark.parametrize(
     "name", [*LLAMAS, "mistral", "qwen2", "qwen3", "olmo2", "olmo2-tied", "phi3", "gemma3"]
 )
-def test_gradients_are_torchs_in_float32(name, make_model, make_gguf, batch):
+def test_gradients_are_torchs_in_float32(name, find_error, make_model, make_gguf, batch):
     found = find_error(make_model(name), make_gguf(name), batch)
     assert_within(found, GELU_TABLE if name == "gemma3" else FLOAT32)
 
 
 @pytest.mark.parametrize("chosen", ["layers.1.self_attn.k_proj", "v_proj", "layers.0.mlp.down_proj"])
-def test_gradients_of_a_few_modules_are_torchs(chosen, make_model, make_gguf, batch):
+def test_gradients_of_a_few_modules_are_torchs(chosen, find_error, make_model, make_gguf, batch):
     assert_within(find_error(make_model("llama"), make_gguf("llama"), batch, chosen=chosen), FLOAT32)
 
 
-def test_gradients_of_more_tokens_than_are_computed_at_once_are_torchs(make_model, make_gguf):
+def test_gradients_of_more_tokens_than_are_computed_at_once_are_torchs(find_error, make_model, make_gguf):
     long = make_batch((250, 130, 200, 60, 90), [[0], [1], [2], [3, 4]], seq_tokens=256)
     assert_within(find_error(make_model("llama"), make_gguf("llama"), long), FLOAT32)
 
 
 @pytest.mark.parametrize("quant", ROUNDING)
-def test_gradients_beside_smaller_weights_are_near_torchs(quant, make_model, make_gguf, batch):
+def test_gradients_beside_smaller_weights_are_near_torchs(quant, find_error, make_model, make_gguf, batch):
     bound = {"f16": FLOAT16, "bf16": BFLOAT16}.get(quant, QUANTISED)
     assert_within(find_error(make_model("llama", **WIDE), make_gguf("llama", quant, **WIDE), batch), bound)
 
 
 @pytest.mark.parametrize("quant", ROUNDING)
-def test_what_differs_is_llama_cpps_rounding_of_activations(quant, make_model, make_gguf, batch):
+def test_what_differs_is_llama_cpps_rounding_of_activations(quant, find_error, make_model, make_gguf, batch):
     changes = {**WIDE, "num_hidden_layers": 1}
     folder, path = make_model("llama", **changes), make_gguf("llama", quant, **changes)
     assert_within(find_error(folder, path, batch, rounding=ROUNDING[quant]), ROUNDED_ALIKE)

@@ -43,17 +43,16 @@ def dolly(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def in_torch(dolly):
-    return train("torch", ASSETS / BASES["torch"], dolly)
+    return train(load_model("torch", ASSETS / BASES["torch"]), dolly)
 
 
-def train(name, base, data, lr=3e-3):
-    model = load_model(name, base, precision="float32")
+def train(model, data):
     examples = load_dataset(DataSource(path=str(data)), model.tokenizer, seq_tokens=256).examples
     modules = match_targets(model.card.modules, ["q_proj", "v_proj"])
     model.set_adapter(initial_adapter(modules, rank=8, scale=2.0, seed=0))
     model.begin(weight_decay=0.01, clip_norm=1.0)
     batches = iterate_batches(examples, seq_tokens=256, batch_tokens=512, seed=0)
-    losses = [model.step([batch], lr) for batch in islice(batches, NUM_STEPS)]
+    losses = [model.step([batch], 3e-3) for batch in islice(batches, NUM_STEPS)]
     return np.array(losses), model
 
 
@@ -62,7 +61,7 @@ def train(name, base, data, lr=3e-3):
 @pytest.mark.parametrize("name", OTHERS)
 def test_fifty_steps_of_stories260k_give_the_same_losses(name, in_torch, dolly, record_property):
     pytest.importorskip(LIBRARIES[name])
-    (theirs, model), (ours, other) = in_torch, train(name, ASSETS / BASES[name], dolly)
+    (theirs, model), (ours, other) = in_torch, train(load_model(name, ASSETS / BASES[name]), dolly)
     difference = float(np.abs(theirs - ours).max())
     record_property("largest difference of the loss", difference)
     print(f"loss {theirs[0]:.4f} to {theirs[-1]:.4f}; torch and {name} differ by at most {difference:.1e}")
@@ -76,16 +75,15 @@ def test_fifty_steps_of_stories260k_give_the_same_losses(name, in_torch, dolly, 
 @pytest.mark.llama
 @pytest.mark.skipif(not ASSETS.exists(), reason="needs ../shared/assets or TUNEFLEET_ASSETS")
 @pytest.mark.parametrize("quant", ["q8_0", "q4_0"])
-def test_fifty_steps_on_a_quantised_base_lower_the_loss_as_much(quant, in_torch, dolly, llama, tmp_path):
-    # The base itself is another one: compared is what training gains.
+def test_fifty_steps_on_quantised_weights_are_near_torchs(quant, dolly, llama, load_dequantised, tmp_path):
+    # llama.cpp rounds activations to 8 bits, and AdamW makes steps of full size of the least differences.
     path = llama.quantize(ASSETS / BASES["llama_cpp"], tmp_path / "small.gguf", quant)
-    (theirs, _), (ours, _) = in_torch, train("llama_cpp", path, dolly)
-    gains = [losses[:10].mean() - losses[-10:].mean() for losses in (theirs, ours)]
+    theirs, _ = train(load_dequantised(ASSETS / BASES["torch"], path), dolly)
+    ours, _ = train(load_model("llama_cpp", path), dolly)
     difference = float(np.abs(theirs - ours).max())
-    print(
-        f"{quant}: loss {ours[0]:.4f} to {ours[-1]:.4f}, at most {difference:.1e} from float32; gains {gains}"
-    )
-    assert gains[1] == pytest.approx(gains[0], rel=0.2)
+    print(f"{quant}: loss {ours[0]:.4f} to {ours[-1]:.4f}; at most {difference:.1e} from torch")
+    assert ours[-10:].mean() < ours[:10].mean()
+    assert difference < 5e-2
 
 
 @pytest.mark.parametrize("name", OTHERS)
