@@ -55,7 +55,7 @@ class LlamaCppModel:
         self.tokenizer = GgufTokenizer(model)
         self.card = ModelCard(
             backend="llama_cpp",
-            modules=gguf.modules,
+            modules={name: shape for name, shape in gguf.modules.items() if name != "lm_head"},
             max_tokens=model.max_tokens,
             vocab_size=model.vocab_size,
             num_parameters=model.num_parameters,

@@ -151,6 +151,16 @@ def test_the_first_step_moves_every_entry_by_the_rate(model, batch):
         assert np.median(moved) == pytest.approx(0.01, rel=1e-3)
 
 
+def test_every_module_on_the_card_is_trained(model, batch):
+    adapter = random_adapter(model, targets=list(model.card.modules))
+    assert set(adapter.modules) == set(model.card.modules)
+    begin(model, adapter)
+    model.step([batch], 0.01)
+    for name, factors in model.adapter():
+        for matrix, old in zip(factors[:2], adapter.modules[name][:2], strict=True):
+            assert np.abs(matrix - old).max() > 0.005, name
+
+
 def test_micro_batches_make_the_same_step(model, batch):
     results = []
     for parts in ([batch], split_batch(batch, 64)):
