@@ -15,31 +15,32 @@ class Target(StrEnum):
 
     peft = "peft"
     mlx = "mlx"
+    gguf = "gguf"
 
 
 @app.command()
 def convert(
-    src: Annotated[Path, typer.Argument(help="An adapter: PEFT or mlx-lm folder, or tunefleet's own file.")],
-    dst: Annotated[Path, typer.Argument(help="The folder to write; it must not hold anything.")],
+    src: Annotated[
+        Path, typer.Argument(help="An adapter: PEFT or mlx-lm folder, llama.cpp's or our own file.")
+    ],
+    dst: Annotated[
+        Path, typer.Argument(help="The folder to write, or the file for gguf; nothing may be there.")
+    ],
     to: Annotated[Target, typer.Option(help="The format to write.")],
     base: Annotated[
-        Path | None, typer.Option(help="The base model's folder: names and shapes are checked against it.")
+        Path | None,
+        typer.Option(help="The base model, a folder or .gguf file: checked against; gguf needs it."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
     """Converts an adapter to another tool's format, to the last bit or not at all."""
     from converters.base import read_base
-    from converters.errors import AdapterError
-    from converters.formats import detect_format, load_any, save_as
-    from converters.layout import check_fit
+    from converters.formats import check_free, detect_format, load_any, save_as
 
-    if dst.is_file() or (dst.is_dir() and any(dst.iterdir())):
-        raise AdapterError(f"{dst}: is not empty; give a folder that is new")
-    modules = read_base(base).modules if base else None
-    adapter = load_any(src, modules)
-    if modules is not None:
-        check_fit(adapter, modules)
-    save_as(to.value, adapter, dst, modules)
+    check_free(to.value, dst)
+    model = read_base(base) if base else None
+    adapter = load_any(src, model)
+    save_as(to.value, adapter, dst, model)
     report = {
         "from": detect_format(src),
         "to": to.value,

@@ -6,30 +6,33 @@ from typing import Literal
 import msgspec
 
 from converters.adapter import LoraAdapter
-from converters.base import Modules
+from converters.base import Base
 from converters.canonical import load_adapter
 from converters.errors import AdapterError
+from converters.gguf import load_gguf_adapter, save_gguf_adapter
+from converters.gguf_file import is_gguf
+from converters.layout import check_fit
 from converters.mlx import load_mlx, save_mlx
 from converters.peft import load_peft, save_peft
 
-Format = Literal["peft", "mlx"]
-_CONFIG = "adapter_config.json"  # both formats call it that
+Format = Literal["peft", "mlx", "gguf"]
+_CONFIG = "adapter_config.json"  # PEFT and mlx-lm both call it that
 
 
-def detect_format(path: Path) -> Literal["canonical", "peft", "mlx"]:
-    """The format of the adapter at `path`: a canonical file, or a folder of PEFT or mlx-lm.
+def detect_format(path: Path) -> Literal["canonical", "peft", "mlx", "gguf"]:
+    """The format of the adapter at `path`: a canonical or GGUF file, or a folder of PEFT or mlx-lm.
 
     Raises:
         AdapterError: There is nothing, or nothing that is known.
     """
     if path.is_file():
-        return "canonical"
+        return "gguf" if is_gguf(path) else "canonical"
     try:
         config = msgspec.json.decode((path / _CONFIG).read_bytes(), type=dict[str, msgspec.Raw])
     except OSError as cause:
         what = f"holds no {_CONFIG}" if path.exists() else "no such file or folder"
         raise AdapterError(
-            f"{path}: {what}; expected an adapter of PEFT or mlx-lm, or tunefleet's file"
+            f"{path}: {what}; expected an adapter of PEFT, mlx-lm or llama.cpp, or tunefleet's file"
         ) from cause
     except (msgspec.MsgspecError, UnicodeDecodeError) as cause:
         raise AdapterError(f"{path / _CONFIG}: is not JSON: {cause}") from cause
@@ -40,14 +43,43 @@ def detect_format(path: Path) -> Literal["canonical", "peft", "mlx"]:
     raise AdapterError(f"{path / _CONFIG}: has neither peft_type (PEFT) nor lora_parameters (mlx-lm)")
 
 
-def load_any(path: Path, modules: Modules | None = None) -> LoraAdapter:
-    """Reads an adapter of any format; see `load_peft` and `load_mlx` for `modules` and what is raised."""
+def load_any(path: Path, base: Base | None = None) -> LoraAdapter:
+    """Reads an adapter of any format and checks it against `base`; see `load_peft` for what is raised.
+
+    Raises:
+        BaseModelError: It is in GGUF, which is not to be understood without `base`.
+    """
     kind = detect_format(path)
+    if kind == "gguf":
+        return load_gguf_adapter(path, base)
+    modules = base.modules if base else None
     if kind == "canonical":
-        return load_adapter(path)
+        adapter = load_adapter(path)
+        if modules is not None:
+            check_fit(adapter, modules)
+        return adapter
     return load_peft(path, modules) if kind == "peft" else load_mlx(path, modules)
 
 
-def save_as(form: Format, adapter: LoraAdapter, folder: Path, modules: Modules | None = None) -> None:
-    """Writes an adapter in the format `form`; see `save_peft` and `save_mlx`."""
-    (save_peft if form == "peft" else save_mlx)(adapter, folder, modules)
+def save_as(form: Format, adapter: LoraAdapter, path: Path, base: Base | None = None) -> None:
+    """Writes an adapter in the format `form`: a folder, or a file in GGUF; see `save_peft` and the others.
+
+    Raises:
+        BaseModelError: It is to be GGUF, which is not to be written without `base`.
+    """
+    if form == "gguf":
+        save_gguf_adapter(adapter, path, base)
+    else:
+        (save_peft if form == "peft" else save_mlx)(adapter, path, base.modules if base else None)
+
+
+def check_free(form: Format, path: Path) -> None:
+    """Checks that nothing would be overwritten: `path` is new or, as a folder, empty.
+
+    Raises:
+        AdapterError: There is something.
+    """
+    if form == "gguf" and path.exists():
+        raise AdapterError(f"{path}: is there already; give a file that is new")
+    if path.is_file() or (path.is_dir() and any(path.iterdir())):
+        raise AdapterError(f"{path}: is not empty; give a folder that is new")

@@ -148,7 +148,7 @@ class GgufBase:
             BaseModelError: It is no number, or missing without a default.
         """
         value = self.metadata.get(f"{self.architecture}.{key}", default)
-        if type(value) not in (int, float):
+        if not isinstance(value, int | float):
             raise BaseModelError(
                 f"{self.path}: its metadata has {value!r} for {self.architecture}.{key}, expected a number"
             )
@@ -174,7 +174,7 @@ class GgufBase:
         """The part of config.json that counts for the fingerprint."""
         heads = self.number("attention.head_count")
         head_dim = self.number("attention.key_length", self.number("embedding_length") // heads)
-        rope = {"rope_theta": self.decimal("rope.freq_base", 10000.0)}
+        rope: dict[str, object] = {"rope_theta": self.decimal("rope.freq_base", 10000.0)}
         if f"{self.architecture}.rope.scaling.factor" in self.metadata:
             rope |= {"rope_type": "linear", "factor": self.decimal("rope.scaling.factor")}
         return {

@@ -11,6 +11,7 @@ import mmap
 import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -127,6 +128,8 @@ def open_gguf(path: Path, error: type[ConverterError]) -> GgufFile:
     Raises:
         ConverterError: Of the kind `error`: no such file, or not GGUF, and why.
     """
+    if find_spec("gguf") is None:
+        raise error(f"{path}: to read it, gguf is needed; run: pip install 'tunefleet[llama]'")
     try:
         with path.open("rb") as file:
             if not file.seek(0, 2):

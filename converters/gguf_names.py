@@ -10,9 +10,13 @@ Source: llama.cpp, conversion/*.py (LlamaModel.permute) and llama_model_rope_typ
 
 import re
 from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from gguf import TensorNameMap
 
 PERMUTED = frozenset({"llama", "granite", "smollm3", "arcee", "minicpm"})
 """Architectures whose q and k have their rows in turns."""
@@ -23,6 +27,9 @@ PLAIN = frozenset({"qwen2", "qwen3", "olmo2", "phi3", "gemma", "gemma2", "gemma3
 SHIFTED = frozenset({"gemma", "gemma2", "gemma3"})
 """Architectures whose norm weights are stored plus one."""
 
+RENAMED = {"mistral": "llama", "gemma3_text": "gemma3"}
+"""Hugging Face's `model_type` to the architecture, where llama.cpp calls it otherwise."""
+
 _WORDS = (
     *("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj", "self_attn.qkv_proj"),
     *("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj", "self_attn.q_norm", "self_attn.k_norm"),
@@ -31,6 +38,7 @@ _WORDS = (
 )
 _OUTSIDE = ("model.embed_tokens", "model.norm", "lm_head")
 _IN_BLOCK = re.compile(r"blk\.(0|[1-9]\d{0,4})\.(.+)\.(weight|bias)")
+_IN_MODEL = re.compile(r"model\.layers\.(0|[1-9]\d{0,4})\.(.+)")
 _ROTATED = {"attn_q": "head_count", "attn_k": "head_count_kv"}
 
 
@@ -56,6 +64,13 @@ def hub_names(architecture: str, tensors: Iterable[str]) -> dict[str, str]:
         if word and kind in ("weight", "bias"):
             found[name] = f"{prefix}{word}.{kind}"
     return found
+
+
+def file_name(architecture: str, module: str) -> str | None:
+    """llama.cpp's name of a linear layer, without `.weight`: `lm_head` to `output`."""
+    match = _IN_MODEL.fullmatch(module)
+    name = _name_map(architecture).get_name(f"model.layers.0.{match[2]}" if match else module)
+    return str(name).replace("blk.0.", f"blk.{match[1]}.") if name and match else name
 
 
 def head_count_key(architecture: str, tensor: str) -> str | None:
@@ -84,13 +99,18 @@ def hub_order(num_rows: int, num_heads: int) -> NDArray[np.intp]:
 
 
 def _words(architecture: str) -> Iterator[tuple[str, str]]:
-    from gguf import MODEL_ARCH, MODEL_ARCH_NAMES, get_tensor_name_map
-
-    (arch,) = (arch for arch in MODEL_ARCH if MODEL_ARCH_NAMES.get(arch) == architecture)
-    known = get_tensor_name_map(arch, 1)  # the other blocks' names differ in their number alone
+    known = _name_map(architecture)
     for word in _WORDS:
         if name := known.get_name(f"model.layers.0.{word}"):
             yield name, word
     for word in _OUTSIDE:
         if name := known.get_name(word):
             yield name, word
+
+
+def _name_map(architecture: str) -> "TensorNameMap":
+    """Of one block: the other blocks' names differ in their number alone, and the number may be a lie."""
+    from gguf import MODEL_ARCH_NAMES, get_tensor_name_map
+
+    (number,) = (number for number, name in MODEL_ARCH_NAMES.items() if name == architecture)
+    return get_tensor_name_map(number, 1)

@@ -9,7 +9,6 @@ Source: mlx-lm 0.32, tuner/utils.py (load_adapters, linear_to_lora_layers) and t
 """
 
 import json
-import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -17,13 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import numpy as np
 from safetensors.numpy import save
 
-from converters.adapter import Array, Factors, LoraAdapter
+from converters.adapter import Factors, LoraAdapter
 from converters.base import Modules
 from converters.canonical import write_atomic
 from converters.errors import AdapterError, UnsupportedAdapter
+from converters.folding import Own, fill, fold, unfill
 from converters.layout import Faults, Layout, check_fit, find_shapes, fit_faults, read_factors, to_tensors
 from converters.tensorfile import open_tensors
 
@@ -37,17 +36,10 @@ class _Parameters(msgspec.Struct, frozen=True):
     scale: float
 
 
-class _Own(msgspec.Struct, frozen=True):
-    """What was filled up and folded: module to its true rank, and to its true scale."""
-
-    ranks: dict[str, int] = {}
-    scales: dict[str, float] = {}
-
-
 class _Config(msgspec.Struct, frozen=True):
     lora_parameters: _Parameters | None  # null where all weights were trained
     fine_tune_type: str = "lora"
-    tunefleet: _Own = _Own()
+    tunefleet: Own = Own()
 
 
 def load_mlx(folder: Path, modules: Modules | None = None) -> LoraAdapter:
@@ -134,13 +126,11 @@ def _uniform(adapter: LoraAdapter, rank: int, scale: float) -> LoraAdapter:
     """The same updates with one rank and one scale, exactly."""
     modules, faults = {}, []
     for name, factors in adapter:
-        b = factors.b if factors.scale == scale else _times(factors.b, factors.scale, scale)
+        b = factors.b if factors.scale == scale else fold(factors.b, factors.scale, scale)
         if b is None:
             faults.append(f"{name} has scale {factors.scale}")
-            continue
-        more = rank - factors.rank
-        a = np.pad(factors.a, ((0, more), (0, 0)))
-        modules[name] = Factors(a, np.pad(b, ((0, 0), (0, more))), scale)
+        else:
+            modules[name] = fill(Factors(factors.a, b, scale), rank)
     if faults:
         raise UnsupportedAdapter(
             f"mlx-lm has one scale for all modules, here {scale}; only one that differs by a power of two is "
@@ -149,29 +139,14 @@ def _uniform(adapter: LoraAdapter, rank: int, scale: float) -> LoraAdapter:
     return LoraAdapter(modules)
 
 
-def _undone(factors: Factors, name: str, own: _Own) -> Factors:
+def _undone(factors: Factors, name: str, own: Own) -> Factors:
     """Zeros and folded scales taken out again, unless later training has made them matter."""
-    a, b, scale = factors
-    rank = own.ranks.get(name, factors.rank)
-    if 0 < rank < factors.rank and not a[rank:].any() and not b[:, rank:].any():
-        a, b = a[:rank], b[:, :rank]
+    a, b, scale = unfill(factors, own.ranks.get(name, factors.rank))
     if name in own.scales:
-        unfolded = _times(b, scale, own.scales[name])
+        unfolded = fold(b, scale, own.scales[name])
         if unfolded is not None:
             b, scale = unfolded, own.scales[name]
     return Factors(a, b, scale)
-
-
-def _times(b: Array, scale: float, other: float) -> Array | None:
-    """`b * scale / other`, or None where that would round."""
-    if not b.any():
-        return b
-    ratio = scale / other if other else 0.0
-    if abs(math.frexp(ratio)[0]) != 0.5 or ratio * other != scale:
-        return None
-    with np.errstate(over="ignore", under="ignore"):
-        folded = (b * np.float64(ratio)).astype(np.float32)
-    return folded if np.array_equal(folded / np.float64(ratio), b) else None
 
 
 def _keys(names: list[str], modules: Modules | None) -> tuple[list[str], int]:

@@ -56,6 +56,7 @@ class Form(StrEnum):
 
     peft = "peft"
     mlx = "mlx"
+    gguf = "gguf"
 
 
 @app.command()
@@ -183,23 +184,24 @@ def rollback(
 @app.command()
 def export(
     state: State,
-    out: Annotated[Path, typer.Option(help="Folder to write, new or empty.")],
+    out: Annotated[Path, typer.Option(help="Folder to write, or file for gguf; nothing may be there.")],
     to: Annotated[Form, typer.Option("--to", "--format", help="The format to write.")] = Form.peft,
     version: Annotated[int | None, typer.Option(help="By default the current one.")] = None,
-    base: Annotated[Path | None, typer.Option(help="The base model: names and shapes are checked.")] = None,
+    base: Annotated[
+        Path | None,
+        typer.Option(help="The base model, a folder or .gguf file: checked against; gguf needs it."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Writes a version as an adapter that other tools load."""
     from converters.base import read_base
-    from converters.formats import save_as
-    from coordinator.errors import CoordinatorError
+    from converters.formats import check_free, save_as
 
-    if out.is_file() or (out.is_dir() and any(out.iterdir())):
-        raise CoordinatorError(f"{out}: is not empty; give a folder that is new")
+    check_free(to.value, out)
     with _opened(state) as (_, versions):
         chosen = versions.version(version) if version is not None else versions.history(limit=1)[0]
         adapter = versions.state(chosen).adapter
-    save_as(to.value, adapter, out, read_base(base).modules if base else None)
+    save_as(to.value, adapter, out, read_base(base) if base else None)
     if as_json:
         _print_json({"version": chosen.version, "to": to.value, "path": str(out), "sha256": chosen.master})
     else:

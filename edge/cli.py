@@ -148,9 +148,10 @@ def evaluate(
     )
 
     async def score() -> dict[str, Any]:
-        async with Worker(find_base(base), backend.value, precision.value) as worker:
+        found = find_base(base)
+        async with Worker(found, backend.value, precision.value) as worker:
             evaluation = await score_alone(
-                worker, adapter, source, seq_tokens=seq_tokens, batch_tokens=batch_tokens
+                worker, found, adapter, source, seq_tokens=seq_tokens, batch_tokens=batch_tokens
             )
             return evaluation_report(evaluation)
 
@@ -179,8 +180,9 @@ def generate(
     from edge.training.worker import Worker
 
     async def complete() -> list[str]:
-        with canonical_file(adapter) as path:
-            async with Worker(find_base(base), backend.value, precision.value) as worker:
+        found = find_base(base)
+        with canonical_file(adapter, found) as path:
+            async with Worker(found, backend.value, precision.value) as worker:
                 return await worker.generate(
                     prompts, adapter=path, max_tokens=max_tokens, temperature=temperature, seed=seed
                 )

@@ -16,7 +16,7 @@ import msgspec
 from msgspec import Struct, structs
 
 from converters.adapter import LoraAdapter, initial_adapter
-from converters.base import match_targets, read_base
+from converters.base import Base, match_targets, read_base
 from converters.canonical import load_adapter, save_adapter
 from converters.formats import load_any, save_as
 from edge.disk import room_for, write_file
@@ -73,8 +73,8 @@ async def train_alone(
     """
     out, folder = Path(run.out), Path(run.out) / CHECKPOINT
     base = find_base(run.base)
-    modules = read_base(base).modules
-    adapter = _first_adapter(run, modules)
+    model = read_base(base)
+    adapter = _first_adapter(run, model)
     begin = _prepare(folder, adapter, resume=run.resume)
     valid = structs.replace(run.data, path=run.valid) if run.valid else None
     scores: dict[str, Any] = {}
@@ -94,7 +94,7 @@ async def train_alone(
                 await _score(worker, Path(result.adapter), valid, run.plan)
             )
     with room_for("the adapter", out):
-        save_as(run.form, load_adapter(Path(result.adapter)), out, modules)
+        save_as(run.form, load_adapter(Path(result.adapter)), out, model)
     report = _report(run, loaded.backend, adapter, result) | scores
     write_file(out / METRICS, msgspec.json.format(msgspec.json.encode({**report, "losses": result.losses})))
     if result.is_complete:
@@ -103,22 +103,22 @@ async def train_alone(
 
 
 async def score_alone(
-    worker: Worker, adapter: Path | None, data: DataSource, *, seq_tokens: int, batch_tokens: int
+    worker: Worker, base: Path, adapter: Path | None, data: DataSource, *, seq_tokens: int, batch_tokens: int
 ) -> Evaluation:
-    """Scores data with an adapter of any format, or with the plain base."""
-    with canonical_file(adapter) as path:
+    """Scores data with an adapter of any format for `base`, or with the plain base."""
+    with canonical_file(adapter, base) as path:
         return await worker.score(path, data, seq_tokens=seq_tokens, batch_tokens=batch_tokens)
 
 
 @contextmanager
-def canonical_file(adapter: Path | None) -> Iterator[Path | None]:
-    """A canonical file of an adapter of any format, while it is needed; None for none."""
+def canonical_file(adapter: Path | None, base: Path) -> Iterator[Path | None]:
+    """A canonical file of an adapter of any format for `base`, while it is needed; None for none."""
     if adapter is None:
         yield None
         return
     with TemporaryDirectory(prefix="tunefleet-") as folder:
         path = Path(folder) / "adapter.safetensors"
-        save_adapter(load_any(adapter), path)
+        save_adapter(load_any(adapter, read_base(base)), path)
         yield path
 
 
@@ -135,12 +135,12 @@ def evaluation_report(evaluation: Evaluation) -> dict[str, Any]:
     }
 
 
-def _first_adapter(run: Run, modules: Any) -> LoraAdapter:
+def _first_adapter(run: Run, model: Base) -> LoraAdapter:
     if run.adapter:
-        return load_any(Path(run.adapter), modules)
+        return load_any(Path(run.adapter), model)
     if run.rank < 1:
         raise ConfigError(f"rank is {run.rank}, expected at least 1")
-    targets = match_targets(modules, run.targets)
+    targets = match_targets(model.modules, run.targets)
     return initial_adapter(targets, rank=run.rank, scale=run.scale, seed=run.plan.seed)
 
 
