@@ -30,6 +30,8 @@ bench: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.merge_memory
 	$(BIN)/python -m benchmarks.training torch
 	$(BIN)/python -m benchmarks.training mlx
+	$(BIN)/python -m benchmarks.backends
+	$(BIN)/python -m benchmarks.backends --flat 2000
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

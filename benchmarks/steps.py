@@ -1,0 +1,144 @@
+"""What one backend takes for its steps, in a process that does nothing else: seconds and resident memory.
+
+The backend is loaded and stepped as the product does it: by `load_model`, through the contract. LoRA of rank
+8 on all seven projections; one example of random tokens a step.
+
+`ru_maxrss` is not asked on Linux: a process inherits there the peak of the one that started it.
+
+Run as: python -m benchmarks.steps measure|flat|profile WORK, by benchmarks.backends
+"""
+
+import cProfile
+import pstats
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from converters.adapter import initial_adapter
+from converters.base import match_targets
+from edge.training.backends import load_model
+from edge.training.backends.base import Batch, Precision, TrainableModel
+
+TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+RANK, SCALE, LR, CLIP_NORM = 8, 2.0, 1e-3, 1.0
+WARM_STEPS = 1  # buffers are allocated, graphs are read; the median passes over what else is slow at first
+FLAT_REPORTS = 10
+SHORTEST_FLAT = 16  # tokens
+
+
+class Work(msgspec.Struct, frozen=True):
+    """What is measured."""
+
+    base: str
+    backend: str
+    precision: Precision
+    num_tokens: int  # of a step
+    labelled: float  # share of the tokens, at the end, that are trained on
+    num_steps: int  # timed
+
+
+class Measurement(msgspec.Struct, frozen=True):
+    """One process's figures."""
+
+    tokens_per_s: float  # by the median step
+    tokens_per_cpu_s: float  # processor seconds of all threads
+    loaded_bytes: int  # peak of resident memory until the first step
+    peak_bytes: int  # and in all
+    losses: list[float]  # of all steps
+
+
+def measure(work: Work) -> Measurement:
+    """Times the steps."""
+    model = load(work)
+    loaded_bytes = memory_bytes(peak=True)
+    wall, processor, losses = [], [], []
+    for batch in draw_batches(work, model.card.vocab_size):
+        began = time.perf_counter(), time.process_time()
+        losses.append(model.step([batch], LR))
+        wall.append(time.perf_counter() - began[0])
+        processor.append(time.process_time() - began[1])
+    speed, cpu_speed = (work.num_tokens / statistics.median(s[WARM_STEPS:]) for s in (wall, processor))
+    return Measurement(speed, cpu_speed, loaded_bytes, memory_bytes(peak=True), losses)
+
+
+def watch(work: Work) -> list[tuple[int, int]]:
+    """(steps done, resident bytes), ten times; examples are of all lengths, as a leak may hang on a shape."""
+    model = load(work)
+    random = np.random.default_rng(0)
+    found = []
+    for step in range(1, work.num_steps + 1):
+        length = int(random.integers(SHORTEST_FLAT, work.num_tokens + 1))
+        model.step([draw_batch(random, model.card.vocab_size, length, work.labelled)], LR)
+        if step % max(work.num_steps // FLAT_REPORTS, 1) == 0:
+            found.append((step, memory_bytes(peak=False)))
+    return found
+
+
+def profile(work: Work) -> None:
+    """Prints where the time of the steps goes."""
+    model = load(work)
+    warm, *batches = draw_batches(work, model.card.vocab_size)
+    model.step([warm], LR)
+    profiler = cProfile.Profile()
+    with profiler:
+        for batch in batches:
+            model.step([batch], LR)
+    pstats.Stats(profiler).sort_stats("tottime").print_stats(30)
+
+
+def load(work: Work) -> TrainableModel:
+    """The model with a fresh adapter, ready to be trained."""
+    model = load_model(work.backend, Path(work.base), precision=work.precision)
+    modules = match_targets(model.card.modules, TARGETS)
+    model.set_adapter(initial_adapter(modules, rank=RANK, scale=SCALE, seed=0))
+    model.begin(weight_decay=0.0, clip_norm=CLIP_NORM)
+    return model
+
+
+def draw_batches(work: Work, vocab_size: int) -> Iterator[Batch]:
+    """The same for every backend."""
+    random = np.random.default_rng(0)
+    for _ in range(WARM_STEPS + work.num_steps):
+        yield draw_batch(random, vocab_size, work.num_tokens, work.labelled)
+
+
+def draw_batch(random: np.random.Generator, vocab_size: int, num_tokens: int, labelled: float) -> Batch:
+    """One example of random tokens, its last part labelled as a completion is."""
+    tokens = random.integers(0, vocab_size, (1, num_tokens + 1), np.int32)
+    places = np.arange(num_tokens, dtype=np.int32)[None]
+    return Batch(
+        tokens=tokens[:, :-1],
+        targets=tokens[:, 1:],
+        weights=(places >= round(num_tokens * (1 - labelled))).astype(np.float32),
+        segments=np.ones_like(places),
+        positions=places,
+    )
+
+
+def memory_bytes(*, peak: bool) -> int:
+    """Resident memory of this process; macOS tells its peak only."""
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    wanted = "VmHWM:" if peak else "VmRSS:"
+    line = next(line for line in status.read_text().splitlines() if line.startswith(wanted))
+    return 1024 * int(line.split()[1])
+
+
+def main() -> None:
+    """The last line that is printed holds the figures."""
+    what, work = sys.argv[1], msgspec.json.decode(sys.argv[2], type=Work)
+    if what == "profile":
+        profile(work)
+    else:
+        print(msgspec.json.encode(measure(work) if what == "measure" else watch(work)).decode())
+
+
+if __name__ == "__main__":
+    main()
