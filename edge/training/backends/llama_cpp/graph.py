@@ -26,7 +26,7 @@ from edge.training.backends.llama_cpp.native import (
 )
 from edge.training.backends.llama_cpp.weights import Weight
 
-VIEWS = frozenset({"RESHAPE", "VIEW", "PERMUTE", "TRANSPOSE", "CONT", "CPY", "DUP", "CACHE"})
+VIEWS = frozenset({"RESHAPE", "VIEW", "PERMUTE", "TRANSPOSE", "CONT", "CACHE"})
 CHEAP = VIEWS | {"RMS_NORM", "NORM", "MUL", "SCALE", "SOFT_MAX", "GLU", "UNARY"}  # computed again, not kept
 """Of these and of a few others (`_is_cheap`) no result is kept; the backward pass computes it again."""
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edge.training.backends.llama_cpp.attention import back_through_attention, weigh_values
-from edge.training.backends.llama_cpp.graph import Node
+from edge.training.backends.llama_cpp.graph import VIEWS, Node
 from edge.training.backends.llama_cpp.native import Array, tensor_at
 
 if TYPE_CHECKING:
@@ -217,16 +217,6 @@ def _relu(x: Array) -> tuple[Array, Array]:
     return np.maximum(x, 0), (x > 0).astype(np.float32)
 
 
-def _tanh(x: Array) -> tuple[Array, Array]:
-    value = np.tanh(x)
-    return value, _ONE - value * value
-
-
-def _sigmoid(x: Array) -> tuple[Array, Array]:
-    value = _sigmoid_of(x)
-    return value, value * (_ONE - value)
-
-
 def _sigmoid_of(x: Array) -> Array:
     value = np.negative(x)
     with np.errstate(over="ignore"):  # exp(-x) of a very negative x is infinite, and 1 / (1 + inf) is right
@@ -291,10 +281,9 @@ def _strided(tape: "Tape", node: Node, x: Array) -> Array:
 
 ACTIVATIONS: dict[str, Callable[[Array], tuple[Array, Array]]] = {
     "SILU": _silu, "SWI": _silu, "GELU": _gelu, "GE": _gelu, "RELU": _relu, "RE": _relu,
-    "TANH": _tanh, "SIGMOID": _sigmoid,
 }  # fmt: skip
 FORWARD: dict[str, Callable[["Tape", Node], Array]] = {
-    **dict.fromkeys(("RESHAPE", "VIEW", "PERMUTE", "TRANSPOSE", "CONT", "CPY", "DUP", "CACHE"), _result_view),
+    **dict.fromkeys(VIEWS, _result_view),
     "ADD": _result_add,
     "MUL": _result_mul,
     "SCALE": _result_scale,
@@ -305,7 +294,7 @@ FORWARD: dict[str, Callable[["Tape", Node], Array]] = {
     "MUL_MAT": weigh_values,
 }
 BACKWARD: dict[str, Callable[["Tape", Node, Array], None]] = {
-    **dict.fromkeys(("RESHAPE", "VIEW", "PERMUTE", "TRANSPOSE", "CONT", "CPY", "DUP", "CACHE"), _back_view),
+    **dict.fromkeys(VIEWS, _back_view),
     "ADD": _back_add,
     "MUL": _back_mul,
     "SCALE": _back_scale,
