@@ -98,7 +98,8 @@ class GgufWeights:
     def _floats(self, name: str, row: int) -> Floats:
         tensor = self._names[name]
         if len(self._base.file.tensors[tensor].shape) > 1:
-            return self._base.hub_floats(tensor, row, 1)[0]
+            rows: Floats = self._base.hub_floats(tensor, row, 1)
+            return rows.reshape(-1)
         values: Floats = self._base.hub_floats(tensor)
         is_shifted = self._base.architecture in SHIFTED and name.endswith("norm.weight")
         return values - 1 if is_shifted else values

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from converters.adapter import initial_adapter
 from converters.base import match_targets, read_base
+from converters.sketch import make_sketch
 from coordinator.config import CoordinatorConfig
 from coordinator.state import CoordinatorState
 from coordinator.strategies.base import State
@@ -38,6 +39,8 @@ def found_fleet(config: CoordinatorConfig, state: CoordinatorState, at: float) -
             "targets": ", ".join(sorted(config.targets)),
         }
     )
+    if not base.is_quantized:
+        state.versions.keep_sketch(make_sketch(base))
     current = state.versions.current()
     if current is None:
         adapter = initial_adapter(modules, rank=config.ranks[0], scale=config.scale, seed=config.seed)

@@ -29,6 +29,7 @@ from coordinator.uploads import Uploads
 from coordinator.versions import Version
 from edge.errors import DiskFull, ProtocolError
 from edge.protocol.messages import (
+    Blob,
     Hello,
     Id,
     Manifest,
@@ -226,10 +227,17 @@ class Coordinator:
                 rank=rank,
                 space=config.space,
                 recipe=config.recipe,
+                sketch=self._sketch(),
             )
             topic = self._topics.version(manifest.tier)
             await self._transport.publish(topic, sign_message(manifest, self._state.key), retain=True)
         self._announced_at = self._clock()
+
+    def _sketch(self) -> Blob | None:
+        sha256 = self._state.versions.sketch
+        if sha256 is None:
+            return None
+        return Blob(sha256=sha256, size_bytes=self._state.versions.path(sha256).stat().st_size)
 
     def _present(self) -> Present:
         versions, current = self._state.versions, self._version

@@ -1,6 +1,7 @@
 """Versions of the global adapter: immutable files known by their sha256, and their lineage in the journal.
 
-    objects/<sha256>   a canonical adapter file: a master, what is dispatched to a rank tier, a remainder
+    objects/<sha256>   a canonical adapter file: a master, what is dispatched to a rank tier, a remainder;
+                       and the sample of the base model that devices prove their quantised copies by
 
 A version's parent is the version it was made from. `rollback` makes a new version of an old one's files
 whose parent is the old one: what came between is no ancestor any more. `depth` counts the merges of a
@@ -61,6 +62,7 @@ class VersionStore:
 
     def __init__(self, folder: Path, journal: Journal) -> None:
         self.folder = folder / FOLDER
+        self.sketch: str | None = None  # sha256 of the base model's sample, once `keep_sketch` was called
         self._journal = journal
 
     def current(self) -> Version | None:
@@ -127,9 +129,10 @@ class VersionStore:
         Raises:
             DiskFull: Some may be written; `collect` removes them.
         """
-        remainder = self._put(state.remainder) if state.remainder else None
+        remainder = self._put(dump_adapter(state.remainder)) if state.remainder else None
+        master = self._put(dump_adapter(state.adapter))
         return VersionFiles(
-            self._put(state.adapter), remainder, {name: self._put(tier) for name, tier in tiers.items()}
+            master, remainder, {name: self._put(dump_adapter(tier)) for name, tier in tiers.items()}
         )
 
     def add(
@@ -197,6 +200,14 @@ class VersionStore:
         with self._journal.transaction() as db:
             db.execute("UPDATE versions SET loss = ?, exact = ? WHERE version = ?", (loss, exact, number))
 
+    def keep_sketch(self, sketch: bytes) -> None:
+        """Keeps the sample of the base model beside the versions.
+
+        Raises:
+            DiskFull: There is no room.
+        """
+        self.sketch = self._put(sketch)
+
     def collect(self, keep_versions: int) -> None:
         """Removes the files of all but the newest versions, and files that no version refers to."""
         with self._journal.transaction() as db:
@@ -207,12 +218,12 @@ class VersionStore:
             )
         kept = self._versions("WHERE kept")
         referred = {sha256 for one in kept for sha256 in (one.master, one.remainder, *one.tiers.values())}
+        referred.add(self.sketch)
         for path in self.folder.iterdir():
             if path.name not in referred:
                 path.unlink()
 
-    def _put(self, adapter: LoraAdapter) -> str:
-        content = dump_adapter(adapter)
+    def _put(self, content: bytes) -> str:
         sha256 = hashlib.sha256(content).hexdigest()
         if not self.path(sha256).exists():
             with room_for("a version", self.folder):

@@ -4,7 +4,7 @@ import msgspec
 
 from edge.device import capability_card
 from edge.errors import Rejected
-from edge.protocol.messages import Receipt
+from edge.protocol.messages import Hello, Receipt
 from edge.protocol.signing import sign_message
 from edge.session import Session
 from edge.spool import Entry
@@ -22,7 +22,7 @@ class Courier:
     def __init__(self, session: Session, key: bytes) -> None:
         self._session = session
         self._key = key
-        self._has_rate = False
+        self._greeted: Hello | None = None
 
     async def run(self) -> None:
         """Delivers for ever.
@@ -32,16 +32,14 @@ class Courier:
         """
         session = self._session
         await session.transport.subscribe(session.topics.device(session.config.device_id, "receipt"))
-        await self._greet()
         while True:
             session.spooled.clear()
+            await self._greet()
             entry = self._next()
             if entry is None:
                 await session.spooled.wait()
-                continue
-            if session.state.memory.tokens_per_s is not None and not self._has_rate:
-                await self._greet()  # a measured device is a better known one
-            await self._deliver(entry)
+            else:
+                await self._deliver(entry)
 
     def _next(self) -> Entry | None:
         """The oldest update whose task is closed: before that, a kill could make the task start again."""
@@ -51,13 +49,17 @@ class Courier:
         return next((e for e in entries if (e.header.base_version, e.header.attempt) != pending), None)
 
     async def _greet(self) -> None:
+        """Sends the capability card, once the base model is known; again, once the speed is."""
         config, memory = self._session.config, self._session.state.memory
-        card = capability_card(
+        told = self._greeted
+        is_told = told is not None and (told.tokens_per_s is not None or memory.tokens_per_s is None)
+        if memory.base is None or is_told:
+            return
+        self._greeted = capability_card(
             config.device_id, self._session.backend, config.max_rank, memory.tokens_per_s, memory.base
         )
         topic = self._session.topics.device(config.device_id, "hello")
-        await self._session.transport.publish(topic, sign_message(card, self._key), retain=True)
-        self._has_rate = memory.tokens_per_s is not None
+        await self._session.transport.publish(topic, sign_message(self._greeted, self._key), retain=True)
 
     async def _deliver(self, entry: Entry) -> None:
         session = self._session

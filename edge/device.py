@@ -1,13 +1,16 @@
 """What a device says about itself: presence, capability card, memory."""
 
+import hashlib
 import os
 from pathlib import Path
 
 from converters.base import read_base
 from converters.errors import BaseModelError
+from edge.config import DeviceConfig
 from edge.protocol.messages import EncodingName, Hello, encode_message
 from edge.protocol.messages import Presence as PresenceRecord
 from edge.protocol.topics import Topics
+from edge.state import Memory
 from edge.transport.base import Presence
 
 ENCODINGS: tuple[EncodingName, ...] = ("int4", "int8", "f16", "f32")
@@ -52,14 +55,42 @@ def memory_bytes() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def base_fingerprint(base: Path, configured: str | None) -> str:
-    """Of the base model in folder `base`; `configured` is believed where it is quantised.
+def fresh_memory(config: DeviceConfig) -> Memory:
+    """What a new state folder of this device remembers.
 
     Raises:
-        BaseModelError: It cannot be read, is quantised without a configured fingerprint, or has another one.
+        BaseModelError: As `base_fingerprint`.
+    """
+    base = Path(config.base)
+    fingerprint = base_fingerprint(base, config.fingerprint)
+    return Memory(
+        fleet=config.fleet,
+        device_id=config.device_id,
+        base=fingerprint,
+        base_files="" if fingerprint else base_files(base),
+        coordinator_key=config.coordinator_key,
+    )
+
+
+def base_files(base: Path) -> str:
+    """What changes when a file of the model at `base` changes, in hexadecimal: sizes and times of writing."""
+    files = sorted(path for path in base.iterdir() if path.is_file()) if base.is_dir() else [base]
+    told = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    return hashlib.sha256(repr(told).encode()).hexdigest()
+
+
+def base_fingerprint(base: Path, configured: str | None) -> str | None:
+    """Of the base model at `base`, or None: a quantised or GGUF model is proved to be the fleet's later.
+
+    Args:
+        base: A folder, or a GGUF file.
+        configured: Is believed of a model that would have to be proved.
+
+    Raises:
+        BaseModelError: It cannot be read, or has another fingerprint than is configured.
     """
     model = read_base(base)
-    if model.is_quantized and configured:
+    if model.is_quantized or not base.is_dir():
         return configured
     own = model.fingerprint
     if configured and own != configured:

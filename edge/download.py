@@ -1,11 +1,11 @@
-"""One version's adapter on its way to this device: pulled in windows, kept on disk chunk by chunk."""
+"""A file of the coordinator's on its way to this device: pulled in windows, kept on disk chunk by chunk."""
 
 import asyncio
 from collections.abc import Callable
 
 from edge.errors import DiskFull, Rejected
 from edge.protocol.chunks import num_chunks
-from edge.protocol.messages import Manifest, Want, encode_message
+from edge.protocol.messages import Want, encode_message
 from edge.protocol.topics import Topics
 from edge.transport.base import Transport
 from edge.transport.parts import PartFile
@@ -18,17 +18,14 @@ class Download:
 
     Args:
         transport: A connected one.
-        manifest: What to fetch.
-        part: Where it grows; what is there already is not asked for again.
+        part: What to fetch, and where it grows; what is there already is not asked for again.
         want_topic: Where this device asks.
         patience_s: Without a chunk for this long, the window is asked for again.
     """
 
-    def __init__(
-        self, transport: Transport, manifest: Manifest, part: PartFile, want_topic: str, patience_s: float
-    ) -> None:
-        self.sha256 = manifest.sha256
-        self.num_chunks = num_chunks(manifest.size_bytes, manifest.chunk_bytes)
+    def __init__(self, transport: Transport, part: PartFile, want_topic: str, patience_s: float) -> None:
+        self.sha256 = part.sha256
+        self.num_chunks = num_chunks(part.size_bytes, part.chunk_bytes)
         self._transport = transport
         self._part = part
         self._want_topic = want_topic

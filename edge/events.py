@@ -11,6 +11,7 @@ import msgspec
 EventKind = Literal[
     "joined",
     "waiting",
+    "proved",  # the base model is a copy of the fleet's
     "downloading",  # repeated, with `done` and `total` in chunks
     "training",  # repeated, with `done` and `total` in steps (0: bounded by time)
     "trained",

@@ -12,18 +12,18 @@ from pathlib import Path
 
 from converters.errors import AdapterError
 from edge.assignment import Assignment, Update, make_plan, make_update, task_seed
-from edge.download import Download
+from edge.blobs import Blobs
 from edge.errors import (
     BackendError,
     DiskFull,
     EdgeError,
     MissingExtra,
     OutOfMemory,
-    Rejected,
     StateError,
 )
 from edge.offers import Offers
 from edge.progress import ProgressReporter
+from edge.proof import Proof
 from edge.protocol.messages import Manifest
 from edge.protocol.signing import sign_message
 from edge.session import Session
@@ -45,7 +45,9 @@ class Learner:
         self._key = key
         self._is_training = False
         self._is_stopping = False
-        self._offers = Offers(session)
+        self._blobs = Blobs(session)
+        self._proof = Proof(session, self._blobs)
+        self._offers = Offers(session, self._proof)
         self._reporter = ProgressReporter(session)
 
     async def run(self) -> None:
@@ -92,7 +94,8 @@ class Learner:
         if self._close_spooled():
             return True
         task = self._state.memory.task or await self._offers.next_task()
-        dispatched = await self._fetch(task.manifest)
+        is_ours = await self._proof.holds(task.manifest)  # the model may be another than before a restart
+        dispatched = await self._fetch(task.manifest) if is_ours else None
         if dispatched is None:
             self._state.update(task=None)
             return False
@@ -112,36 +115,13 @@ class Learner:
         part = PartFile(
             final.with_suffix(".part"), manifest.size_bytes, manifest.chunk_bytes, manifest.sha256
         )
-        while not await self._download(manifest, part, final):
+        what = f"version {manifest.version}"
+        while not await self._blobs.fetch(part, final, what, version=manifest.version):
             newest = self._session.inbox.choose(self._session.config.max_rank)
             if newest and newest.version > manifest.version:
                 part.discard()
                 return None
         return final
-
-    async def _download(self, manifest: Manifest, part: PartFile, final: Path) -> bool:
-        session = self._session
-        want_topic = session.topics.device(session.config.device_id, "want")
-        download = Download(session.transport, manifest, part, want_topic, session.config.patience_s)
-        session.inbox.download = download
-        try:
-            is_here = await download.run(
-                session.topics, lambda done: self._say_downloading(manifest, done, download)
-            )
-            if is_here:
-                await asyncio.to_thread(part.finish, final)
-            return is_here
-        except Rejected as error:
-            self._session.say(
-                "warning", f"version {manifest.version} came damaged, fetching it again: {error}"
-            )
-            return False
-        finally:
-            session.inbox.download = None
-
-    def _say_downloading(self, manifest: Manifest, done: int, download: Download) -> None:
-        text = f"version {manifest.version}, {done} of {download.num_chunks} chunks"
-        self._session.say("downloading", text, version=manifest.version, done=done, total=download.num_chunks)
 
     async def _train(self, task: Assignment, dispatched: Path) -> Result:
         """Runs the worker; where its process dies, the next one goes on from the last checkpoint."""

@@ -2,9 +2,9 @@
 
 import asyncio
 
-from converters.errors import BaseModelError
 from edge.assignment import Assignment
 from edge.errors import ConfigError
+from edge.proof import Proof
 from edge.protocol.messages import Manifest
 from edge.session import Session
 
@@ -14,8 +14,9 @@ SETTLE_S = 0.2  # the tiers of a version are announced one after the other
 class Offers:
     """What the fleet offers this device."""
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: Session, proof: Proof) -> None:
         self._session = session
+        self._proof = proof
 
     async def next_task(self) -> Assignment:
         """Waits for a version that may be trained on; the task is in the state folder when it returns.
@@ -32,7 +33,7 @@ class Offers:
             if manifest and manifest.rank < max_rank:
                 await asyncio.sleep(SETTLE_S)
                 manifest = inbox.choose(max_rank)
-            task = self._offer(manifest) if manifest else None
+            task = await self._offer(manifest) if manifest else None
             if task:
                 self._session.state.update(task=task, coordinator_key=inbox.coordinator_key)
                 return task
@@ -41,18 +42,15 @@ class Offers:
                 told = reason
             await self.news()
 
-    def _offer(self, manifest: Manifest) -> Assignment | None:
+    async def _offer(self, manifest: Manifest) -> Assignment | None:
         """The next attempt at `manifest`, where its recipe and the spool leave room for one."""
         memory, config = self._session.state.memory, self._session.config
-        if manifest.base != memory.base:
-            raise BaseModelError(
-                f"fleet {manifest.fleet} trains base model {manifest.base[:16]}…, {config.base} is "
-                f"{memory.base[:16]}…; give --base the fleet's model"
-            )
         if manifest.chunk_bytes < 1024:
             raise ConfigError(
                 f"version {manifest.version} has chunks of {manifest.chunk_bytes} bytes, expected 1024"
             )
+        if not await self._proof.holds(manifest):
+            return None
         attempt = memory.attempts if manifest.version == memory.version else 0
         is_exhausted = 0 < manifest.recipe.attempts <= attempt
         is_crowded = len(self._session.spool.entries()) >= config.max_pending

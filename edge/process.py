@@ -17,9 +17,9 @@ import msgspec
 from converters.errors import TunefleetError
 from edge.client import Client
 from edge.config import DeviceConfig, mqtt_settings
-from edge.device import base_fingerprint, device_presence
+from edge.device import device_presence, fresh_memory
 from edge.events import Show, shown
-from edge.state import DeviceState, Memory
+from edge.state import DeviceState
 from edge.training.backends import resolve_backend
 from edge.training.worker import Worker
 from edge.transport.mqtt import MqttTransport
@@ -33,14 +33,8 @@ async def run_client(config: DeviceConfig, show: Show) -> None:
         TransportError: As `Client.run`, and whatever else that raises.
     """
     base = Path(config.base)
-    memory = Memory(
-        fleet=config.fleet,
-        device_id=config.device_id,
-        base=base_fingerprint(base, config.fingerprint),
-        coordinator_key=config.coordinator_key,
-    )
     presence = device_presence(config.fleet, config.device_id, epoch=time.time_ns() // 1_000_000)
-    with DeviceState(Path(config.state), memory) as state:
+    with DeviceState(Path(config.state), fresh_memory(config)) as state:
         client = Client(
             config,
             backend=resolve_backend(config.backend, base),

@@ -7,6 +7,7 @@
     task/                the worker's folder for the task under way: checkpoints, result
     spool/               updates without a receipt (`edge.spool`)
     residual.safetensors what the encoding of accepted updates left over
+    sketch.part          the sample of the base model on its way here (`edge.proof`)
 
 Every write is atomic, so a client that is killed at any point finds the state before or after it.
 """
@@ -33,7 +34,8 @@ class Memory(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     format: int = FORMAT
     fleet: str
     device_id: str
-    base: str  # fingerprint
+    base: str | None  # fingerprint; None until the model is proved to be the fleet's
+    base_files: str = ""  # the files that it was proved of; empty where the fingerprint is their own
     coordinator_key: str | None = None  # pinned at first sight
     task: Assignment | None = None
     version: int = -1  # the last version trained on
@@ -119,7 +121,7 @@ def _agreed(path: Path, fresh: Memory) -> Memory:
         for what, old, new in (
             ("fleet", memory.fleet, fresh.fleet),
             ("device", memory.device_id, fresh.device_id),
-            ("base model", memory.base, fresh.base),
+            ("base model", memory.base or fresh.base, fresh.base or memory.base),
         )
         if old != new
     ]
@@ -128,7 +130,13 @@ def _agreed(path: Path, fresh: Memory) -> Memory:
         faults.append(f"has pinned coordinator key {pinned}, the configuration says {configured}")
     if faults:
         raise StateError(f"{path}: {'; '.join(faults)}; give another --state")
-    return msgspec.structs.replace(memory, coordinator_key=pinned or configured)
+    is_proved = fresh.base_files and memory.base_files == fresh.base_files
+    return msgspec.structs.replace(
+        memory,
+        base=memory.base if is_proved else fresh.base,
+        base_files=fresh.base_files,
+        coordinator_key=pinned or configured,
+    )
 
 
 def _read(path: Path) -> Memory:

@@ -64,6 +64,13 @@ class Recipe(Record, frozen=True):
     attempts: Count = 1  # tasks a device may do on one version; 0 is no bound
 
 
+class Blob(Record, frozen=True):
+    """A file that the coordinator serves in the manifest's chunks."""
+
+    sha256: Sha256
+    size_bytes: Count
+
+
 class Manifest(Record, frozen=True):
     """Topic `version/<tier>`, retained, inside `Signed`: the current version for a rank tier."""
 
@@ -79,6 +86,7 @@ class Manifest(Record, frozen=True):
     rank: Count
     space: Space
     recipe: Recipe
+    sketch: Blob | None = None  # a sample of the base model, to prove a quantised copy by
 
 
 class Hello(Record, frozen=True):

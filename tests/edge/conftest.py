@@ -14,10 +14,10 @@ from coordinator.server import Coordinator, coordinator_presence
 from coordinator.state import CoordinatorState
 from edge.client import Client
 from edge.config import DeviceConfig, read_config
-from edge.device import base_fingerprint, device_presence
+from edge.device import device_presence, fresh_memory
 from edge.events import Event
 from edge.protocol.messages import Manifest, Recipe
-from edge.state import DeviceState, Memory
+from edge.state import DeviceState
 from edge.training.backends.toy import make_toy_base
 from edge.training.worker import Worker
 from edge.transport.base import Transport
@@ -116,14 +116,8 @@ class Home:
     ) -> AsyncIterator[Device]:
         """A device that is not running yet: `await device.client.run()`."""
         config = self.device_config(device_id, **changes)
-        memory = Memory(
-            fleet=config.fleet,
-            device_id=device_id,
-            base=base_fingerprint(Path(config.base), config.fingerprint),
-            coordinator_key=config.coordinator_key,
-        )
         presence = device_presence(config.fleet, device_id, 1)
-        with DeviceState(Path(config.state), memory) as state:
+        with DeviceState(Path(config.state), fresh_memory(config)) as state:
             device: Device | None = None
 
             def show(event: Event) -> None:

@@ -41,5 +41,4 @@ def test_a_quantised_base_has_the_fingerprint_that_is_configured(tmp_path):
     config = json.loads((base / "config.json").read_text())
     (base / "config.json").write_text(json.dumps(config | {"quantization": {"bits": 4, "group_size": 64}}))
     assert base_fingerprint(base, BASE) == BASE
-    with pytest.raises(BaseModelError, match="give the fingerprint of the model it was made from"):
-        base_fingerprint(base, None)
+    assert base_fingerprint(base, None) is None

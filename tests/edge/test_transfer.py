@@ -60,7 +60,7 @@ def fetch(manifest, part, serve, patience_s=5.0):
     """Downloads into `part`; `serve` names the chunks that a want is answered with. Returns the wants."""
     wants = []
     peer = Peer()
-    download = Download(peer.mine, manifest, part, WANT, patience_s)
+    download = Download(peer.mine, part, WANT, patience_s)
 
     async def answer(message):
         wants.append(decode_message(message.payload, Want))
@@ -124,7 +124,7 @@ def test_a_download_that_stands_still_gives_up_and_keeps_what_came(tmp_path, man
 
 def test_chunks_of_no_blob_do_no_harm(tmp_path, manifest):
     part = PartFile(tmp_path / "part", len(BLOB), 1024, SHA256)
-    download = Download(Peer().mine, manifest, part, WANT, 1.0)
+    download = Download(Peer().mine, part, WANT, 1.0)
 
     async def way():
         download.receive(-1, b"x")

@@ -5,6 +5,7 @@ import pytest
 
 from edge.errors import ProtocolError
 from edge.protocol.messages import (
+    Blob,
     Hello,
     Manifest,
     Presence,
@@ -37,13 +38,14 @@ GOLDEN = [
             rank=8,
             space="product",
             recipe=Recipe(steps=50),
+            sketch=Blob(sha256=SHA, size_bytes=4),
         ),
         b'{"fleet":"home","tier":"r8","version":3,"parent":2,"sha256":"'
         + SHA.encode()
         + b'","size_bytes":100,'
         b'"chunk_bytes":65536,"encoding":"int8","base":"' + SHA.encode() + b'","rank":8,"space":"product",'
         b'"recipe":{"steps":50,"seconds":0.0,"lr":0.001,"weight_decay":0.0,"clip_norm":1.0,"seq_tokens":512,'
-        b'"batch_tokens":2048,"attempts":1}}',
+        b'"batch_tokens":2048,"attempts":1},"sketch":{"sha256":"' + SHA.encode() + b'","size_bytes":4}}',
     ),
     (
         Hello(
