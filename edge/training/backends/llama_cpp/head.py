@@ -59,7 +59,7 @@ def apply_head(
     highest = np.max([part.highest for part in parts], 0)
     sums = np.sum([part.sums * np.exp(part.highest - highest) for part in parts], 0)
     winner = np.argmax([part.highest for part in parts], 0)
-    predicted = np.choose(winner, [part.best for part in parts])
+    predicted = np.array([part.best for part in parts])[winner, np.arange(len(targets))]
     log_sums = (np.log(sums) + highest).astype(np.float32)
     losses = log_sums - np.sum([part.chosen for part in parts], 0)
     if weights is None:
