@@ -38,6 +38,7 @@ MAX_SEQUENCES = 64
 LOG_LINES = 20
 
 api: Any = llama_cpp.llama_cpp
+_FOLDER = Path(api.__file__).parent / "lib"
 Array = NDArray[np.float32]
 Hook = Callable[[int, bool], bool]
 
@@ -104,16 +105,26 @@ def open_library() -> Library:
     return Library(ggml, _operations(ggml), log, keep)
 
 
+def installed_version() -> str:
+    """Of llama-cpp-python."""
+    try:
+        return version(PACKAGE)
+    except PackageNotFoundError:
+        return str(getattr(__import__("llama_cpp"), "__version__", "0"))
+
+
+def library_files() -> list[Path]:
+    """The installed libraries of llama.cpp, sorted."""
+    return sorted(_FOLDER.glob("*.*"))
+
+
 def check_version() -> None:
     """Compares the installed llama-cpp-python with the range that was tried.
 
     Raises:
         BackendError: It lies outside.
     """
-    try:
-        found = version(PACKAGE)
-    except PackageNotFoundError:
-        found = str(getattr(__import__("llama_cpp"), "__version__", "0"))
+    found = installed_version()
     numbers = tuple(int(part) for part in found.split(".")[:3] if part.isdigit())
     if not OLDEST <= numbers <= NEWEST:
         oldest, newest = (".".join(map(str, end)) for end in (OLDEST, NEWEST))
@@ -362,10 +373,9 @@ def _pointer(values: NDArray[Any], kind: Any) -> Any:
 
 
 def _load_ggml() -> ctypes.CDLL:
-    folder = Path(api.__file__).parent / "lib"
-    found = sorted(folder.glob("*ggml-base.*"))
+    found = sorted(_FOLDER.glob("*ggml-base.*"))
     if not found:
-        raise BackendError(f"backend llama_cpp: {folder} holds no ggml-base library; install it again")
+        raise BackendError(f"backend llama_cpp: {_FOLDER} holds no ggml-base library; install it again")
     ggml = ctypes.CDLL(str(found[0]))
     signatures: Sequence[tuple[str, Any, Sequence[Any]]] = (
         ("ggml_op_name", ctypes.c_char_p, [ctypes.c_int]),
