@@ -22,6 +22,7 @@ from edge.training.backends.llama_cpp.adamw import AdamW
 from edge.training.backends.llama_cpp.graph import Node, Plan, make_plan, read_graph
 from edge.training.backends.llama_cpp.groups import Group, make_groups
 from edge.training.backends.llama_cpp.head import apply_head
+from edge.training.backends.llama_cpp.memory import CONTEXT_STEP, Room
 from edge.training.backends.llama_cpp.sampling import pick_token
 from edge.training.backends.llama_cpp.selftest import ensure_tested
 from edge.training.backends.llama_cpp.tape import Lora, Tape
@@ -29,7 +30,6 @@ from edge.training.backends.llama_cpp.tokenizer import GgufTokenizer
 from edge.training.backends.llama_cpp.weights import Multiplier, Threads
 
 Array = NDArray[np.float32]
-CONTEXT_STEP = 256  # llama.cpp rounds contexts up to this
 
 
 def load(base: Path, *, precision: Precision = "auto", seed: int = 0) -> "LlamaCppModel":
@@ -38,10 +38,12 @@ def load(base: Path, *, precision: Precision = "auto", seed: int = 0) -> "LlamaC
     Raises:
         BaseModelError: `base` is not a GGUF model that llama.cpp can load, and why.
         BackendError: For bfloat16, or if the installed llama.cpp is not one that can be trained with.
+        OutOfMemory: This machine has too little memory for it.
     """
     if precision == "bfloat16":
         raise BackendError("backend llama_cpp computes in float32 only; choose precision auto or float32")
     gguf = read_gguf(base)
+    Room(gguf).take(0, 0, keeps=False)
     ensure_tested()
     return LlamaCppModel(gguf, native.Model(base))
 
@@ -62,6 +64,7 @@ class LlamaCppModel:
         )
         self.threads = Threads(self.num_threads)
         self.multiplier = Multiplier(self.threads)
+        self.room = Room(gguf)
         self.context: native.Context | None = None
         self.graphs: dict[bool, list[Node]] = {}
         self.set_adapter(LoraAdapter({}))
@@ -162,6 +165,7 @@ class LlamaCppModel:
         limit = min(len(prompt) + max_tokens, self.card.max_tokens)
         if limit <= len(prompt):
             return []
+        self.room.take(limit, limit, self.flat.size, keeps=False)
         context = native.Context(self.model, limit, 1, self.num_threads)
         try:
             plans = {everywhere: self._plan(context, everywhere) for everywhere in (False, True)}
@@ -189,6 +193,7 @@ class LlamaCppModel:
 
     def _forward(self, group: Group, is_output: NDArray[np.bool_], *, keeps: bool) -> tuple[Tape, Array]:
         """The pass, and the hidden states before the head where `is_output`."""
+        self.room.take(len(group.tokens), int(group.positions.max()) + 1, self.flat.size, keeps=keeps)
         context = self._open(len(group.tokens))
         nodes, plan = self._plan(context, bool(is_output.all()))
         tape = Tape(nodes, plan, self.loras, self.multiplier, group.positions, keeps=keeps)

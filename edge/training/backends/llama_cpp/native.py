@@ -76,6 +76,7 @@ class _TypeTraits(ctypes.Structure):
     )
 
 
+_Abort = ctypes.CFUNCTYPE(None, ctypes.c_char_p)
 _ToFloat = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64)
 
 
@@ -98,8 +99,9 @@ def open_library() -> Library:
     check_version()
     ggml = _load_ggml()
     log: deque[str] = deque(maxlen=LOG_LINES)
-    keep = (_log_to(log),)
+    keep = (_log_to(log), _abort_with(log))
     api.llama_log_set(keep[0], None)
+    ggml.ggml_set_abort_callback(keep[1])
     api.llama_backend_init()
     _check_layout(ggml)
     return Library(ggml, _operations(ggml), log, keep)
@@ -373,15 +375,15 @@ def _pointer(values: NDArray[Any], kind: Any) -> Any:
 
 
 def _load_ggml() -> ctypes.CDLL:
-    found = sorted(_FOLDER.glob("*ggml-base.*"))
-    if not found:
-        raise BackendError(f"backend llama_cpp: {_FOLDER} holds no ggml-base library; install it again")
-    ggml = ctypes.CDLL(str(found[0]))
+    # By way of libllama: what it is linked with is found behind it. Each library lies in the package three
+    # times, and opened by its own name it may be another copy than the one that computes.
+    ggml = ctypes.CDLL(api._lib._name)
     signatures: Sequence[tuple[str, Any, Sequence[Any]]] = (
         ("ggml_op_name", ctypes.c_char_p, [ctypes.c_int]),
         ("ggml_op_desc", ctypes.c_char_p, [ctypes.c_void_p]),
         ("ggml_tensor_overhead", ctypes.c_size_t, []),
         ("ggml_get_type_traits", ctypes.POINTER(_TypeTraits), [ctypes.c_int]),
+        ("ggml_set_abort_callback", ctypes.c_void_p, [_Abort]),
     )
     missing = [name for name, _, _ in signatures if not hasattr(ggml, name)]
     if missing:
@@ -423,3 +425,13 @@ def _log_to(log: deque[str]) -> Any:
             log.append(text.decode(errors="replace"))
 
     return api.llama_log_callback(keep)
+
+
+def _abort_with(log: deque[str]) -> Any:
+    """Says why llama.cpp stops the process: of an assertion that failed, the log before it tells more."""
+
+    def tell(message: bytes) -> None:
+        words = " ".join([*(line.strip() for line in log), message.decode(errors="replace")])
+        os.write(2, f"llama.cpp stops: {words}\n".encode())
+
+    return _Abort(tell)
