@@ -3,7 +3,7 @@
 llama.cpp multiplies each module by alpha / its rank; alpha is a float32, and 0 counts as "multiply by 1".
 Factors are never rounded: a scale that differs by a power of two goes into `b`, and where that is not enough,
 smaller ranks are filled up with zeros first. The scale itself is what float32 makes of it in llama.cpp, off
-by 6e-8 of it at most; what it was is kept beside it.
+by 2e-7 of it at most; what it was is kept beside it.
 
 Source: llama.cpp, llama_adapter_lora_weight::get_scale in src/llama-adapter.h.
 """
@@ -19,7 +19,8 @@ from converters.adapter import Factors, LoraAdapter
 from converters.errors import UnsupportedAdapter
 from converters.folding import Own, fill, fold, unfill
 
-_ROUNDING = 2.0**-23  # of float32
+_ROUNDING = 2.0**-23  # of float32, and the most that a scale may be off before alpha is rounded
+_SMALLEST = float(np.finfo(np.float32).smallest_normal)
 
 
 class Stored(NamedTuple):
@@ -39,15 +40,15 @@ def spread(adapter: LoraAdapter) -> Stored:
     stored, misfits = _with_one_alpha(adapter, dict(adapter))
     if misfits:
         stored, misfits = _with_one_alpha(adapter, {name: fill(f, adapter.max_rank) for name, f in adapter})
+    if not _SMALLEST <= abs(stored.alpha) < math.inf:
+        raise UnsupportedAdapter(
+            f"GGUF would hold alpha {stored.alpha}; llama.cpp multiplies by a finite float32 of at least "
+            f"{_SMALLEST:.1e}, and takes 0 for 1"
+        )
     if misfits:
         raise UnsupportedAdapter(
             f"GGUF has one alpha for all modules, here {stored.alpha}; only a scale that differs by a power "
             f"of two is carried exactly: {'; '.join(misfits)}"
-        )
-    if not stored.alpha or not np.isfinite(stored.alpha):
-        raise UnsupportedAdapter(
-            f"GGUF would hold alpha {stored.alpha}, which llama.cpp does not multiply by; expected scales "
-            "whose product with the rank is a finite float32 other than 0"
         )
     return stored
 
@@ -58,11 +59,8 @@ def undo(stored: Factors, name: str, own: Own) -> Factors:
     meant = own.scales.get(name, scale)
     if not b.any():
         return Factors(a, b, meant)
-    ratio = scale / meant if meant else 0.0
-    power = math.copysign(2.0 ** round(math.log2(abs(ratio))), ratio) if ratio else 0.0
-    if not power or abs(ratio / power - 1) > _ROUNDING:
-        return Factors(a, b, scale)
-    unfolded = fold(b, power, 1.0)
+    power = _power(scale, meant, 2 * _ROUNDING)
+    unfolded = fold(b, power, 1.0) if power else None
     return Factors(a, b, scale) if unfolded is None else Factors(a, unfolded, meant)
 
 
@@ -73,8 +71,7 @@ def _with_one_alpha(adapter: LoraAdapter, filled: Mapping[str, Factors]) -> tupl
         alpha = float(np.float32(exact))
     modules, misfits = {}, []
     for name, (a, b, scale) in filled.items():
-        multiplier = exact / len(a)
-        folded = b if scale == multiplier else fold(b, scale, multiplier)
+        folded = fold(b, _power(scale, exact / len(a), _ROUNDING), 1.0)
         if folded is None:
             misfits.append(f"{name} has scale {scale} at rank {len(a)}")
         else:
@@ -97,3 +94,12 @@ def _alpha(scale: float, rank: int) -> float:
     near = scale * rank
     candidates = (near, math.nextafter(near, math.inf), math.nextafter(near, -math.inf))
     return next((alpha for alpha in candidates if alpha / rank == scale), near)
+
+
+def _power(scale: float, other: float, tolerance: float) -> float:
+    """The power of two, or minus one, that `scale` is of `other` up to a tolerance; 0 where there is none."""
+    ratio = scale / other if other else 0.0
+    if not 2.0**-200 < abs(ratio) < 2.0**200:  # beyond what float32 could be folded by
+        return 0.0
+    power = math.copysign(2.0 ** round(math.log2(abs(ratio))), ratio)
+    return power if abs(ratio / power - 1) <= tolerance else 0.0

@@ -111,7 +111,7 @@ def llama():
         silence=silence,  # kept alive
         load=lambda path: _load(api, path),
         encode=lambda model, text: _encode(api, model, text),
-        logits=lambda model, tokens: _logits(api, model, tokens),
+        logits=lambda model, tokens, adapter=None: _logits(api, model, tokens, adapter),
         quantize=lambda source, path, quant: _quantize(api, source, path, quant),
     )
 
@@ -155,12 +155,17 @@ def _encode(api, model, text):
     return list(room[:count])
 
 
-def _logits(api, model, tokens):
+def _logits(api, model, tokens, adapter=None):
     params = api.llama_context_default_params()
     params.n_ctx = params.n_batch = params.n_ubatch = 256
     params.n_threads = params.n_threads_batch = 1
     params.type_k = params.type_v = params.flash_attn_type = 0  # keys and values in float32
     context = api.llama_init_from_model(model, params)
+    if adapter is not None:
+        lora = api.llama_adapter_lora_init(model, str(adapter).encode())
+        assert lora, f"llama.cpp does not load {adapter}"
+        adapters, scales = (type(lora) * 1)(lora), (ctypes.c_float * 1)(1.0)
+        assert api.llama_set_adapters_lora(context, adapters, 1, scales) == 0
     batch = api.llama_batch_init(len(tokens), 0, 1)
     batch.n_tokens = len(tokens)
     for place, token in enumerate(tokens):

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from converters.adapter import Factors, LoraAdapter
 from converters.canonical import save_adapter
-from converters.errors import AdapterError, UnsupportedAdapter
+from converters.errors import AdapterError, BaseModelError, UnsupportedAdapter
 from converters.formats import detect_format, load_any, save_as
 from tunefleet import app
 
@@ -33,7 +33,8 @@ def source(tmp_path: Path) -> Path:
 def base(tmp_path: Path) -> Path:
     folder = tmp_path / "base"
     folder.mkdir()
-    (folder / "config.json").write_text('{"model_type": "llama"}')
+    config = {"model_type": "llama", "num_attention_heads": 2}
+    (folder / "config.json").write_text(json.dumps(config))
     weights = {"model.layers.0.self_attn.q_proj.weight": np.ones((4, 3), np.float32)}
     save_file(weights, folder / "model.safetensors")
     return folder
@@ -53,6 +54,29 @@ def test_an_adapter_goes_through_every_format_and_comes_back(
     convert(tmp_path / "mlx", tmp_path / "again", "--to", "peft")
     assert [detect_format(tmp_path / name) for name in ("peft", "mlx", "again")] == ["peft", "mlx", "peft"]
     assert load_any(tmp_path / "again") == ADAPTER
+
+
+def test_gguf_is_a_file_like_any_other_format(source: Path, base: Path, tmp_path: Path) -> None:
+    pytest.importorskip("gguf", reason="needs the llama extra")
+    report = convert(source, tmp_path / "x.gguf", "--to", "gguf", "--base", base, "--json")
+    assert json.loads(report)["to"] == detect_format(tmp_path / "x.gguf") == "gguf"
+    for form in ("peft", "mlx"):
+        report = convert(tmp_path / "x.gguf", tmp_path / form, "--to", form, "--base", base, "--json")
+        assert json.loads(report)["from"] == "gguf"
+        assert load_any(tmp_path / form) == ADAPTER
+
+
+def test_gguf_needs_a_base_and_a_new_file(source: Path, base: Path, tmp_path: Path) -> None:
+    pytest.importorskip("gguf", reason="needs the llama extra")
+    with pytest.raises(
+        BaseModelError, match=r"x\.gguf: a GGUF adapter has .*give the base model.* with --base"
+    ):
+        convert(source, tmp_path / "x.gguf", "--to", "gguf")
+    convert(source, tmp_path / "x.gguf", "--to", "gguf", "--base", base)
+    with pytest.raises(BaseModelError, match="give the base model"):
+        convert(tmp_path / "x.gguf", tmp_path / "peft", "--to", "peft")
+    with pytest.raises(AdapterError, match=r"x\.gguf: is there already; give a file that is new"):
+        convert(source, tmp_path / "x.gguf", "--to", "gguf", "--base", base)
 
 
 def test_the_report_is_one_line_or_json(source: Path, tmp_path: Path) -> None:
