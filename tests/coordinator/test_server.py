@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 from converters.adapter import Factors, LoraAdapter
+from converters.base import read_base
+from converters.sketch import make_sketch
 from coordinator.journal import Journal
 from coordinator.roster import read_devices
 from coordinator.server import Quality
@@ -225,6 +227,27 @@ def test_a_versions_chunks_are_published_once_for_all_that_ask_at_the_time(fleet
                 await device.until(lambda d=device: len(d.chunks.get(manifest.sha256, {})) == min(total, 16))
             await asyncio.sleep(0.1)
             assert (x.num_chunks_seen, y.num_chunks_seen) == (min(total, 16), min(total, 16))
+
+    run(scenario())
+
+
+def test_the_sample_of_the_base_model_is_served_and_outlives_the_versions(fleet):
+    async def scenario():
+        async with (
+            fleet.serving(keep_versions=1, max_staleness=0, buffer_size=1),
+            fleet.device("x").joined() as x,
+        ):
+            for version in range(3):
+                await x.teach(seed=version, version=version)
+            manifest = await x.manifest(3)
+            total = -(-manifest.sketch.size_bytes // manifest.chunk_bytes)
+            await x.transport.subscribe(x.topics.blob(manifest.sketch.sha256))
+            want = Want(sha256=manifest.sketch.sha256, ranges=((0, total),), window=16)
+            await x.transport.publish(x.topics.device("x", "want"), encode_message(want))
+            chunks = x.chunks.setdefault(manifest.sketch.sha256, {})
+            await x.until(lambda: len(chunks) == min(total, 16))
+            sample = make_sketch(read_base(fleet.base))
+            assert all(chunk == sample[n * 1024 : (n + 1) * 1024] for n, chunk in chunks.items())
 
     run(scenario())
 
