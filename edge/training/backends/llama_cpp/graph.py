@@ -17,6 +17,7 @@ from edge.training.backends.llama_cpp.native import (
     F16,
     F32,
     Array,
+    Context,
     Tensor,
     array_of,
     describe,
@@ -88,6 +89,26 @@ def read_graph(pointers: Sequence[int]) -> list[Node]:
     for node in nodes:
         second = node.sources[1] if len(node.sources) > 1 else None
         node.takes_soft_max = second is not None and nodes[second].op == "SOFT_MAX"
+    return nodes
+
+
+def record_graph(context: Context, *, everywhere: bool) -> list[Node]:
+    """The nodes where logits are wanted everywhere, or not: alike for any number of tokens.
+
+    Forgets all tokens.
+    """
+    pointers: list[int] = []
+
+    def record(pointer: int, is_asked: bool) -> bool:
+        pointers.append(pointer)
+        return False
+
+    context.clear()
+    context.hook = record
+    two, none = np.arange(2, dtype=np.int32), np.zeros(2, np.int32)
+    context.decode(two, two, none, np.array([everywhere, True]))
+    nodes = read_graph(pointers)
+    context.clear()
     return nodes
 
 

@@ -19,7 +19,7 @@ from edge.training.backends.base import Batch, ModelCard, Precision, Score, Snap
 from edge.training.backends.labels import average_examples, check_fit, find_labels, flatten, sum_score
 from edge.training.backends.llama_cpp import native
 from edge.training.backends.llama_cpp.adamw import AdamW
-from edge.training.backends.llama_cpp.graph import Node, Plan, make_plan, read_graph
+from edge.training.backends.llama_cpp.graph import Node, Plan, make_plan, record_graph
 from edge.training.backends.llama_cpp.groups import Group, make_groups
 from edge.training.backends.llama_cpp.head import apply_head
 from edge.training.backends.llama_cpp.memory import CONTEXT_STEP, Room
@@ -185,7 +185,7 @@ class LlamaCppModel:
 
     def _plan(self, context: native.Context, everywhere: bool) -> tuple[list[Node], Plan]:
         if everywhere not in self.graphs:
-            self.graphs[everywhere] = _record(context, everywhere)
+            self.graphs[everywhere] = record_graph(context, everywhere=everywhere)
         nodes = self.graphs[everywhere]
         if everywhere not in self.plans:
             self.plans[everywhere] = make_plan(nodes, frozenset(self.loras))
@@ -224,20 +224,3 @@ def _count_processors() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
-
-
-def _record(context: native.Context, everywhere: bool) -> list[Node]:
-    """The graph where logits are wanted everywhere, or not: alike for any number of tokens."""
-    pointers: list[int] = []
-
-    def record(pointer: int, is_asked: bool) -> bool:
-        pointers.append(pointer)
-        return False
-
-    context.clear()
-    context.hook = record
-    two, none = np.arange(2, dtype=np.int32), np.zeros(2, np.int32)
-    context.decode(two, two, none, np.array([everywhere, True]))
-    nodes = read_graph(pointers)
-    context.clear()
-    return nodes
