@@ -136,7 +136,7 @@ def quantize_by_importance(api, source, path, number, weights):
 @pytest.mark.parametrize(("quant", "most"), [("q4_0", 0.008), ("q5_1", 0.008), ("q4_k_m", 0), ("q2_k", 0)])
 def test_a_copy_that_was_quantised_by_importance_passes(llama, demo_copy, demo_sketch, tmp_path, quant, most):
     """The importance of columns spans three orders of magnitude, more than that of any real activations."""
-    plain, rng = read_base(demo_copy("f32")), np.random.default_rng(0)
+    plain, rng = read_base(demo_copy("f16")), np.random.default_rng(0)
     matrices = {name: t.shape[-1] for name, t in plain.file.tensors.items() if len(t.shape) > 1}
     weights = {name: np.exp(rng.normal(0, 1.5, size)).astype(np.float32) for name, size in matrices.items()}
     numbers = {"q4_0": 2, "q5_1": 9, "q4_k_m": 15, "q2_k": 10}
