@@ -64,8 +64,10 @@ def _heads(base: BaseModel, architecture: str, tensors: Mapping[str, str]) -> di
         if key := head_count_key(architecture, tensor):
             count = counts[key.rpartition(".")[2]]
             if not isinstance(count, int) or count < 1 or base.modules[module][1] % (2 * count):
+                rows = base.modules[module][1]
                 raise BaseModelError(
-                    f"{base.path}: config.json has {count!r} heads, which {module} does not divide into"
+                    f"{base.path}: config.json gives {count!r} heads for the {rows} rows of {module}, "
+                    "expected a number that divides them into pairs"
                 )
             heads[module] = count
     return heads

@@ -255,3 +255,12 @@ def test_an_adapter_without_modules_or_with_nameless_ones_is_not_written(tmp_pat
     with pytest.raises(UnsupportedAdapter, match=f"llama.cpp has no name for {name}"):
         save_gguf_adapter(LoraAdapter({name: one}), tmp_path / "x.gguf", read_base(tmp_path / "base"))
     assert not (tmp_path / "x.gguf").exists()
+
+
+def test_a_folder_must_tell_its_heads(tmp_path: Path) -> None:
+    make_base(tmp_path / "base")
+    config = json.loads((tmp_path / "base" / "config.json").read_text())
+    for heads in (None, 5, "many"):
+        (tmp_path / "base" / "config.json").write_text(json.dumps(config | {"num_attention_heads": heads}))
+        with pytest.raises(BaseModelError, match=f"gives {heads!r} heads for the 32 rows of model.layers.0"):
+            save_gguf_adapter(make_adapter(), tmp_path / "x.gguf", read_base(tmp_path / "base"))

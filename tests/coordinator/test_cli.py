@@ -6,6 +6,8 @@ import sys
 import pytest
 from typer.testing import CliRunner
 
+from converters.base import read_base
+from converters.errors import AdapterError, BaseModelError
 from converters.formats import load_any
 from coordinator.cli import app
 from coordinator.config import read_config
@@ -75,6 +77,21 @@ def test_a_version_is_exported_to_the_last_bit(grown, tmp_path, form):
     assert told["version"] == 1
     assert load_any(out) == load_any(grown.folder / "objects" / told["sha256"])
     assert "version 0" in invoke("export", "--state", grown.folder, "--out", tmp_path / "old", "--version", 0)
+
+
+def test_a_version_is_exported_for_llama_cpp(grown, tmp_path):
+    pytest.importorskip("gguf", reason="needs the llama extra")
+    out, base = tmp_path / "out.gguf", ["--base", grown.base]
+    config = json.loads((grown.base / "config.json").read_text())
+    (grown.base / "config.json").write_text(json.dumps(config | {"num_attention_heads": 2}))
+    told = json.loads(
+        invoke("export", "--state", grown.folder, "--out", out, "--to", "gguf", *base, "--json")
+    )
+    assert load_any(out, read_base(grown.base)) == load_any(grown.folder / "objects" / told["sha256"])
+    with pytest.raises(AdapterError, match="is there already"):
+        invoke("export", "--state", grown.folder, "--out", out, "--to", "gguf", *base)
+    with pytest.raises(BaseModelError, match="give the base model"):
+        invoke("export", "--state", grown.folder, "--out", tmp_path / "new.gguf", "--to", "gguf")
 
 
 def test_a_folder_that_is_none_of_a_coordinators_is_told(tmp_path):
