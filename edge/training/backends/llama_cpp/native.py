@@ -11,6 +11,7 @@ wants the node's result, and is called again right after that node (and nothing 
 import ctypes
 import mmap
 import os
+import re
 import sys
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -22,12 +23,19 @@ from typing import Any, NamedTuple
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before libgomp: idle threads must not spin beside BLAS
 os.environ.setdefault("GGML_NO_BACKTRACE", "1")  # an abort must not wait for a debugger
 
-import llama_cpp.llama_cpp
 import numpy as np
 from numpy.typing import NDArray
 
 from converters.errors import BaseModelError
 from edge.errors import BackendError, OutOfMemory
+
+try:
+    import llama_cpp.llama_cpp
+except (ImportError, OSError, RuntimeError, AttributeError) as error:
+    reason = str(error).strip().partition("\n")[0]
+    raise BackendError(
+        f"backend llama_cpp: the installed llama-cpp-python cannot be loaded: {reason}; install it again"
+    ) from error
 
 OLDEST, NEWEST = (0, 3, 20), (0, 3, 36)  # of llama-cpp-python; CI runs the backend's tests on both
 PACKAGE = "llama_cpp_python"
@@ -98,12 +106,12 @@ def open_library() -> Library:
     """
     check_version()
     ggml = _load_ggml()
+    _check_layout(ggml)
     log: deque[str] = deque(maxlen=LOG_LINES)
     keep = (_log_to(log), _abort_with(log))
     api.llama_log_set(keep[0], None)
     ggml.ggml_set_abort_callback(keep[1])
     api.llama_backend_init()
-    _check_layout(ggml)
     return Library(ggml, _operations(ggml), log, keep)
 
 
@@ -127,7 +135,7 @@ def check_version() -> None:
         BackendError: It lies outside.
     """
     found = installed_version()
-    numbers = tuple(int(part) for part in found.split(".")[:3] if part.isdigit())
+    numbers = tuple(int(part) for part in re.findall(r"\d+", found)[:3])
     if not OLDEST <= numbers <= NEWEST:
         oldest, newest = (".".join(map(str, end)) for end in (OLDEST, NEWEST))
         raise BackendError(
