@@ -1,10 +1,11 @@
 """The real run: ten devices fine-tune on Dolly's ten clients over Mosquitto, and everything is killed once.
 
-Mosquitto runs with persistence on; `tunefleet serve` and ten `tunefleet join` are real processes. A third of
-the way in, the broker is killed and started again; at two thirds the coordinator is killed with SIGKILL and
-started again. In the end every update that a device spooled must stand in the journal exactly once, or still
-lie in its spool; the fleet's adapter is compared with the base and with each device trained alone for as many
-steps.
+Mosquitto runs with persistence on; `tunefleet serve` and ten `tunefleet join` are real processes: four on
+torch, three on MLX, three on llama.cpp with the same model in q8_0, q4_0 and float32. All accidents are
+SIGKILL, and what was killed is started again: a third of the way in the broker, at the half the q4_0 device
+with its worker, at two thirds the coordinator. In the end every update that a device spooled must stand in
+the journal exactly once, or still lie in its spool; the fleet's adapter is compared with the base and with
+each device trained alone, with torch, for as many steps.
 
 Run as: python -m benchmarks.dolly [--versions 32] [--seeds 3] [--out runs/dolly] [--json]
 """
@@ -24,12 +25,35 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, NamedTuple, TextIO
 
-ASSETS = Path(os.environ.get("TUNEFLEET_ASSETS", "../shared/assets"))
-DEVICES = 10
-SLOWDOWN = (1, 1, 1, 1, 2, 2, 3, 4, 6, 8)  # the tenth device takes eight times as long for a step
-MLX_DEVICES = (2, 5, 8)
+from benchmarks.models import ASSETS, find_model
+
+MODEL = "tinystories-656K"
+BASE = ASSETS / "models" / MODEL
+
+
+class Role(NamedTuple):
+    """What one device plays."""
+
+    backend: str
+    slowdown: int  # a step takes this many times as long
+    quant: str = ""  # type of its GGUF file; empty: the published folder
+
+
+FLEET = (
+    Role("torch", 1),
+    Role("llama_cpp", 1, "q8_0"),
+    Role("mlx", 1),
+    Role("torch", 1),
+    Role("llama_cpp", 2, "q4_0"),
+    Role("mlx", 2),
+    Role("torch", 3),
+    Role("llama_cpp", 4, "f32"),
+    Role("mlx", 6),
+    Role("torch", 8),
+)
+KILLED = 4  # the device that is killed
 STEPS = 10  # of one task
 TRAINING = ["--lr", "3e-3", "--seq-tokens", "512", "--batch-tokens", "1024"]
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -45,14 +69,21 @@ def write_rows(rows: Sequence[dict[str, str]], path: Path) -> None:
 
 
 def prepare(out: Path) -> Path:
-    """Writes the ten devices' data and the global test rows."""
+    """Writes the ten devices' data, the global test rows and the GGUF files."""
     data = out / "data"
     data.mkdir(parents=True, exist_ok=True)
     source = ASSETS / "data/dolly15k"
-    for index in range(DEVICES):
+    for index in range(len(FLEET)):
         write_rows(json.loads((source / f"local_training_{index}.json").read_text()), data / f"{index}.jsonl")
     write_rows(json.loads((source / "global_test.json").read_text()), data / "test.jsonl")
+    for role in FLEET:
+        base_of(role, out)
     return data
+
+
+def base_of(role: Role, out: Path) -> Path:
+    """What a device trains on: a GGUF file, made in `out`, or the model as it was published."""
+    return find_model(MODEL, role.quant, out)
 
 
 def free_port() -> int:
@@ -84,7 +115,14 @@ def start_broker(folder: Path, port: int) -> subprocess.Popen[bytes]:
 def tunefleet(*arguments: str, log: TextIO) -> subprocess.Popen[str]:
     """The command in the background, its lines in `log`."""
     command = [sys.executable, "-m", "tunefleet", *arguments]
-    return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, text=True, env=ENVIRONMENT)
+    return subprocess.Popen(
+        command,
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=ENVIRONMENT,
+        start_new_session=True,  # so that a device can be killed together with its worker
+    )
 
 
 def report(*arguments: str) -> Any:
@@ -94,35 +132,31 @@ def report(*arguments: str) -> Any:
     return json.loads(done.stdout)
 
 
-def backend_of(index: int) -> str:
-    """MLX on three devices, torch on the others."""
-    return "mlx" if index in MLX_DEVICES else "torch"
+def join(out: Path, data: Path, url: str, index: int, log: TextIO) -> subprocess.Popen[str]:
+    """Starts a device."""
+    role = FLEET[index]
+    options = {
+        "broker": url,
+        "fleet": "dolly",
+        "base": base_of(role, out),
+        "data": data / f"{index}.jsonl",
+        "device-id": f"device-{index}",
+        "state": out / f"device-{index}",
+        "backend": role.backend,
+        "slowdown": role.slowdown,
+    }
+    return tunefleet("join", *as_arguments(options), "--json", log=log)
+
+
+def as_arguments(options: dict[str, object]) -> list[str]:
+    """`--name value` for each."""
+    return [text for name, value in options.items() for text in (f"--{name}", str(value))]
 
 
 @contextmanager
-def fleet(
-    out: Path, data: Path, base: Path, url: str, logs: list[TextIO]
-) -> Iterator[list[subprocess.Popen[str]]]:
+def fleet(out: Path, data: Path, url: str, logs: list[TextIO]) -> Iterator[list[subprocess.Popen[str]]]:
     """Ten devices, ended by SIGTERM."""
-    devices = [
-        tunefleet(
-            *(
-                "join",
-                "--broker",
-                url,
-                "--fleet",
-                "dolly",
-                "--base",
-                str(base),
-                "--data",
-                str(data / f"{index}.jsonl"),
-            ),
-            *("--device-id", f"device-{index}", "--state", str(out / f"device-{index}"), "--json"),
-            *("--backend", backend_of(index), "--slowdown", str(SLOWDOWN[index])),
-            log=logs[index],
-        )
-        for index in range(DEVICES)
-    ]
+    devices = [join(out, data, url, index, log) for index, log in enumerate(logs)]
     try:
         yield devices
     finally:
@@ -154,42 +188,48 @@ def wait_for(state: Path, version: int, coordinator: subprocess.Popen[str], star
         time.sleep(0.5)
 
 
-def run_fleet(out: Path, data: Path, base: Path, versions: int, seed: int) -> dict[str, Any]:
-    """The fleet's run with both accidents; returns what they were and when."""
+def run_fleet(out: Path, data: Path, versions: int, seed: int) -> dict[str, Any]:
+    """The fleet's run with its three accidents; returns what they were and when."""
     port = free_port()
     url, state = f"mqtt://127.0.0.1:{port}", out / "coordinator"
-    serve = ["serve", "--broker", url, "--fleet", "dolly", "--base", str(base), "--state", str(state)]
-    serve += [
-        "--rank",
-        "8",
-        "--buffer-size",
-        "4",
-        "--steps",
-        str(STEPS),
-        *TRAINING,
-        "--seed",
-        str(seed),
-        "--wait",
-    ]
+    options = {
+        "broker": url,
+        "fleet": "dolly",
+        "base": BASE,
+        "state": state,
+        "rank": 8,
+        "buffer-size": 4,
+        "steps": STEPS,
+        "seed": seed,
+    }
+    serve = ["serve", *as_arguments(options), *TRAINING, "--wait"]
     broker = start_broker(out / "broker", port)
     started_s = time.monotonic()
     accidents = []
+
+    def killed(what: str) -> None:
+        accidents.append({"what": f"{what} killed", "at_s": time.monotonic() - started_s})
+        time.sleep(3)
+
     with (out / "coordinator.log").open("a") as log:
         coordinator = tunefleet(*serve, log=log)
-        logs = [(out / f"device-{index}.log").open("a") for index in range(DEVICES)]
+        logs = [(out / f"device-{index}.log").open("a") for index in range(len(FLEET))]
         try:
-            with fleet(out, data, base, url, logs):
+            with fleet(out, data, url, logs) as devices:
                 wait_for(state, versions // 3, coordinator, started_s)
                 broker.kill()
                 broker.wait()
-                accidents.append({"what": "broker killed", "at_s": time.monotonic() - started_s})
-                time.sleep(3)
+                killed("broker")
                 broker = start_broker(out / "broker", port)
+                wait_for(state, versions // 2, coordinator, started_s)
+                os.killpg(devices[KILLED].pid, signal.SIGKILL)
+                devices[KILLED].wait()
+                killed(f"device-{KILLED}")
+                devices[KILLED] = join(out, data, url, KILLED, logs[KILLED])
                 wait_for(state, 2 * versions // 3, coordinator, started_s)
                 coordinator.kill()
                 coordinator.wait()
-                accidents.append({"what": "coordinator killed", "at_s": time.monotonic() - started_s})
-                time.sleep(3)
+                killed("coordinator")
                 coordinator = tunefleet(*serve, log=log)
                 wait_for(state, versions, coordinator, started_s)
             seconds = time.monotonic() - started_s
@@ -216,8 +256,10 @@ def audit(out: Path) -> dict[str, Any]:
     with sqlite3.connect(out / "coordinator/journal.sqlite") as journal:
         rows = journal.execute("SELECT id, status FROM updates").fetchall()
     journalled = dict(rows)
-    spooled = [update for index in range(DEVICES) for update in spooled_updates(out, index)]
-    waiting = {entry.name for index in range(DEVICES) for entry in (out / f"device-{index}/spool").iterdir()}
+    spooled = [update for index in range(len(FLEET)) for update in spooled_updates(out, index)]
+    waiting = {
+        entry.name for index in range(len(FLEET)) for entry in (out / f"device-{index}/spool").iterdir()
+    }
     return {
         "spooled": len(spooled),
         "journalled": len(rows),
@@ -234,61 +276,49 @@ def steps_of(out: Path) -> list[int]:
     with sqlite3.connect(out / "coordinator/journal.sqlite") as journal:
         query = "SELECT device, count(*) FROM updates WHERE status = 'accepted' GROUP BY device"
         counts = dict(journal.execute(query).fetchall())
-    return [STEPS * counts.get(f"device-{index}", 0) for index in range(DEVICES)]
+    return [STEPS * counts.get(f"device-{index}", 0) for index in range(len(FLEET))]
 
 
-def train_alone(out: Path, data: Path, base: Path, index: int, steps: int, seed: int) -> float:
+def train_alone(out: Path, data: Path, index: int, steps: int, seed: int) -> float:
     """Loss on the global test rows of a device that trained by itself, on its own data."""
     adapter = out / f"alone-{index}"
+    options = {
+        "base": BASE,
+        "data": data / f"{index}.jsonl",
+        "out": adapter,
+        "backend": "torch",
+        "rank": 8,
+        "steps": steps,
+        "seed": seed,
+    }
     with (out / f"alone-{index}.log").open("w") as log:
-        command = [
-            "train",
-            "--base",
-            str(base),
-            "--data",
-            str(data / f"{index}.jsonl"),
-            "--out",
-            str(adapter),
-        ]
-        command += [
-            "--backend",
-            "torch",
-            "--rank",
-            "8",
-            "--steps",
-            str(steps),
-            *TRAINING,
-            "--seed",
-            str(seed),
-        ]
-        if tunefleet(*command, log=log).wait():
+        if tunefleet("train", *as_arguments(options), *TRAINING, log=log).wait():
             raise SystemExit(f"training alone failed: see {log.name}")
-    return test_loss(data, base, adapter)
+    return test_loss(data, adapter)
 
 
-def test_loss(data: Path, base: Path, adapter: Path | None) -> float:
-    """Loss on the 80 global test rows, by the torch backend."""
-    chosen = ["--adapter", str(adapter)] if adapter else []
-    command = ["eval", "--base", str(base), "--data", str(data / "test.jsonl"), "--backend", "torch", *chosen]
-    return float(report(*command)["loss"])
+def test_loss(data: Path, adapter: Path | None) -> float:
+    """Loss on the 80 global test rows, by the torch backend on the model as it was published."""
+    options = {"base": BASE, "data": data / "test.jsonl", "backend": "torch"}
+    chosen = {"adapter": adapter} if adapter else {}
+    return float(report("eval", *as_arguments(options | chosen))["loss"])
 
 
 def run_once(out: Path, versions: int, seed: int) -> dict[str, Any]:
     """One seed: the fleet with its accidents, then everybody alone."""
     shutil.rmtree(out, ignore_errors=True)
     data = prepare(out)
-    base = ASSETS / "models/stories260K"
-    result = run_fleet(out, data, base, versions, seed)
+    result = run_fleet(out, data, versions, seed)
     result["audit"] = audit(out)
     result["versions"] = current_version(out / "coordinator")
     report("export", "--state", str(out / "coordinator"), "--out", str(out / "fleet"), "--to", "peft")
     result["steps"] = steps_of(out)
     with ThreadPoolExecutor(max_workers=2) as pool:
         alone = pool.map(
-            lambda index: train_alone(out, data, base, index, max(result["steps"][index], STEPS), seed),
-            range(DEVICES),
+            lambda index: train_alone(out, data, index, max(result["steps"][index], STEPS), seed),
+            range(len(FLEET)),
         )
-        result["loss"] = {"base": test_loss(data, base, None), "fleet": test_loss(data, base, out / "fleet")}
+        result["loss"] = {"base": test_loss(data, None), "fleet": test_loss(data, out / "fleet")}
         result["loss"]["alone"] = list(alone)
     result["loss"]["alone_median"] = statistics.median(result["loss"]["alone"])
     return result

@@ -5,7 +5,6 @@ from typing import Any, NamedTuple
 
 import tomli_w
 
-from converters.base import read_base
 from coordinator.demo.household import held_out, own_examples, save_examples
 from coordinator.demo.plan import RANK, SCALE, TARGETS, DemoPlan, Member
 
@@ -97,7 +96,6 @@ def _device(paths: Paths, member: Member) -> dict[str, Any]:
         "device_id": name,
         "state": str(paths.folder / "devices" / name),
         "base": str(paths.base(member.quant)),
-        **({"fingerprint": read_base(MODEL).fingerprint} if member.quant else {}),
         "backend": member.backend,
         "slowdown": member.slowdown,
         "data": {"path": str(paths.data(name))},

@@ -1,0 +1,123 @@
+"""A fleet in lockstep: every version holds one update of each device, whatever its backend takes for it.
+
+An update goes the product's way: a worker process trains as long as the recipe says, the delta with what the
+last encoding left over is encoded, decoded and merged by the coordinator's strategy. Left out is what changes
+no number: MQTT, signatures, admission, the journal. So two fleets with the same data and the same names train
+on the same sentences in the same order, and differ in what trains and in nothing else.
+"""
+
+import shutil
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from converters.adapter import LoraAdapter
+from converters.canonical import save_adapter
+from coordinator.strategies.base import Contribution, State
+from coordinator.strategies.fedbuff import FedBuff
+from edge.assignment import Assignment, Update, make_plan, make_update, task_seed
+from edge.protocol.chunks import CHUNK_BYTES
+from edge.protocol.codec import decode_adapter
+from edge.protocol.messages import Manifest, Recipe, Space
+from edge.training.task import Task
+from edge.training.worker import DataSource, Worker
+
+NO_CHECKPOINT_S = 1e9
+SPACE: Space = "factors"  # the demo's
+
+
+class Device(NamedTuple):
+    """One device of the fleet."""
+
+    name: str  # of which, and of the version, the order of its sentences follows
+    worker: Worker
+    data: Path
+
+
+class Lockstep:
+    """A fleet and its versions.
+
+    Args:
+        devices: Each trains once on every version.
+        recipe: How they train.
+        adapter: Version 0.
+        fingerprint: Of the base model.
+        folder: Empty; for adapters and tasks.
+    """
+
+    def __init__(
+        self,
+        devices: Sequence[Device],
+        recipe: Recipe,
+        adapter: LoraAdapter,
+        fingerprint: str,
+        folder: Path,
+    ) -> None:
+        self._devices, self._recipe = devices, recipe
+        self._fingerprint, self._folder = fingerprint, folder
+        self._strategy = FedBuff(buffer_size=len(devices), space=SPACE)
+        self._residuals: dict[str, LoraAdapter] = {}
+        self._state = State(0, adapter)
+        save_adapter(adapter, self.path)
+
+    @property
+    def path(self) -> Path:
+        """The newest version's adapter, a canonical file."""
+        return self._folder / f"version-{self._state.version}.safetensors"
+
+    async def run(self, num_versions: int) -> AsyncIterator[int]:
+        """Makes versions 1 to `num_versions`, and yields the number of each as soon as it is made.
+
+        Raises:
+            TunefleetError: As the workers', the encoding's or the strategy's.
+        """
+        while self._state.version < num_versions:
+            task = Assignment(self._manifest(), attempt=1)
+            buffer = [self._contribution(await self._train(device, task)) for device in self._devices]
+            self._state, _ = self._strategy.merge(self._state, buffer)
+            save_adapter(self._state.adapter, self.path)
+            yield self._state.version
+
+    async def _train(self, device: Device, task: Assignment) -> Update:
+        folder = self._folder / device.name
+        folder.mkdir()
+        order = Task(
+            adapter=str(self.path),
+            data=DataSource(path=str(device.data)),
+            plan=make_plan(self._recipe, task_seed(device.name, task), 0, NO_CHECKPOINT_S),
+            folder=str(folder),
+        )
+        result = await device.worker.train(order)
+        update = make_update(device.name, task, self.path, result, self._residuals.get(device.name))
+        self._residuals[device.name] = update.residual
+        shutil.rmtree(folder)
+        return update
+
+    def _contribution(self, update: Update) -> Contribution:
+        dispatched = self._state.adapter  # of the fleet's rank, as all devices here
+        return Contribution(
+            update=update.header.update,
+            device=update.header.device_id,
+            base_version=update.header.base_version,
+            staleness=0,
+            num_examples=update.header.num_examples,
+            load_delta=lambda: decode_adapter(update.payload, like=dispatched),
+            load_base=lambda: dispatched,
+        )
+
+    def _manifest(self) -> Manifest:
+        rank = self._state.adapter.max_rank
+        return Manifest(
+            fleet="lockstep",
+            tier=f"r{rank}",
+            version=self._state.version,
+            parent=self._state.version - 1 if self._state.version else None,
+            sha256="0" * 64,  # nobody downloads it
+            size_bytes=self.path.stat().st_size,
+            chunk_bytes=CHUNK_BYTES,
+            encoding="f16",
+            base=self._fingerprint,
+            rank=rank,
+            space=SPACE,
+            recipe=self._recipe,
+        )
