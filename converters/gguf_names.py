@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from converters.errors import BaseModelError
+
 if TYPE_CHECKING:
     from gguf import TensorNameMap
 
@@ -109,8 +111,14 @@ def _words(architecture: str) -> Iterator[tuple[str, str]]:
 
 
 def _name_map(architecture: str) -> "TensorNameMap":
-    """Of one block: the other blocks' names differ in their number alone, and the number may be a lie."""
+    """Of one block: the other blocks' names differ in their number alone, and the number may be a lie.
+
+    Raises:
+        BaseModelError: The `gguf` package is older than the architecture.
+    """
     from gguf import MODEL_ARCH_NAMES, get_tensor_name_map
 
-    (number,) = (number for number, name in MODEL_ARCH_NAMES.items() if name == architecture)
-    return get_tensor_name_map(number, 1)
+    for number, name in MODEL_ARCH_NAMES.items():
+        if name == architecture:
+            return get_tensor_name_map(number, 1)
+    raise BaseModelError(f"the installed gguf does not know {architecture}; run: pip install --upgrade gguf")

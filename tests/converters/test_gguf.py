@@ -17,6 +17,8 @@ from converters.errors import AdapterError, BaseModelError, UnsupportedAdapter  
 from converters.gguf import load_gguf_adapter, save_gguf_adapter  # noqa: E402
 from converters.gguf_file import open_gguf  # noqa: E402
 
+pytestmark = pytest.mark.llama
+
 HEADS, KV_HEADS, HIDDEN, INNER, VOCAB = 4, 2, 32, 48, 64
 HEAD = HIDDEN // HEADS
 SHAPES = {  # (in, out)

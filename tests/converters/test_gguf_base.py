@@ -13,6 +13,8 @@ from converters.errors import BaseModelError  # noqa: E402
 from converters.gguf_base import read_gguf  # noqa: E402
 from converters.gguf_names import file_name, file_order, hub_names, hub_order  # noqa: E402
 
+pytestmark = pytest.mark.llama
+
 ASSETS = Path(os.environ.get("TUNEFLEET_ASSETS", Path(__file__).parents[3] / "shared" / "assets"))
 NAMES = ("llama", "llama-mha", "llama-mqa", "llama-tied", "mistral", "qwen2", "qwen3", "olmo2", "phi3")
 LLAMA = {
@@ -200,6 +202,13 @@ def test_unknown_architectures_and_other_kinds_of_files_are_named(tmp_path: Path
         read_gguf(write(tmp_path / "y.gguf", kind="adapter"))
     with pytest.raises(BaseModelError, match=r"z\.gguf: cannot be read"):
         read_base(tmp_path / "z.gguf")
+
+
+def test_an_architecture_younger_than_the_library_is_named(tmp_path: Path, monkeypatch) -> None:
+    path = write(tmp_path / "x.gguf")
+    monkeypatch.delitem(gguf.MODEL_ARCH_NAMES, gguf.MODEL_ARCH.LLAMA)
+    with pytest.raises(BaseModelError, match="the installed gguf does not know llama"):
+        read_gguf(path)
 
 
 def test_numbers_that_only_the_fingerprint_needs_are_named_then(tmp_path: Path) -> None:

@@ -11,6 +11,8 @@ gguf = pytest.importorskip("gguf", reason="needs the llama extra")
 from converters.errors import BaseModelError  # noqa: E402
 from converters.gguf_file import MAX_HEADER_BYTES, is_gguf, open_gguf  # noqa: E402
 
+pytestmark = pytest.mark.llama
+
 VALUES = np.arange(6 * 32, dtype=np.float32).reshape(6, 32) / 7
 
 
@@ -176,6 +178,12 @@ def test_what_is_not_there_or_no_file_is_named(tmp_path: Path) -> None:
         open_gguf(tmp_path / "nowhere.gguf", BaseModelError)
     with pytest.raises(BaseModelError, match="cannot be read: Is a directory"):
         open_gguf(tmp_path, BaseModelError)
+
+
+def test_a_missing_library_is_one_sentence(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("converters.gguf_file.find_spec", lambda name: None)
+    with pytest.raises(BaseModelError, match=r"gguf is needed; run: pip install 'tunefleet\[llama\]'"):
+        open_gguf(write(tmp_path / "x.gguf"), BaseModelError)
 
 
 def test_a_gguf_file_is_known_by_its_first_bytes_or_its_name(tmp_path: Path) -> None:

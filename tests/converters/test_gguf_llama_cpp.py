@@ -22,6 +22,7 @@ pytest.importorskip("llama_cpp", reason="needs the llama extra")
 
 pytestmark = [
     pytest.mark.torch,
+    pytest.mark.llama,
     pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),  # peft 0.21
 ]
 

@@ -17,6 +17,8 @@ from converters.adapter import Factors, LoraAdapter  # noqa: E402
 from converters.base import Base, read_base  # noqa: E402
 from converters.formats import detect_format, load_any, save_as  # noqa: E402
 
+pytestmark = pytest.mark.llama
+
 FORMS = ("peft", "mlx", "gguf")
 SHAPES = {"attn_q": (8, 8), "attn_k": (4, 8), "ffn_down": (8, 6)}  # (out, in)
 LARGE = st.floats(2.0**-60, 2.0**60, width=32)  # folding neither overflows nor underflows
