@@ -41,6 +41,7 @@ OLDEST, NEWEST = (0, 3, 20), (0, 3, 36)  # of llama-cpp-python; CI runs the back
 PACKAGE = "llama_cpp_python"
 TENSOR_BYTES, OBJECT_BYTES = 336, 32
 F32, F16, I32 = 0, 1, 26  # ggml_type
+NO_OPERATION = 0  # ggml_op: computes nothing
 ABORTED = 2  # what llama_decode returns
 MAX_SEQUENCES = 64
 LOG_LINES = 20

@@ -17,8 +17,17 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from edge.training.backends.llama_cpp.attention import attend_in_graph, taken_over
 from edge.training.backends.llama_cpp.graph import Node, Plan
-from edge.training.backends.llama_cpp.native import Array, Context, array_of, integers_of, tensor_at
+from edge.training.backends.llama_cpp.native import (
+    NO_OPERATION,
+    Array,
+    Context,
+    Tensor,
+    array_of,
+    integers_of,
+    tensor_at,
+)
 from edge.training.backends.llama_cpp.operations import BACKWARD, FORWARD
 from edge.training.backends.llama_cpp.weights import BLOCK_VALUES, Multiplier, Threads
 
@@ -68,6 +77,9 @@ class Tape:
         self._rows: dict[int, NDArray[np.int32]] = {}
         self._rotations: dict[tuple[object, ...], tuple[Array, Array]] = {}
         self._gradients: dict[int, Array] = {}
+        self._taken_over: frozenset[int] = frozenset()
+        self._silenced: list[tuple[Tensor, int]] = []
+        self._queries: dict[int, Array] = {}
 
     def run(
         self,
@@ -84,7 +96,13 @@ class Tape:
         context.reserve(int(is_output.sum()))
         context.clear()
         context.hook = self._hook
-        context.decode(tokens, self.positions, sequences, is_output, stop_before=self.plan.last + 1)
+        self._taken_over = taken_over(self.nodes)
+        try:
+            context.decode(tokens, self.positions, sequences, is_output, stop_before=self.plan.last + 1)
+        finally:
+            for tensor, op in self._silenced:  # the graph may be used again
+                tensor.op = op
+            self._silenced.clear()
         hidden: Array = self._values[self.plan.last][0, 0]
         return hidden
 
@@ -194,6 +212,10 @@ class Tape:
         """Until the gradient passes `node`."""
         self._attention[node.index] = weights
 
+    def queries(self, scores: Node) -> Array:
+        """Of attention under way: (1, heads, tokens, head size)."""
+        return self._queries.pop(scores.index)
+
     def mask(self, node: Node) -> Array:
         """What a softmax adds to its scores: (1, 1, tokens, tokens)."""
         return self._masks[tensor_at(self.pointers[node.index]).src[1]]
@@ -222,17 +244,32 @@ class Tape:
         if is_asked:
             index = len(self.pointers)
             self.pointers.append(pointer)
+            if index in self._taken_over:
+                return self._silence(self.nodes[index], pointer)
             if self._keeps and self.plan.takes_input[index]:
                 self._keep_input(self.nodes[index], pointer)
             return self.plan.is_changed[index] or (self._keeps and self.plan.is_kept[index])
         index = len(self.pointers) - 1
         tensor = tensor_at(pointer)
         result = array_of(tensor)
+        if index in self._taken_over and self.nodes[index].feeds_soft_max:
+            # Later nodes may be given their memory.
+            self._queries[index] = array_of(tensor_at(tensor.src[1])).copy()
+        elif index in self._taken_over:
+            attend_in_graph(self, self.nodes[index], result)
         if index in self.plan.trained:
             self._add_lora(self.nodes[index], result, array_of(tensor_at(tensor.src[1])))
         if index == self.plan.last or (self._keeps and self.plan.is_kept[index]):
             self._values[index] = result.copy()
         return True
+
+    def _silence(self, node: Node, pointer: int) -> bool:
+        tensor = tensor_at(pointer)
+        self._silenced.append((tensor, tensor.op))
+        tensor.op = NO_OPERATION
+        if node.op == "SOFT_MAX":
+            self._keep_input(node, pointer)
+        return node.op == "MUL_MAT"
 
     def _add_lora(self, node: Node, result: Array, x: Array) -> None:
         lora = self.loras[node.module]
