@@ -52,7 +52,8 @@ def demo(out: Folder = Path("tunefleet-demo"), seed: Seed = 0, json: Json = Fals
         print((folder / "result.json").read_text("utf-8"))
     else:
         console.print(result_table(result))
-    closing = f"{result.verdict} Page, plot, adapters (PEFT and MLX), logs and configurations: {out}/"
+    forms = ", ".join(form.upper() for form in result.forms)
+    closing = f"{result.verdict} Page, plot, adapter ({forms}), logs and configurations: {out}/"
     console.print(closing, markup=False, highlight=False, soft_wrap=True)
     if not result.fleet_wins:
         raise typer.Exit(1)

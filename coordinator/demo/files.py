@@ -13,6 +13,11 @@ HELD_OUT = "held-out"
 CALIBRATION = "calibration"
 
 
+def adapter_name(form: str) -> str:
+    """Of the fleet's adapter, within the demo's folder."""
+    return "adapter.gguf" if form == "gguf" else f"adapter-{form}"
+
+
 class Paths(NamedTuple):
     """Where things lie in the demo's folder."""
 
@@ -41,8 +46,8 @@ class Paths(NamedTuple):
         return self.folder / "models" / f"{quant}.gguf" if quant else MODEL
 
     def adapter(self, form: str) -> Path:
-        """The fleet's adapter in a form, `peft` or `mlx`."""
-        return self.folder / f"adapter-{form}"
+        """The fleet's adapter in a form: a folder for `peft` and `mlx`, a file for `gguf`."""
+        return self.folder / adapter_name(form)
 
     def alone(self, device_id: str) -> Path:
         """The adapter that a device makes by itself."""

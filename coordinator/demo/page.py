@@ -6,6 +6,7 @@ from importlib import resources
 from pathlib import Path
 from string import Template
 
+from coordinator.demo.files import adapter_name
 from coordinator.demo.plot import device_colours
 from coordinator.demo.result import DemoResult, DeviceResult, Sample
 
@@ -31,8 +32,14 @@ def render_page(result: DemoResult, plot: bytes, folder: Path) -> str:
         num_versions=len(result.versions) - 1,
         num_updates=len(result.updates),
         seconds=f"{result.seconds:.0f}",
+        adapters="\n".join(escape(_adapter(form, folder)) for form in result.forms),
         folder=escape(str(folder)),
     )
+
+
+def _adapter(form: str, folder: Path) -> str:
+    users = {"peft": "PEFT and transformers", "mlx": "mlx-lm", "gguf": "llama.cpp, as --lora"}
+    return f"{folder}/{adapter_name(form):<12}    # for {users[form]}"
 
 
 def _headline(result: DemoResult) -> str:

@@ -65,6 +65,11 @@ class DemoPlan(NamedTuple):
         return sorted({member.quant for member in self.members if member.quant})
 
     @property
+    def forms(self) -> list[str]:
+        """What the fleet's adapter is written as."""
+        return ["peft", "mlx", "gguf"] if self.quants else ["peft", "mlx"]
+
+    @property
     def threads(self) -> int:
         """For each process: as many as the cores have room for."""
         return max(1, (os.cpu_count() or 1) // len(self.members))

@@ -67,6 +67,7 @@ class DemoResult(Struct, frozen=True, kw_only=True):
     versions: list[VersionPoint]
     updates: list[UpdatePoint]
     samples: list[Sample]
+    forms: list[str]  # that the fleet's adapter was written in
     num_held_out: int
     base: Score  # this and the next on the model as it is shipped
     fleet: Score

@@ -37,7 +37,7 @@ async def run_demo(folder: Path, plan: DemoPlan, screen: Screen) -> DemoResult:
     async with Children(paths.logs, plan.threads) as children:
         await make_models(paths, plan)
         record = await run_fleet(children, paths, plan, screen)
-        for form in ("peft", "mlx"):
+        for form in plan.forms:
             where = ["--state", str(paths.state), "--base", str(MODEL), "--out", str(paths.adapter(form))]
             await children.run(f"export-{form}", ["export", "--to", form, *where])
         scoring = Scoring(children, paths, plan, screen, os.cpu_count() or 1)
@@ -65,6 +65,7 @@ async def run_demo(folder: Path, plan: DemoPlan, screen: Screen) -> DemoResult:
             Sample(prompt=example.prompt, expected=example.completion, base=before, fleet=after)
             for example, before, after in zip(asked, answers_base, answers_fleet, strict=True)
         ],
+        forms=plan.forms,
         num_held_out=plan.num_held_out,
         base=base[None],
         fleet=fleet[None],

@@ -35,6 +35,7 @@ def result_of(fleet_exact: float) -> DemoResult:
         versions=versions,
         updates=updates,
         samples=[Sample(prompt="Is <it> & on?\n", expected="a/b/c", base="no idea", fleet="a/b/c")],
+        forms=["peft", "gguf"],
         num_held_out=240,
         base=Score(exact=0.0, loss=4.9),
         fleet=Score(exact=fleet_exact, loss=0.1),

@@ -53,6 +53,9 @@ def test_the_page_stands_by_itself(recorded):
     assert "23% alone, 75% together" in page
     assert "Is &lt;it&gt; &amp; on?" in page
     assert "MLX is not installed" in page
+    assert "here/adapter-peft" in page
+    assert "here/adapter.gguf    # for llama.cpp" in page
+    assert "adapter-mlx" not in page
     assert "$" not in page
 
 
