@@ -122,7 +122,8 @@ def parse_sketch(payload: bytes) -> Sketch:
         facts = msgspec.json.decode(file.metadata[_FACTS], type=Facts)
     except (KeyError, msgspec.MsgspecError) as cause:
         raise BaseModelError(f"{file.where}: is not of format {FORMAT}; upgrade this tunefleet") from cause
-    if facts.format != FORMAT or not all(_fits(facts, name, file) for name in file.tensors):
+    fits = file.tensors and all(_fits(facts, name, file) for name in file.tensors)
+    if facts.format != FORMAT or not fits:
         raise BaseModelError(
             f"{file.where}: is of format {facts.format}, or its places do not fit its values"
         )

@@ -29,7 +29,8 @@ class CoordinatorConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only
         scale: What B @ A is multiplied by, in every tier.
         targets: Endings of the names of the linear layers that carry LoRA.
         seed: Of version 0.
-        fingerprint: Of the model that a quantised `base` was made from; others are asked themselves.
+        fingerprint: Of the model that a quantised `base` was made from; others are asked themselves. With a
+            quantised one there is no sample for devices to prove their own by.
         strategy: How a buffer becomes a version.
         space: What is added up: true products, or increments of the factors.
         buffer_size: Updates that make a version; for `fedavg` without a cohort, distinct devices.
