@@ -25,11 +25,13 @@ LAST_WORDS = 8  # lines of stderr
 CLOSING_S = 30.0  # for a checkpoint; a process that is still there then is killed
 _NOT_PLAIN = ("MissingExtra", "Rejected")  # built from more than a message
 VMSTAT = Path("/proc/vmstat")
+# What Python, C++, ggml and OpenBLAS say where they end the process, too, instead of raising an error.
+_WANT_OF_MEMORY = ("memoryerror", "bad_alloc", "allocate", "memory allocation", "insufficient memory")
 R = TypeVar("R", Loaded, Result, Evaluation, Texts)
 
 
 class Killed(OutOfMemory):
-    """The process was killed, for all that is known for want of memory."""
+    """The process was killed, or gave up, for all that is known for want of memory."""
 
 
 class Child:
@@ -122,7 +124,8 @@ class Child:
         await self.listener
         words = " | ".join(self.last_words) or "it left no message"
         if code not in (-signal.SIGKILL, 128 + signal.SIGKILL):
-            return BackendError(f"the training process ended with status {code}; its last words: {words}")
+            kind = Killed if any(word in words.lower() for word in _WANT_OF_MEMORY) else BackendError
+            return kind(f"the training process ended with status {code}; its last words: {words}")
         kills = _count_kills()
         if kills is not None and kills == self.num_kills:
             return BackendError("the training process was killed (SIGKILL), and not for want of memory")
