@@ -214,5 +214,9 @@ class _Run:
 
 
 def _peak_memory_bytes() -> int:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024  # macOS counts bytes, Linux KiB
+    status = Path("/proc/self/status")
+    if sys.platform == "darwin" or not status.exists():
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes on macOS
+    # Linux's ru_maxrss begins with the peak of the process that started this one.
+    peak = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
+    return 1024 * int(peak.split()[1])
