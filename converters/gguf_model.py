@@ -147,7 +147,7 @@ def _described(vocabulary: Vocabulary) -> Iterator[tuple[str, Any]]:
     else:
         yield "tokenizer.ggml.scores", list(vocabulary.scores)
         yield "tokenizer.ggml.add_space_prefix", vocabulary.prefix != "none"
-        yield PREFIX_KEY, vocabulary.prefix
+    yield PREFIX_KEY, vocabulary.prefix
     for role, number in vocabulary.special.items():
         yield f"tokenizer.ggml.{_ROLES[role]}_token_id", number
     yield "tokenizer.ggml.add_bos_token", vocabulary.adds_bos

@@ -217,6 +217,12 @@ class Model:
         """Values in all weights."""
         return int(api.llama_model_n_params(self.pointer))
 
+    def text_of(self, key: str) -> str | None:
+        """A value of the file's metadata as text; None if it is not there."""
+        text = ctypes.create_string_buffer(256)
+        count = api.llama_model_meta_val_str(self.pointer, key.encode(), text, len(text))
+        return None if count < 0 else text.value.decode(errors="replace")
+
     def close(self) -> None:
         """Frees the model; its contexts must be closed before."""
         api.llama_model_free(self.pointer)

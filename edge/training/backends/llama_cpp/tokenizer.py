@@ -1,16 +1,19 @@
-"""The tokenizer that stands in a GGUF file, by llama.cpp's own code."""
+"""The tokenizer that stands in a GGUF file, by llama.cpp's own code, with the ids that transformers gives.
+
+Where the two differ: llama.cpp names a beginning-of-text token even for a model that has none, stops the
+process at a character that the vocabulary cannot spell, and puts a space before a text that has one already.
+"""
 
 import ctypes
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 from edge.errors import DataError
-from edge.training.backends.llama_cpp import native
-from edge.training.backends.llama_cpp.native import Model
+from edge.training.backends.llama_cpp.native import Model, api
 
-api = native.api
-
-NO_TOKEN = -1
+SPACE = "\u2581"  # how a SentencePiece vocabulary spells it
+PREFIX = "tunefleet.tokenizer.prefix"  # written by converters.gguf_model
 
 
 class GgufTokenizer:
@@ -18,11 +21,15 @@ class GgufTokenizer:
 
     def __init__(self, model: Model) -> None:
         self._model, self._vocab = model, model.vocab
-        self.bos_id = _token(api.llama_vocab_bos(self._vocab))
-        self.eos_id = _token(api.llama_vocab_eos(self._vocab))
+        self.bos_id = self._special("bos", api.llama_vocab_bos(self._vocab))
+        self.eos_id = self._special("eos", api.llama_vocab_eos(self._vocab))
 
     def encode(self, text: str) -> list[int]:
         """See `Tokenizer.encode`; special tokens that stand in the text are recognised."""
+        if self._model.text_of(PREFIX) == "unless-space":
+            text = text.removeprefix(" ")
+        if self._alphabet is not None:
+            text = "".join(letter for letter in text if letter.replace(" ", SPACE) in self._alphabet)
         raw = text.encode()
         room = len(raw) + 2
         tokens = (api.llama_token * room)()
@@ -31,6 +38,9 @@ class GgufTokenizer:
 
     def decode(self, tokens: Sequence[int]) -> str:
         """See `Tokenizer.decode`."""
+        if api.llama_vocab_type(self._vocab) == api.LLAMA_VOCAB_TYPE_BPE:
+            # llama.cpp's own way takes spaces before punctuation away for some models.
+            return b"".join(map(self._piece, tokens)).decode(errors="replace")
         held = (api.llama_token * len(tokens))(*tokens)
         room = 16 * len(tokens) + 16
         while True:
@@ -63,15 +73,36 @@ class GgufTokenizer:
                 f"the base model's chat template does not take these messages: {error}"
             ) from error
 
+    @cached_property
+    def _alphabet(self) -> frozenset[str] | None:
+        """The characters that can be spelt, of a SentencePiece vocabulary without bytes; None is all."""
+        if api.llama_vocab_type(self._vocab) != api.LLAMA_VOCAB_TYPE_SPM:
+            return None
+        tokens = range(self._model.vocab_size)
+        if any(api.llama_vocab_get_attr(self._vocab, token) & api.LLAMA_TOKEN_ATTR_BYTE for token in tokens):
+            return None
+        return frozenset("".join(map(self._text, tokens)))
+
+    def _special(self, name: str, token: int) -> int | None:
+        # llama.cpp's converter notes a beginning-of-text token even where transformers' tokenizer has none.
+        is_there = self._model.text_of(f"tokenizer.ggml.{name}_token_id") is not None
+        is_added = self._model.text_of(f"tokenizer.ggml.add_{name}_token") != "false"
+        is_ours = self._model.text_of(PREFIX) is not None
+        return token if is_there and token >= 0 and (is_added or is_ours or name == "eos") else None
+
+    def _piece(self, token: int) -> bytes:
+        text = ctypes.create_string_buffer(256)
+        count = api.llama_token_to_piece(self._vocab, token, text, len(text), 0, False)
+        if count < 0:
+            text = ctypes.create_string_buffer(-count)
+            count = api.llama_token_to_piece(self._vocab, token, text, len(text), 0, False)
+        return text.raw[:count]
+
     def _text(self, token: int | None) -> str:
         if token is None:
             return ""
         text: bytes = api.llama_vocab_get_text(self._vocab, token)
         return text.decode(errors="replace")
-
-
-def _token(found: int) -> int | None:
-    return None if found == NO_TOKEN else found
 
 
 def _refuse(message: str) -> Any:
