@@ -331,8 +331,17 @@ def is_won(result: dict[str, Any]) -> bool:
     return is_better and counts["lost"] == 0 and counts["journalled_twice"] == 0
 
 
-def show(result: dict[str, Any]) -> None:
-    """One seed's figures, as docs/real-run.md has them."""
+def steps_by_backend(result: dict[str, Any]) -> dict[str, int]:
+    """Optimizer steps in accepted updates."""
+    steps: dict[str, int] = {}
+    for role, count in zip(FLEET, result["steps"], strict=True):
+        name = f"{role.backend} {role.quant}".strip()
+        steps[name] = steps.get(name, 0) + count
+    return steps
+
+
+def show(seed: int, result: dict[str, Any]) -> None:
+    """One seed's figures, and its row in docs/real-run.md."""
     loss, counts = result["loss"], result["audit"]
     print(f"versions {result['versions']}, {result['seconds']:.0f} s, {sum(result['steps'])} steps merged")
     for accident in result["accidents"]:
@@ -340,6 +349,11 @@ def show(result: dict[str, Any]) -> None:
     print("  updates: " + ", ".join(f"{name} {count}" for name, count in counts.items()))
     print("  test loss: " + ", ".join(f"{who} {loss[who]:.4f}" for who in ("base", "fleet", "alone_median")))
     print("  alone: " + " ".join(f"{value:.4f}" for value in loss["alone"]))
+    print("  steps: " + ", ".join(f"{name} {count}" for name, count in steps_by_backend(result).items()))
+    made = f"{result['versions']} in {result['seconds']:.0f} s"
+    delivered = " | ".join(str(counts[name]) for name in ("spooled", "accepted", "rejected", "lost"))
+    alone = f"{loss['alone_median']:.3f} ({min(loss['alone']):.3f})"
+    print(f"| {seed} | {made} | {delivered} | {loss['base']:.3f} | **{loss['fleet']:.3f}** | {alone} |")
 
 
 def main() -> None:
@@ -353,7 +367,7 @@ def main() -> None:
     results = []
     for seed in range(options.seeds):
         results.append(run_once(options.out / f"seed-{seed}", options.versions, seed))
-        show(results[-1])
+        show(seed, results[-1])
     if options.json:
         print(json.dumps(results, indent=2))
     sys.exit(0 if all(map(is_won, results)) else 1)
