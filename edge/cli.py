@@ -26,6 +26,7 @@ class Backend(StrEnum):
     auto = "auto"
     torch = "torch"
     mlx = "mlx"
+    llama_cpp = "llama_cpp"
     toy = "toy"
 
 
@@ -50,13 +51,20 @@ class Form(StrEnum):
 
     peft = "peft"
     mlx = "mlx"
+    gguf = "gguf"
 
 
-BaseOption = Annotated[str, typer.Option(help="Base model: a Hugging Face or MLX folder, or a hub name.")]
+BaseOption = Annotated[
+    str, typer.Option(help="Base model: a Hugging Face or MLX folder, a .gguf file, or a hub name.")
+]
 DataOption = Annotated[Path, typer.Option(help="JSONL: text, prompt and completion, or messages.")]
-BackendOption = Annotated[Backend, typer.Option(help="What computes.")]
-PrecisionOption = Annotated[Precision, typer.Option(help="Of the forward and backward pass.")]
-AdapterOption = Annotated[Path | None, typer.Option(help="An adapter: PEFT, mlx-lm or tunefleet's own.")]
+BackendOption = Annotated[Backend, typer.Option(help="What computes; llama_cpp takes .gguf files.")]
+PrecisionOption = Annotated[
+    Precision, typer.Option(help="Of the forward and backward pass; llama_cpp's is float32.")
+]
+AdapterOption = Annotated[
+    Path | None, typer.Option(help="An adapter: PEFT, mlx-lm, llama.cpp's .gguf or tunefleet's own.")
+]
 PromptColumn = Annotated[str | None, typer.Option(help="Column of the prompt, if it is not `prompt`.")]
 CompletionColumn = Annotated[str | None, typer.Option(help="Column of the completion, if not `completion`.")]
 TrainOnPrompt = Annotated[bool, typer.Option("--train-on-prompt", help="Prompts count in the loss too.")]
@@ -98,7 +106,9 @@ def train(
     prompt_column: PromptColumn = None,
     completion_column: CompletionColumn = None,
     train_on_prompt: TrainOnPrompt = False,
-    form: Annotated[Form, typer.Option("--format", help="Format of the adapter.")] = Form.peft,
+    form: Annotated[
+        Form, typer.Option("--format", help="Of the adapter; gguf is adapter.gguf in --out.")
+    ] = Form.peft,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a run that was interrupted.")] = False,
     as_json: AsJson = False,
     print_config: Annotated[bool, typer.Option("--print-config", help="Print the settings and end.")] = False,

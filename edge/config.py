@@ -25,7 +25,7 @@ class DeviceConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     Attributes:
         broker: `mqtt://[user[:password]@]host[:port]`, or `mqtts://` for TLS.
         fleet: The fleet's name.
-        base: Folder of the base model.
+        base: Folder or GGUF file of the base model.
         fingerprint: Of the base model; believed of a quantised one instead of a proof by the fleet's sample.
         data: What to train on.
         device_id: This device's name in the fleet.

@@ -25,8 +25,13 @@ NAMED_AFTER_ONE = (
     "edge.training.backends.llama_cpp",
     "edge.transport.broker",
 )
+
+def pass_over(name):
+    if not name.startswith(NAMED_AFTER_ONE):
+        raise
+
 for package in (converters, edge):
-    for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
+    for module in pkgutil.walk_packages(package.__path__, package.__name__ + ".", pass_over):
         if not module.name.startswith(NAMED_AFTER_ONE):
             importlib.import_module(module.name)
 import coordinator.server

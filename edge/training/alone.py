@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 from msgspec import Struct, structs
@@ -18,7 +18,8 @@ from msgspec import Struct, structs
 from converters.adapter import LoraAdapter, initial_adapter
 from converters.base import Base, match_targets, read_base
 from converters.canonical import load_adapter, save_adapter
-from converters.formats import load_any, save_as
+from converters.formats import Format, load_any, save_as
+from converters.gguf_naming import naming_of
 from edge.disk import room_for, write_file
 from edge.errors import ConfigError, StateError
 from edge.training.backends import BackendName
@@ -32,6 +33,7 @@ from edge.training.worker import Worker
 
 CHECKPOINT = "checkpoint"
 METRICS = "metrics.json"
+GGUF_FILE = "adapter.gguf"  # the other formats are folders
 
 
 class Run(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -48,8 +50,13 @@ class Run(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     targets: tuple[str, ...] = ("q_proj", "v_proj")
     adapter: str | None = None  # to begin with
     valid: str | None = None  # scored before and after
-    form: Literal["peft", "mlx"] = "peft"
+    form: Format = "peft"
     resume: bool = False
+
+    @property
+    def adapter_path(self) -> Path:
+        """Where the adapter is written: the output folder, or a file in it."""
+        return Path(self.out) / GGUF_FILE if self.form == "gguf" else Path(self.out)
 
 
 async def train_alone(
@@ -74,6 +81,8 @@ async def train_alone(
     out, folder = Path(run.out), Path(run.out) / CHECKPOINT
     base = find_base(run.base)
     model = read_base(base)
+    if run.form == "gguf":
+        naming_of(model)  # what GGUF has no names for is told before hours of training
     adapter = _first_adapter(run, model)
     begin = _prepare(folder, adapter, resume=run.resume)
     valid = structs.replace(run.data, path=run.valid) if run.valid else None
@@ -94,7 +103,7 @@ async def train_alone(
                 await _score(worker, Path(result.adapter), valid, run.plan)
             )
     with room_for("the adapter", out):
-        save_as(run.form, load_adapter(Path(result.adapter)), out, model)
+        save_as(run.form, load_adapter(Path(result.adapter)), run.adapter_path, model)
     report = _report(run, loaded.backend, adapter, result) | scores
     write_file(out / METRICS, msgspec.json.format(msgspec.json.encode({**report, "losses": result.losses})))
     if result.is_complete:
@@ -178,7 +187,7 @@ def _report(run: Run, backend: str, adapter: LoraAdapter, result: Result) -> dic
     return {
         "base": run.base,
         "backend": backend,
-        "adapter": run.out,
+        "adapter": str(run.adapter_path),
         "format": run.form,
         "rank": adapter.max_rank,
         "num_modules": len(adapter),

@@ -42,7 +42,7 @@ class Worker:
     Calls wait for one another. Used as `async with Worker(base) as worker:`.
 
     Args:
-        base: Folder of the base model.
+        base: Folder or GGUF file of the base model.
         backend: `auto` chooses by machine and base.
         precision: Of the forward and backward pass.
     """

@@ -20,7 +20,7 @@ def choose_backend(base: Path) -> str:
     Raises:
         MissingExtra: Neither MLX nor torch is installed.
     """
-    if base.suffix == ".gguf":
+    if base.suffix == ".gguf" and not base.is_dir():
         return "llama_cpp"
     if (base / "toy.json").exists():
         return "toy"
@@ -35,7 +35,7 @@ def resolve_backend(name: str, base: Path) -> str:
     """The backend called `name` (`auto` chooses), once its library is known to be installed.
 
     Raises:
-        BackendError: No backend bears that name.
+        BackendError: No backend bears that name, or it takes no base of that kind.
         MissingExtra: Its library is not installed.
     """
     chosen = choose_backend(base) if name == "auto" else name
@@ -43,6 +43,9 @@ def resolve_backend(name: str, base: Path) -> str:
         raise BackendError(f"backend {name!r} is unknown; expected one of auto, {', '.join(_LIBRARY)}")
     if not find_spec(_LIBRARY[chosen]):
         raise MissingExtra(f"backend {chosen}", _EXTRA.get(chosen, chosen))
+    if base.exists() and base.is_dir() == (chosen == "llama_cpp"):
+        expected = "a .gguf file" if chosen == "llama_cpp" else "a folder"
+        raise BackendError(f"{base}: backend {chosen} takes {expected}; choose backend auto, or another base")
     return chosen
 
 

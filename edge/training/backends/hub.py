@@ -12,13 +12,13 @@ _FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]  # no pickle
 
 
 def find_base(base: str) -> Path:
-    """The local folder of `base`: itself, or a snapshot of the hub's model of that name.
+    """The local folder or GGUF file `base` itself, or a snapshot of the hub's model of that name.
 
     Raises:
         BaseModelError: It is neither, or the hub cannot be reached.
         MissingExtra: It is a hub name, and no backend is installed that brings the hub's client.
     """
-    if Path(base).exists() or not _NAME.fullmatch(base):
+    if Path(base).exists() or base.endswith(".gguf") or not _NAME.fullmatch(base):
         return Path(base)
     try:
         hub = importlib.import_module("huggingface_hub")

@@ -11,7 +11,7 @@ import pytest
 from msgspec import structs
 from typer.testing import CliRunner
 
-from converters.errors import UnsupportedAdapter
+from converters.errors import BaseModelError, UnsupportedAdapter
 from converters.formats import detect_format, load_any
 from edge import cli
 from edge.errors import ConfigError, DataError, StateError
@@ -72,6 +72,29 @@ def test_an_adapter_is_trained_on_and_written_in_another_format(command, tmp_pat
 def test_without_a_bound_the_data_is_passed_once(command, source):
     report = json.loads(invoke(*command("--json")).stdout)
     assert report["num_examples"] == len(Path(source.path).read_text().splitlines())
+
+
+@pytest.mark.llama
+def test_a_gguf_file_alone_chooses_llama_cpp_and_its_adapter_can_be_gguf_too(make_gguf, source, tmp_path):
+    base = ("--base", make_gguf("llama", "q8_0"))
+    train = ("train", *base, "--data", source.path, "--out", tmp_path / "out", *SIZES, "--steps", 30)
+    report = json.loads(invoke(*train, "--format", "gguf", "--json").stdout)
+    assert (report["backend"], report["loss_after"] < report["loss_before"]) == ("llama_cpp", True)
+    assert report["adapter"] == str(tmp_path / "out" / "adapter.gguf")
+    score = ("eval", *base, "--data", source.path, "--backend", "llama_cpp", "--json")
+    plain, trained = (
+        json.loads(invoke(*score, *adapter).stdout) for adapter in ((), ("--adapter", report["adapter"]))
+    )
+    assert trained["loss"] < plain["loss"]
+    said = invoke("generate", *base, "--adapter", report["adapter"], "--max-tokens", 2, "--json", "turn on ")
+    assert json.loads(said.stdout)["prompt"] == "turn on "
+
+
+@pytest.mark.llama
+def test_a_format_that_the_base_has_no_names_for_is_refused_before_training(command, tmp_path):
+    with pytest.raises(BaseModelError, match="for GGUF"):
+        invoke(*command("--format", "gguf"))
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])

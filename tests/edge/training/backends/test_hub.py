@@ -14,6 +14,10 @@ def test_a_local_folder_is_itself(tmp_path):
     assert find_base("no-such-folder") == Path("no-such-folder")
 
 
+def test_a_gguf_file_that_is_missing_is_not_looked_for_on_the_hub():
+    assert find_base("models/phone.gguf") == Path("models/phone.gguf")
+
+
 def test_a_hub_name_needs_the_hubs_client(monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(
