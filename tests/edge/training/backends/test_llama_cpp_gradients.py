@@ -23,6 +23,11 @@ LLAMAS = ("llama", "llama-mha", "llama-mqa", "llama-tied")  # tied: with biases,
 LENGTHS = (9, 1, 14, 3, 7, 20)
 WIDE = {"hidden_size": 256, "intermediate_size": 512}  # K-quants have blocks of 256 values
 
+SIX_LAYERS = {  # llama.cpp before 0.3.36 knows no other pattern for Gemma 3
+    "num_hidden_layers": 6,
+    "layer_types": 5 * ["sliding_attention"] + ["full_attention"],
+}
+
 
 class Error(NamedTuple):
     """Of a gradient."""
@@ -34,8 +39,9 @@ class Error(NamedTuple):
 
 # torch and llama.cpp add the same float32 products in another order: 1e-6 to 3e-6 were seen.
 FLOAT32 = Error(1e-5, 5e-6, 5e-6)
-# ggml reads GELU from a table in half precision, so its values are off by up to 2^-11; 9e-4 was seen.
-GELU_TABLE = Error(2e-3, 1e-3, 5e-4)
+# ggml reads GELU from a table in half precision, so its values are off by up to 2^-11; 3e-3 was seen over
+# six layers, 9e-4 over two.
+GELU_TABLE = Error(1e-2, 5e-3, 1e-3)
 # llama.cpp rounds activations to the weights' type before it multiplies, 11 bits or 8, and the gradient knows
 # nothing of that: the same one as if the weights were float32. 1.2e-3 and 9e-3 were seen.
 FLOAT16, BFLOAT16 = Error(2e-3, 1e-3, 1e-3), Error(3e-2, 1e-2, 5e-3)
@@ -144,8 +150,8 @@ def assert_within(found, bound):
     "name", [*LLAMAS, "mistral", "qwen2", "qwen3", "olmo2", "olmo2-tied", "phi3", "gemma3"]
 )
 def test_gradients_are_torchs_in_float32(name, find_error, make_model, make_gguf, batch):
-    found = find_error(make_model(name), make_gguf(name), batch)
-    assert_within(found, GELU_TABLE if name == "gemma3" else FLOAT32)
+    changes, bound = (SIX_LAYERS, GELU_TABLE) if name == "gemma3" else ({}, FLOAT32)
+    assert_within(find_error(make_model(name, **changes), make_gguf(name, **changes), batch), bound)
 
 
 @pytest.mark.parametrize("chosen", ["layers.1.self_attn.k_proj", "v_proj", "layers.0.mlp.down_proj"])
@@ -153,9 +159,17 @@ def test_gradients_of_a_few_modules_are_torchs(chosen, find_error, make_model, m
     assert_within(find_error(make_model("llama"), make_gguf("llama"), batch, chosen=chosen), FLOAT32)
 
 
-def test_gradients_of_more_tokens_than_are_computed_at_once_are_torchs(find_error, make_model, make_gguf):
-    long = make_batch((250, 130, 200, 60, 90), [[0], [1], [2], [3, 4]], seq_tokens=256)
-    assert_within(find_error(make_model("llama"), make_gguf("llama"), long), FLOAT32)
+@pytest.mark.parametrize("lengths", [(250, 130, 200, 60, 90), (2,) * 150], ids=["long", "many"])
+def test_gradients_of_more_than_is_computed_at_once_are_torchs(lengths, find_error, make_model, make_gguf):
+    batch = make_batch(lengths, [[index] for index in range(len(lengths))], seq_tokens=256)
+    assert_within(find_error(make_model("llama"), make_gguf("llama"), batch), FLOAT32)
+
+
+def test_gradients_through_scaled_rotary_embeddings_are_torchs(find_error, make_model, make_gguf, batch):
+    scaling = {"rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0, "low_freq_factor": 1.0}
+    scaling |= {"high_freq_factor": 4.0, "original_max_position_embeddings": 16}
+    changes = {"rope_parameters": scaling}
+    assert_within(find_error(make_model("llama", **changes), make_gguf("llama", **changes), batch), FLOAT32)
 
 
 @pytest.mark.parametrize("quant", ROUNDING)

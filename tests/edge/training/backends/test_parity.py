@@ -102,3 +102,19 @@ def test_backends_agree_before_training(name, llama_base, request, tmp_path):
     assert in_torch.loss_sum == pytest.approx(in_other.loss_sum, rel=1e-5)
     assert in_torch[2:] == in_other[2:]
     np.testing.assert_allclose(hidden, other, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_backends_continue_alike(name, llama_base, request):
+    pytest.importorskip(LIBRARIES[name])
+    base = llama_base if name == "mlx" else request.getfixturevalue("llama_gguf")
+    found = []
+    for model in (load_model("torch", llama_base), load_model(name, base)):
+        modules = match_targets(model.card.modules, ["q_proj", "v_proj", "down_proj"])
+        adapter = initial_adapter(modules, rank=4, scale=2.0, seed=0)
+        raised = {module: factors._replace(b=factors.b + np.float32(0.1)) for module, factors in adapter}
+        model.set_adapter(LoraAdapter(raised))
+        prompts = [[0, 5, 6, 7], [0, 9], [0, *range(20, 60)], [0] * 120]
+        found.append(model.generate(prompts, max_tokens=20))
+    assert found[0] == found[1]
+    assert any(found[0])
