@@ -8,15 +8,37 @@ import sys
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 pytest.importorskip("llama_cpp", reason="needs the llama extra")
 
+from converters.gguf_toy import make_weights, write_toy
 from edge.errors import BackendError
 from edge.training.backends.llama_cpp import native
 
 pytestmark = pytest.mark.llama
 open_anew = native.open_library.__wrapped__
+TOKENS = np.array([3, 1, 4, 1, 5], np.int32)
+PLACES, ZEROS, EVERYWHERE = np.arange(5, dtype=np.int32), np.zeros(5, np.int32), np.ones(5, np.bool_)
+
+
+@pytest.fixture
+def context(tmp_path):
+    """Of the self-test's toy."""
+    write_toy(tmp_path / "toy.gguf", make_weights(seed=0))
+    model = native.Model(tmp_path / "toy.gguf")
+    context = native.Context(model, 16, 1, 1)
+    yield context
+    context.close()
+    model.close()
+
+
+def logits_of(context) -> np.ndarray:
+    context.clear()
+    context.hook = lambda pointer, is_asked: False
+    context.decode(TOKENS, PLACES, ZEROS, EVERYWHERE)
+    return context.logits(len(TOKENS)).copy()
 
 
 def refusal() -> str:
@@ -66,6 +88,39 @@ def test_types_of_other_numbers_are_refused(monkeypatch):
 def test_every_missing_function_is_named(monkeypatch):
     monkeypatch.setattr(native.ctypes, "CDLL", lambda _: ctypes.PyDLL(None))  # Python itself
     assert "lacks ggml_op_name, ggml_op_desc, ggml_tensor_overhead, ggml_get_type_traits" in refusal()
+
+
+def test_what_a_hook_raises_ends_the_pass_and_the_next_is_as_before(context):
+    expected = logits_of(context)
+    seen = []
+
+    def fail(pointer: int, is_asked: bool) -> bool:
+        seen.append(pointer)
+        if not is_asked:
+            raise KeyError("from a hook")
+        return len(seen) == 5
+
+    context.clear()
+    context.hook = fail
+    with pytest.raises(KeyError, match="from a hook"):
+        context.decode(TOKENS, PLACES, ZEROS, EVERYWHERE)
+    assert len(seen) == 6
+    np.testing.assert_array_equal(logits_of(context), expected)
+
+
+@pytest.mark.parametrize("node", [0, 1, 10, 30])
+def test_a_pass_that_was_stopped_leaves_no_trace(node, context):
+    expected, seen = logits_of(context), []
+    context.clear()
+    context.hook = lambda pointer, is_asked: bool(seen.append(is_asked)) or True
+    context.decode(TOKENS, PLACES, ZEROS, EVERYWHERE, stop_before=node)
+    assert seen == [True, False] * node
+    np.testing.assert_array_equal(logits_of(context), expected)
+
+
+def test_tokens_that_are_not_in_the_vocabulary_are_refused_in_llama_cpps_words(context):
+    with pytest.raises(BackendError, match=r"llama_decode gave -1: .*invalid token"):
+        context.decode(TOKENS + 1000, PLACES, ZEROS, EVERYWHERE)
 
 
 def test_a_broken_installation_is_one_error(tmp_path):
