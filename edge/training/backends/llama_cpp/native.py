@@ -2,7 +2,8 @@
 
 llama.cpp promises nothing about what is used here: the layout of `ggml_tensor`, the order in which the
 scheduler calls its evaluation callback, where an operation keeps its parameters. All of it stands in this
-file, which is longer than others for that; `open_library` compares it with the installed library, and `selftest.py` tries it out once per version.
+file, which is longer than others for that; `open_library` compares it with the installed library, and
+`selftest.py` tries it out once per version.
 
 A model's graph is walked by `cb_eval`: for each node in order of computation the callback is asked whether it
 wants the node's result, and is called again right after that node (and nothing later) was computed.
