@@ -38,7 +38,9 @@ except (ImportError, OSError, RuntimeError, AttributeError) as error:
         f"backend llama_cpp: the installed llama-cpp-python cannot be loaded: {reason}; install it again"
     ) from error
 
-OLDEST, NEWEST = (0, 3, 20), (0, 3, 36)  # of llama-cpp-python; CI runs the backend's tests on both
+OLDEST, NEWEST = (0, 3, 21), (0, 3, 36)
+"""Of llama-cpp-python; CI runs the backend's tests on both. 0.3.20 held keys of sliding windows in 16 bits."""
+
 PACKAGE = "llama_cpp_python"
 TENSOR_BYTES, OBJECT_BYTES = 336, 32
 F32, F16, I32 = 0, 1, 26  # ggml_type
