@@ -1,8 +1,12 @@
-"""Tiny random models as Hugging Face folders and as GGUF files, and llama.cpp itself to hold them against."""
+"""Tiny random models as folders and as GGUF files, llama.cpp itself to hold them against, and a broker."""
 
 import ctypes
 import json
 import os
+import shutil
+import socket
+import subprocess
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -55,6 +59,24 @@ QUANT_TYPES = {
     "f16": 1,
 }
 QUANT_TYPES |= {"bf16": 32, "q4_1": 3, "q5_0": 8, "q5_1": 9}
+
+
+MOSQUITTO = shutil.which("mosquitto", path=f"{os.environ['PATH']}:/usr/sbin:/opt/homebrew/sbin")
+
+
+@pytest.fixture
+def mosquitto():
+    """The port of a broker on this machine."""
+    if MOSQUITTO is None:
+        pytest.skip("the mosquitto program is not installed")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    with subprocess.Popen([MOSQUITTO, "-p", str(port)], stderr=subprocess.DEVNULL) as broker:
+        while not _listens(port):
+            time.sleep(0.05)
+        yield port
+        broker.terminate()
 
 
 @pytest.fixture(scope="session")
@@ -138,6 +160,11 @@ def write_byte_tokenizer(folder: Path) -> int:
     settings = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", "eos_token": "</s>"}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
     return len(alphabet)
+
+
+def _listens(port):
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def _load(api, path):

@@ -3,12 +3,9 @@
 import json
 import re
 import shlex
-import shutil
 import signal
-import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,23 +15,18 @@ import pytest
 from edge.training.backends.toy import make_toy_base
 
 ROOT = Path(__file__).parents[1]
-MOSQUITTO = shutil.which("mosquitto") or shutil.which("mosquitto", path="/usr/sbin")
 
-pytestmark = [
-    pytest.mark.broker,
-    pytest.mark.skipif(MOSQUITTO is None, reason="the mosquitto program is not installed"),
-]
+pytestmark = pytest.mark.broker
 
 
-def test_the_commands_of_the_readme_make_a_fleet(tmp_path: Path) -> None:
-    with mosquitto() as port:
-        commands = readme_commands(tmp_path, port)
-        assert {"serve", "join", "history", "export", "train"} <= commands.keys()
-        serve = [*commands["serve"], "--buffer-size", "1", "--max-versions", "2"]
-        with running(tmp_path, serve) as coordinator, running(tmp_path, commands["join"]) as device:
-            assert coordinator.wait(timeout=120) == 0
-            device.send_signal(signal.SIGTERM)
-            assert device.wait(timeout=60) == 0
+def test_the_commands_of_the_readme_make_a_fleet(tmp_path: Path, mosquitto: int) -> None:
+    commands = readme_commands(tmp_path, mosquitto)
+    assert {"serve", "join", "history", "export", "train"} <= commands.keys()
+    serve = [*commands["serve"], "--buffer-size", "1", "--max-versions", "2"]
+    with running(tmp_path, serve) as coordinator, running(tmp_path, commands["join"]) as device:
+        assert coordinator.wait(timeout=120) == 0
+        device.send_signal(signal.SIGTERM)
+        assert device.wait(timeout=60) == 0
     history = json.loads(run(tmp_path, [*commands["history"], "--json"]))
     assert [version["version"] for version in history["versions"]] == [0, 1, 2]
     run(tmp_path, commands["export"])
@@ -54,28 +46,6 @@ def readme_commands(folder: Path, port: int) -> dict[str, list[str]]:
     )
     commands = [shlex.split(line)[1:] for line in re.findall(r"tunefleet [a-z]+ +--[^`\n]*", text)]
     return {command[0]: command for command in commands}
-
-
-@contextmanager
-def mosquitto() -> Iterator[int]:
-    """A broker on a free port of this machine."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = int(probe.getsockname()[1])
-    broker = subprocess.Popen([str(MOSQUITTO), "-p", str(port)], stderr=subprocess.DEVNULL)
-    try:
-        while not listens(port):
-            time.sleep(0.05)
-        yield port
-    finally:
-        broker.terminate()
-        broker.wait()
-
-
-def listens(port: int) -> bool:
-    """Whether something takes connections there."""
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 @contextmanager
