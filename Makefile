@@ -3,8 +3,9 @@ VENV ?= .venv
 PYTHON ?= python3.11
 BIN := $(VENV)/bin
 PACKAGES := converters edge coordinator tunefleet.py
+OLDEST_LLAMA := $(shell sed -n 's/.*"llama-cpp-python>=\([0-9.]*\),.*/\1/p' pyproject.toml)
 
-.PHONY: demo test check bench clean
+.PHONY: demo test oldest check bench clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -18,6 +19,13 @@ demo: $(VENV)/.installed
 
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest
+
+# The lower end of the range of llama-cpp-python, beside the upper one: `make test` tries both where it is there.
+oldest: $(VENV)/llama-$(OLDEST_LLAMA)
+
+$(VENV)/llama-$(OLDEST_LLAMA): | $(VENV)/.installed
+	CMAKE_ARGS=-DLLAVA_BUILD=OFF $(BIN)/python -m pip install --quiet --no-deps --target $@ \
+	  llama-cpp-python==$(OLDEST_LLAMA)
 
 check: $(VENV)/.installed
 	$(BIN)/ruff format --check .

@@ -29,6 +29,7 @@ def context(tmp_path):
     write_toy(tmp_path / "toy.gguf", make_weights(seed=0))
     model = native.Model(tmp_path / "toy.gguf")
     context = native.Context(model, 16, 1, 1)
+    native.api.llama_log_set(model.library.keep[0], None)  # other tests silence it
     yield context
     context.close()
     model.close()
