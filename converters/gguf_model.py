@@ -3,8 +3,11 @@
 Only what llama.cpp's graphs do to the letter is written; a model that they would only come near to is
 refused. Quantising is llama.cpp's own business (`llama_model_quantize`). Facts per architecture are those of
 llama.cpp's converter, https://github.com/ggml-org/llama.cpp/tree/master/conversion.
+
+Run as: python -m converters.gguf_model FOLDER FILE
 """
 
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from converters.base import BaseModel, read_folder
-from converters.errors import BaseModelError
+from converters.errors import BaseModelError, TunefleetError
 from converters.gguf_numbers import (
     ARCHITECTURES,
     EMBEDDING,
@@ -167,3 +170,10 @@ def _gguf() -> Any:
     except ImportError as cause:
         raise BaseModelError("gguf is not installed; run: pip install 'tunefleet[llama]'") from cause
     return gguf
+
+
+if __name__ == "__main__":
+    try:
+        write_gguf(Path(sys.argv[1]), Path(sys.argv[2]))
+    except TunefleetError as error:
+        sys.exit(f"tunefleet: {error}")
