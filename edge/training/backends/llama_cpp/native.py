@@ -39,7 +39,7 @@ except (ImportError, OSError, RuntimeError, AttributeError) as error:
     ) from error
 
 OLDEST, NEWEST = (0, 3, 21), (0, 3, 36)
-"""Of llama-cpp-python; CI runs the backend's tests on both. 0.3.20 held keys of sliding windows in 16 bits."""
+"""Of llama-cpp-python; CI runs the backend's tests on both. 0.3.20 holds sliding windows' keys in 16 bits."""
 
 PACKAGE = "llama_cpp_python"
 TENSOR_BYTES, OBJECT_BYTES = 336, 32
@@ -283,7 +283,7 @@ class Context:
         places = np.arange(self._num_reserved, dtype=np.int32)
         self.decode(zeros, places, zeros, np.ones(self._num_reserved, np.bool_), stop_before=0)
         self.clear()
-        if sys.platform == "linux":
+        if sys.platform in ("linux", "android"):
             _free_pages(self.logits(self._num_reserved))
 
     def clear(self) -> None:
