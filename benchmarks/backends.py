@@ -163,8 +163,8 @@ def measure(contestant: Contestant, case: Case, folder: Path) -> Measurement:
 
 def make_work(contestant: Contestant, case: Case, folder: Path) -> Work:
     """What the child is told; its model is made where that is not done yet."""
-    resolve_backend(contestant.backend, folder)
     base = find_model(case.model, contestant.quant, folder)
+    resolve_backend(contestant.backend, Path(base))
     return Work(
         str(base), contestant.backend, contestant.precision, case.num_tokens, case.labelled, case.num_steps
     )
