@@ -2,8 +2,11 @@
 
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -13,8 +16,6 @@ HEAVY = ("torch", "transformers", "peft", "tokenizers", "mlx", "mlx_lm", "amqtt"
 OUT_OF_REACH = ("No matching distribution", "Connection", "Temporary failure in name resolution")
 SERVE = "--fleet home --base {folder} --state coordinator --buffer-size 1 --max-versions 1 --steps 4 --rank 4"
 JOIN = "--fleet home --base {path} --data data.jsonl --device-id phone --state phone --max-tasks 1 --json"
-
-pytestmark = [pytest.mark.broker, pytest.mark.llama]
 
 
 @pytest.fixture
@@ -39,6 +40,8 @@ def phone(tmp_path):
     return tmp_path / "phone/bin"
 
 
+@pytest.mark.broker
+@pytest.mark.llama
 @pytest.mark.timeout(1200)
 def test_a_device_without_torch_runs_a_task_to_its_receipt(phone, make_model, make_gguf, mosquitto, tmp_path):
     rows = [{"prompt": f"turn {word} ", "completion": word.upper()} for word in ("on", "off", "up", "down")]
@@ -64,6 +67,16 @@ def test_a_device_without_torch_runs_a_task_to_its_receipt(phone, make_model, ma
     assert [version["version"] for version in made] == [0, 1]
     assert missing(phone, HEAVY) == list(HEAVY)
     assert missing(phone, ("llama_cpp", "gguf", "tunefleet")) == []
+
+
+def test_the_command_of_the_page_is_one_that_join_takes(tmp_path):
+    for name in ("model.gguf", "data.jsonl"):
+        (tmp_path / name).touch()
+    page = (ROOT / "docs/phone.md").read_text().replace("\\\n", " ")
+    (line,) = re.findall(r"tunefleet (join --broker .*)", page)
+    command = [sys.executable, "-m", "tunefleet", *shlex.split(line), "--print-config"]
+    done = subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True)
+    assert tomllib.loads(done.stdout)["base"] == "model.gguf"
 
 
 def missing(phone, names):
