@@ -1,9 +1,9 @@
 """How much memory a pass takes, compared with what there is before it is taken.
 
 Where memory runs out, Linux kills a process, and often another one than that which took it. The estimate was
-0.98 to 1.04 times the peak of training, 0.93 to 1.04 times that of scoring, on Llamas of 5, 40 and 125 million
-parameters with 32 to 1024 tokens at once (`test_llama_cpp_memory.py` measures again); what runs short all the
-same ends a worker and not the client.
+0.98 to 1.04 times the peak of training, 0.93 to 1.04 times that of scoring, on Llamas of 5, 40 and 125
+million parameters with 32 to 1024 tokens at once (`test_llama_cpp_memory.py` measures again); what runs short
+all the same ends a worker and not the client.
 """
 
 import os
