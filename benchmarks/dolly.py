@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
 from benchmarks.models import ASSETS, find_model
+from edge.spool import Spool
 
 MODEL = "tinystories-656K"
 BASE = ASSETS / "models" / MODEL
@@ -257,8 +258,11 @@ def audit(out: Path) -> dict[str, Any]:
         rows = journal.execute("SELECT id, status FROM updates").fetchall()
     journalled = dict(rows)
     spooled = [update for index in range(len(FLEET)) for update in spooled_updates(out, index)]
+    folders = [out / f"device-{index}" for index in range(len(FLEET))]
     waiting = {
-        entry.name for index in range(len(FLEET)) for entry in (out / f"device-{index}/spool").iterdir()
+        entry.header.update
+        for folder in folders
+        for entry in Spool(folder / "spool", folder / "residual.safetensors").entries()
     }
     return {
         "spooled": len(spooled),
