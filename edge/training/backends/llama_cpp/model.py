@@ -220,7 +220,10 @@ class LlamaCppModel:
 
 
 def _count_processors() -> int:
-    """Those that this process may use, where the system can tell."""
+    """Those that this process may use, where it is told or the system can tell."""
+    told = os.environ.get("OMP_NUM_THREADS", "")
+    if told.isdecimal() and int(told):
+        return int(told)
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
