@@ -48,7 +48,7 @@ class DemoPlan(NamedTuple):
     min_updates: int = 3  # at least so many updates,
     fleet_seconds: float = 80.0  # or when this time is over
     buffer_size: int = 3  # updates that make a version: it never waits for the slowest
-    # 99 to 100 % right at the end, seeds 0 to 2; `product`, before there was llama.cpp, 68 to 100 % in four runs.
+    # 99 to 100 % right at the end, seeds 0 to 2; `product`, without llama.cpp yet, 68 to 100 %.
     space: str = "factors"
     steps: int = 5  # optimizer steps of one task
     lr: float = 2e-3
