@@ -73,7 +73,7 @@ def test_a_run_killed_on_a_q4_0_base_is_resumed_to_the_same_adapter(base, task, 
 
         def tell(progress):
             steps.append(progress.step)
-            if progress.step == 3:
+            if progress.step >= 3:  # not every step is told
                 is_under_way.set()
 
         async with Worker(base) as worker:
