@@ -75,6 +75,7 @@ class Plan(NamedTuple):
     has_gradient: tuple[bool, ...]
     is_changed: tuple[bool, ...]  # LoRA is added to these results; and the last one is looked at
     is_kept: tuple[bool, ...]  # results that the backward pass needs
+    taken_over: frozenset[int]  # attention, which a whole pass computes itself
     takes_input: tuple[bool, ...]  # of a mask, or of the places of the outputs, that it needs
 
 
@@ -118,6 +119,7 @@ def make_plan(nodes: Sequence[Node], modules: frozenset[str]) -> Plan:
     Raises:
         BackendError: Naming every operation on the gradients' way that has no backward pass here.
     """
+    from edge.training.backends.llama_cpp.attention import taken_over
     from edge.training.backends.llama_cpp.operations import find_obstacle, needed_operands
 
     head = nodes[-1].weight
@@ -151,6 +153,7 @@ def make_plan(nodes: Sequence[Node], modules: frozenset[str]) -> Plan:
         has_gradient=tuple(has_gradient),
         is_changed=tuple(number in trained or number == last for number in range(len(nodes))),
         is_kept=tuple(number in kept for number in range(len(nodes))),
+        taken_over=taken_over(nodes),
         takes_input=tuple(
             node.index in masked or (node.op == "GET_ROWS" and has_gradient[node.index]) for node in nodes
         ),

@@ -74,7 +74,7 @@ class Room:
             num_factors: Values of the adapter.
             keeps: Whether a backward pass follows.
         """
-        room = -(-max(num_tokens, CONTEXT_STEP) // CONTEXT_STEP) * CONTEXT_STEP
+        room = context_tokens(num_tokens)
         buffers = WIDE_COPIES * self._widest + (0 if keeps else SCORE_COPIES * self._heads * room)
         passing = HIDDEN_GRADIENTS * self._hidden + WIDE_GRADIENTS * self._widest
         passing += 2 * min(self.base.vocab_size, HEAD_ROWS)
@@ -104,6 +104,11 @@ class Room:
                 "end other programs, or take a base in fewer bits"
             )
         self._granted = need.total
+
+
+def context_tokens(num_tokens: int) -> int:
+    """How many tokens the context has room for that is opened for so many."""
+    return -(-max(num_tokens, 1) // CONTEXT_STEP) * CONTEXT_STEP
 
 
 def available_bytes() -> int:

@@ -22,7 +22,7 @@ from edge.training.backends.llama_cpp.adamw import AdamW
 from edge.training.backends.llama_cpp.graph import Node, Plan, make_plan, record_graph
 from edge.training.backends.llama_cpp.groups import Group, make_groups
 from edge.training.backends.llama_cpp.head import apply_head
-from edge.training.backends.llama_cpp.memory import CONTEXT_STEP, Room
+from edge.training.backends.llama_cpp.memory import Room, context_tokens
 from edge.training.backends.llama_cpp.sampling import pick_token
 from edge.training.backends.llama_cpp.selftest import ensure_tested
 from edge.training.backends.llama_cpp.tape import Lora, Tape
@@ -121,10 +121,11 @@ class LlamaCppModel:
     def features(self, batch: Batch) -> Array:
         """See `Model.features`."""
         flat = flatten(batch)
-        hidden = [
-            self._forward(group, np.ones(len(group.tokens), np.bool_), keeps=False)[1]
-            for group in make_groups(batch, needs_labels=False)
-        ]
+        with self.threads.alone():
+            hidden = [
+                self._forward(group, np.ones(len(group.tokens), np.bool_), keeps=False)[1]
+                for group in make_groups(batch, needs_labels=False)
+            ]
         return average_examples(flat, np.concatenate(hidden)[None])
 
     def generate(
@@ -205,8 +206,9 @@ class LlamaCppModel:
             if self.context is not None:
                 self.context.close()
                 self.context = None
-            room = -(-max(num_tokens, CONTEXT_STEP) // CONTEXT_STEP) * CONTEXT_STEP
-            self.context = native.Context(self.model, room, native.MAX_SEQUENCES, self.num_threads)
+            self.context = native.Context(
+                self.model, context_tokens(num_tokens), native.MAX_SEQUENCES, self.num_threads
+            )
         return self.context
 
     def _backward(self, group: Group, total: float) -> float:

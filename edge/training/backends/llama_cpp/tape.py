@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from edge.training.backends.llama_cpp.attention import attend_in_graph, taken_over
+from edge.training.backends.llama_cpp.attention import attend_in_graph
 from edge.training.backends.llama_cpp.graph import Node, Plan
 from edge.training.backends.llama_cpp.native import (
     NO_OPERATION,
@@ -96,7 +96,7 @@ class Tape:
         context.reserve(int(is_output.sum()))
         context.clear()
         context.hook = self._hook
-        self._taken_over = taken_over(self.nodes)
+        self._taken_over = self.plan.taken_over
         try:
             context.decode(tokens, self.positions, sequences, is_output, stop_before=self.plan.last + 1)
         finally:
