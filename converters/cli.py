@@ -6,6 +6,15 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from typer import Argument, Option
+
+from converters.command import OUTPUT, Command, examples
+
+EXAMPLES = examples(
+    "tunefleet convert mlx-adapter peft-adapter --to peft",
+    "tunefleet convert peft-adapter adapter.gguf --to gguf --base Qwen3-0.6B",
+)
+FORMAT = "Format"
 
 app = typer.Typer()
 
@@ -18,20 +27,35 @@ class Target(StrEnum):
     gguf = "gguf"
 
 
-@app.command()
+@app.command(cls=Command, epilog=EXAMPLES)
 def convert(
     src: Annotated[
-        Path, typer.Argument(help="An adapter: PEFT or mlx-lm folder, llama.cpp's or our own file.")
+        Path,
+        Argument(
+            metavar="FROM",
+            help="The adapter: a folder of PEFT or mlx-lm, a .gguf file, or tunefleet's own file.",
+        ),
     ],
     dst: Annotated[
-        Path, typer.Argument(help="The folder to write, or the file for gguf; nothing may be there.")
+        Path,
+        Argument(metavar="TO", help="The folder to write, or for gguf the file; nothing may be there yet."),
     ],
-    to: Annotated[Target, typer.Option(help="The format to write.")],
+    to: Annotated[
+        Target, Option(metavar="NAME", rich_help_panel=FORMAT, help="What to write: peft, mlx or gguf.")
+    ],
     base: Annotated[
         Path | None,
-        typer.Option(help="The base model, a folder or .gguf file: checked against; gguf needs it."),
+        Option(
+            "--base",
+            "--model",
+            metavar="MODEL",
+            rich_help_panel=FORMAT,
+            help="The base model, a folder or a .gguf file, to check the adapter against; gguf needs it.",
+        ),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+    as_json: Annotated[
+        bool, Option("--json", rich_help_panel=OUTPUT, help="Print the report as one line of JSON.")
+    ] = False,
 ) -> None:
     """Converts an adapter to another tool's format, to the last bit or not at all."""
     from converters.base import read_base

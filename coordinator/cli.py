@@ -1,24 +1,73 @@
 """Commands of this package; heavy imports happen inside the command that needs them."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer import Argument, Option
 
+from converters.command import OUTPUT, SETTINGS, Command, examples
+from coordinator.demo.command import EXAMPLES as DEMO
 from coordinator.demo.command import demo
 
 if TYPE_CHECKING:
     from coordinator.journal import Journal
     from coordinator.versions import VersionStore
 
-app = typer.Typer()
-app.command()(demo)
+SERVE = examples(
+    "tunefleet serve --broker mqtt://HOST --fleet home --base Qwen/Qwen3-0.6B \\",
+    "  --state coordinator --calibration held-out.jsonl",
+    "tunefleet serve --config fleet.toml --wait",
+)
+STATUS = examples("tunefleet status --state coordinator", "tunefleet status --state coordinator --json")
+HISTORY = examples(
+    "tunefleet history --state coordinator",
+    "tunefleet history --state coordinator --limit 5 --json",
+)
+ROLLBACK = examples(
+    "tunefleet rollback 41 --state coordinator",
+    "tunefleet rollback 0 --state coordinator --json",
+)
+EXPORT = examples(
+    "tunefleet export --state coordinator --out adapter",
+    "tunefleet export --state coordinator --version 41 --base model.gguf \\",
+    "  --to gguf --out adapter.gguf",
+)
+FLEET, ADAPTER, MERGING = "Fleet", "Adapter", "Merging"
+RECIPE, SCORES, DEVICES, BROKER = "Training on devices", "Scores", "Devices", "Broker"
+PLACES = {  # in the settings, of options that bear another name there
+    "rank": "ranks",
+    "calibration": "calibration_data",
+    "wait": "waits_for_broker",
+} | {name: f"recipe.{name}" for name in ("steps", "seconds", "lr", "seq_tokens", "batch_tokens", "attempts")}
 
-State = Annotated[Path, typer.Option(help="The coordinator's state folder.")]
-Json = Annotated[bool, typer.Option("--json", help="Print the report as JSON.")]
+app = typer.Typer()
+app.command(cls=Command, epilog=DEMO)(demo)
+
+State = Annotated[
+    Path, Option(metavar="FOLDER", rich_help_panel=FLEET, help="The coordinator's --state folder.")
+]
+Json = Annotated[bool, Option("--json", rich_help_panel=OUTPUT, help="Print the report as one line of JSON.")]
+
+
+class ServeCommand(Command):
+    """`tunefleet serve`, which shows the defaults of `coordinator.config`."""
+
+    places = PLACES
+
+    def defaults(self) -> Mapping[str, Any]:
+        """See `Command.defaults`."""
+        from coordinator.config import CoordinatorConfig
+        from edge.settings import defaults_of
+
+        found = defaults_of(CoordinatorConfig, (param.name or "" for param in self.params), self.places)
+        return {
+            name: ",".join(map(str, value)) if isinstance(value, tuple) else value
+            for name, value in found.items()
+        }
 
 
 class Strategy(StrEnum):
@@ -70,55 +119,297 @@ class Form(StrEnum):
     gguf = "gguf"
 
 
-@app.command()
+@app.command(cls=ServeCommand, epilog=SERVE)
 def serve(
-    config: Annotated[
-        Path | None, typer.Option(help="TOML with these settings and more; see --print-config.")
+    fleet: Annotated[
+        str | None,
+        Option(
+            metavar="NAME",
+            rich_help_panel=FLEET,
+            help="The fleet's name: a-z, 0-9 and -. Required.",
+        ),
     ] = None,
-    broker: Annotated[str | None, typer.Option(help="mqtt://user:password@host:port, or mqtts://.")] = None,
-    fleet: Annotated[str | None, typer.Option(help="The fleet's name.")] = None,
-    base: Annotated[str | None, typer.Option(help="Folder of the base model.")] = None,
-    state: Annotated[str | None, typer.Option(help="Folder of this coordinator alone.")] = None,
-    rank: Annotated[str | None, typer.Option("--rank", "--ranks", help="Of the fleet; tiers as 8,4.")] = None,
-    scale: Annotated[float | None, typer.Option(help="What B @ A is multiplied by.")] = None,
-    targets: Annotated[str | None, typer.Option(help="Layers with LoRA, as q_proj,v_proj.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Of version 0.")] = None,
+    broker: Annotated[
+        str | None,
+        Option(
+            metavar="URL",
+            rich_help_panel=FLEET,
+            help="mqtt://user:password@host:port, or mqtts:// for TLS. Required.",
+        ),
+    ] = None,
+    base: Annotated[
+        str | None,
+        Option(
+            "--base",
+            "--model",
+            metavar="MODEL",
+            rich_help_panel=FLEET,
+            help="The base model: a Hugging Face or MLX folder, or a .gguf file. Required.",
+        ),
+    ] = None,
+    state: Annotated[
+        str | None,
+        Option(
+            metavar="FOLDER",
+            rich_help_panel=FLEET,
+            help="Where this coordinator keeps its key, its journal and its versions; for it alone. "
+            "Required.",
+        ),
+    ] = None,
+    rank: Annotated[
+        str | None,
+        Option(
+            "--rank",
+            "--ranks",
+            metavar="N",
+            rich_help_panel=ADAPTER,
+            help="The rank of the fleet's adapter, and of smaller tiers for small devices: 8, or 8,4.",
+        ),
+    ] = None,
+    scale: Annotated[
+        float | None,
+        Option(
+            metavar="X",
+            rich_help_panel=ADAPTER,
+            help="What the adapter's product is multiplied by: lora_alpha / rank in PEFT.",
+        ),
+    ] = None,
+    targets: Annotated[
+        str | None,
+        Option(
+            metavar="NAMES",
+            rich_help_panel=ADAPTER,
+            help="The layers that carry the adapter: endings of their names, with commas.",
+        ),
+    ] = None,
+    seed: Annotated[
+        int | None,
+        Option(
+            metavar="N",
+            min=0,
+            rich_help_panel=ADAPTER,
+            help="Of version 0, the adapter that training begins with.",
+        ),
+    ] = None,
     strategy: Annotated[
         Strategy | None,
-        typer.Option(
-            help="How a buffer becomes a version; tunefleet with --calibration, fedbuff without.",
+        Option(
+            metavar="NAME",
+            rich_help_panel=MERGING,
+            help="How updates become a version: fedavg, fedasync, fedbuff, alignfed, alignfed-literal, "
+            "ffa-lora, fedsa-lora, flora, flexlora, hetlora, fedex-lora, lora-fair or tunefleet. "
+            "Without it tunefleet with --calibration, fedbuff otherwise.",
         ),
     ] = None,
     calibration: Annotated[
         str | None,
-        typer.Option(help="JSONL, a few dozen rows, that steps and devices are judged by."),
+        Option(
+            metavar="FILE",
+            rich_help_panel=MERGING,
+            help="Examples, a few dozen, by which steps and devices are judged; no device trains on them.",
+        ),
     ] = None,
-    space: Annotated[Space | None, typer.Option(help="What is added up.")] = None,
-    buffer_size: Annotated[int | None, typer.Option(help="Updates that make a version.")] = None,
-    time_budget_s: Annotated[float | None, typer.Option(help="Longest wait for a full buffer.")] = None,
-    max_staleness: Annotated[int | None, typer.Option(help="Older updates are rejected.")] = None,
-    server_lr: Annotated[float | None, typer.Option(help="What the merged step is multiplied by.")] = None,
-    encoding: Annotated[Encoding | None, typer.Option(help="Of updates.")] = None,
-    steps: Annotated[int | None, typer.Option(help="Optimizer steps of one task.")] = None,
-    seconds: Annotated[float | None, typer.Option(help="Seconds of one task, with --steps 0.")] = None,
-    lr: Annotated[float | None, typer.Option(help="Learning rate on devices.")] = None,
-    seq_tokens: Annotated[int | None, typer.Option(help="Longest sequence.")] = None,
-    batch_tokens: Annotated[int | None, typer.Option(help="Tokens of one optimizer step.")] = None,
+    space: Annotated[
+        Space | None,
+        Option(
+            metavar="NAME",
+            rich_help_panel=MERGING,
+            help="What is added up: product, the layers' true change, or factors. Without it the "
+            "strategy's own.",
+        ),
+    ] = None,
+    buffer_size: Annotated[
+        int | None,
+        Option(
+            metavar="N",
+            min=1,
+            rich_help_panel=MERGING,
+            help="Updates that make a version.",
+        ),
+    ] = None,
+    time_budget_s: Annotated[
+        float | None,
+        Option(
+            metavar="S",
+            min=0,
+            rich_help_panel=MERGING,
+            help="Merge what is there when an update has waited for S seconds; 0 waits for a full buffer.",
+        ),
+    ] = None,
+    max_staleness: Annotated[
+        int | None,
+        Option(
+            metavar="N",
+            min=0,
+            rich_help_panel=MERGING,
+            help="Reject updates that are more than N versions old.",
+        ),
+    ] = None,
+    server_lr: Annotated[
+        float | None,
+        Option(
+            metavar="X",
+            rich_help_panel=MERGING,
+            help="What a merged step is multiplied by.",
+        ),
+    ] = None,
+    max_versions: Annotated[
+        int | None,
+        Option(
+            metavar="N",
+            min=0,
+            rich_help_panel=MERGING,
+            help="End when version N is made; 0 never ends.",
+        ),
+    ] = None,
+    steps: Annotated[
+        int | None,
+        Option(
+            metavar="N",
+            min=0,
+            rich_help_panel=RECIPE,
+            help="Optimizer steps of one task; 0 leaves it to --seconds.",
+        ),
+    ] = None,
+    seconds: Annotated[
+        float | None,
+        Option(
+            metavar="S",
+            min=0,
+            rich_help_panel=RECIPE,
+            help="Seconds of one task, with --steps 0.",
+        ),
+    ] = None,
+    lr: Annotated[
+        float | None,
+        Option(
+            "--lr",
+            "--learning-rate",
+            metavar="X",
+            min=0,
+            rich_help_panel=RECIPE,
+            help="AdamW's learning rate on devices.",
+        ),
+    ] = None,
+    seq_tokens: Annotated[
+        int | None,
+        Option(
+            "--seq-tokens",
+            "--max-seq-length",
+            metavar="N",
+            min=2,
+            rich_help_panel=RECIPE,
+            help="The longest sequence, in tokens; longer examples are cut.",
+        ),
+    ] = None,
+    batch_tokens: Annotated[
+        int | None,
+        Option(
+            metavar="N",
+            min=2,
+            rich_help_panel=RECIPE,
+            help="Tokens of one step, over all of its sequences.",
+        ),
+    ] = None,
     attempts: Annotated[
-        int | None, typer.Option(help="Tasks a device may do on one version; 0: no bound.")
+        int | None,
+        Option(
+            metavar="N",
+            min=0,
+            rich_help_panel=RECIPE,
+            help="Tasks that a device may do on one version; 0 sets no bound.",
+        ),
     ] = None,
-    enrolment: Annotated[Enrolment | None, typer.Option(help="Whether unlisted devices may come.")] = None,
-    eval_data: Annotated[str | None, typer.Option(help="JSONL that every version is scored on.")] = None,
-    eval_every: Annotated[int | None, typer.Option(help="Every how many versions.")] = None,
-    max_versions: Annotated[int | None, typer.Option(help="Ends when this version is made.")] = None,
-    protocol: Annotated[str | None, typer.Option(help="MQTT version: auto, 5 or 3.1.1.")] = None,
-    tls_ca: Annotated[str | None, typer.Option(help="Certificates to check the broker against.")] = None,
-    tls_cert: Annotated[str | None, typer.Option(help="The coordinator's certificate.")] = None,
-    tls_key: Annotated[str | None, typer.Option(help="Private key of --tls-cert.")] = None,
+    encoding: Annotated[
+        Encoding | None,
+        Option(
+            metavar="NAME",
+            rich_help_panel=RECIPE,
+            help="How updates are sent: f32, f16, int8 or int4; smaller ones lose a little, which the "
+            "next update makes up for.",
+        ),
+    ] = None,
+    eval_data: Annotated[
+        str | None,
+        Option(
+            metavar="FILE",
+            rich_help_panel=SCORES,
+            help="Examples that every version is scored on; no device trains on them.",
+        ),
+    ] = None,
+    eval_every: Annotated[
+        int | None,
+        Option(
+            metavar="N",
+            min=1,
+            rich_help_panel=SCORES,
+            help="Score every N-th version.",
+        ),
+    ] = None,
+    enrolment: Annotated[
+        Enrolment | None,
+        Option(
+            metavar="NAME",
+            rich_help_panel=DEVICES,
+            help="open takes any device; closed only those whose keys stand in --config.",
+        ),
+    ] = None,
     wait: Annotated[
-        bool | None, typer.Option("--wait", help="Wait for a broker that is not there yet.")
+        bool | None,
+        Option(
+            "--wait",
+            rich_help_panel=BROKER,
+            help="Wait for a broker that is not there yet.",
+        ),
     ] = None,
-    print_config: Annotated[bool, typer.Option("--print-config", help="Print all settings as TOML.")] = False,
+    protocol: Annotated[
+        str | None,
+        Option(
+            metavar="NAME",
+            rich_help_panel=BROKER,
+            help="The version of MQTT: auto, 5 or 3.1.1.",
+        ),
+    ] = None,
+    tls_ca: Annotated[
+        str | None,
+        Option(
+            metavar="FILE",
+            rich_help_panel=BROKER,
+            help="Certificates to check the broker against, PEM; without it the system's.",
+        ),
+    ] = None,
+    tls_cert: Annotated[
+        str | None,
+        Option(
+            metavar="FILE",
+            rich_help_panel=BROKER,
+            help="The coordinator's certificate, PEM, where the broker asks for one.",
+        ),
+    ] = None,
+    tls_key: Annotated[
+        str | None,
+        Option(
+            metavar="FILE",
+            rich_help_panel=BROKER,
+            help="The private key of --tls-cert, PEM.",
+        ),
+    ] = None,
+    config: Annotated[
+        Path | None,
+        Option(
+            metavar="FILE",
+            rich_help_panel=SETTINGS,
+            help="TOML with any of these settings, and more; the command line goes before it.",
+        ),
+    ] = None,
+    print_config: Annotated[
+        bool,
+        Option(
+            "--print-config",
+            rich_help_panel=SETTINGS,
+            help="Print all settings as TOML and end.",
+        ),
+    ] = False,
 ) -> None:
     """The coordinator: merges what devices learn into version after version."""
     from coordinator.config import config_text, read_config
@@ -146,7 +437,7 @@ def serve(
     serve_fleet(settings, say_line)
 
 
-@app.command()
+@app.command(cls=Command, epilog=STATUS)
 def status(state: State, as_json: Json = False) -> None:
     """The fleet now: the current version, the buffer, the devices; also while the coordinator runs."""
     from coordinator.reports import fleet_status
@@ -161,10 +452,13 @@ def status(state: State, as_json: Json = False) -> None:
         show_status(report)
 
 
-@app.command()
+@app.command(cls=Command, epilog=HISTORY)
 def history(
     state: State,
-    limit: Annotated[int, typer.Option(help="The latest so many versions and rejections.")] = 50,
+    limit: Annotated[
+        int,
+        Option(metavar="N", min=1, rich_help_panel=FLEET, help="The latest N versions, and N rejections."),
+    ] = 50,
     as_json: Json = False,
 ) -> None:
     """Versions with their lineage and contributors, and updates that were rejected, with the reason."""
@@ -181,10 +475,10 @@ def history(
         show_history(made, rejected)
 
 
-@app.command()
+@app.command(cls=Command, epilog=ROLLBACK)
 def rollback(
     state: State,
-    version: Annotated[int, typer.Argument(help="The version to go back to.")],
+    version: Annotated[int, Argument(min=0, metavar="VERSION", help="The version to go back to.")],
     as_json: Json = False,
 ) -> None:
     """Makes an older version current again, under a new number; a running coordinator announces it."""
@@ -200,15 +494,42 @@ def rollback(
         typer.echo(f"version {made.version} is current now: version {version} again")
 
 
-@app.command()
+@app.command(cls=Command, epilog=EXPORT)
 def export(
     state: State,
-    out: Annotated[Path, typer.Option(help="Folder to write, or file for gguf; nothing may be there.")],
-    to: Annotated[Form, typer.Option("--to", "--format", help="The format to write.")] = Form.peft,
-    version: Annotated[int | None, typer.Option(help="By default the current one.")] = None,
+    out: Annotated[
+        Path,
+        Option(
+            metavar="PATH",
+            rich_help_panel=FLEET,
+            help="The folder to write, or for gguf the file; nothing may be there yet.",
+        ),
+    ],
+    to: Annotated[
+        Form,
+        Option(
+            "--to",
+            "--format",
+            metavar="NAME",
+            rich_help_panel=FLEET,
+            help="What to write: peft, mlx or gguf.",
+        ),
+    ] = Form.peft,
+    version: Annotated[
+        int | None,
+        Option(
+            metavar="VERSION", min=0, rich_help_panel=FLEET, help="Which version; without it the current one."
+        ),
+    ] = None,
     base: Annotated[
         Path | None,
-        typer.Option(help="The base model, a folder or .gguf file: checked against; gguf needs it."),
+        Option(
+            "--base",
+            "--model",
+            metavar="MODEL",
+            rich_help_panel=FLEET,
+            help="The base model, a folder or a .gguf file, to check the adapter against; gguf needs it.",
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:

@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from converters.command import Command, Program, examples
 from edge.options import (
+    MACHINE,
     AsJson,
     Backend,
     BackendOption,
@@ -36,17 +38,24 @@ if TYPE_CHECKING:
 WINDOW_S = 1.0
 RANK, TARGETS = 8, ("q_proj", "v_proj")
 
-app = typer.Typer(name="bench", help="Measures this machine.", no_args_is_help=True)
+DEVICE = examples(
+    "tunefleet bench device --base Qwen/Qwen3-0.6B --data chats.jsonl",
+    "tunefleet bench device --base model.gguf --data chats.jsonl --seconds 60",
+)
+
+app = typer.Typer(name="bench", cls=Program, help="Measures this machine.", no_args_is_help=True)
 
 
-@app.command()
+@app.command(cls=Command, epilog=DEVICE)
 def device(
     base: BaseOption,
     data: DataOption,
-    seconds: Annotated[float, typer.Option(help="Train for this long.")] = 30.0,
-    backend: BackendOption = Backend.auto,
     prompt_column: PromptColumn = None,
     completion_column: CompletionColumn = None,
+    seconds: Annotated[
+        float, typer.Option(metavar="S", min=1, rich_help_panel=MACHINE, help="How long to train.")
+    ] = 30.0,
+    backend: BackendOption = Backend.auto,
     seq_tokens: SeqTokens = 512,
     batch_tokens: BatchTokens = 2048,
     as_json: AsJson = False,

@@ -8,10 +8,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer import Argument, Option
 
+from converters.command import OUTPUT, Command, examples
 from edge import bench
-from edge.join import join
+from edge.join import EXAMPLES, JoinCommand, join
 from edge.options import (
+    ADAPTER,
+    DATA,
+    MACHINE,
     AdapterOption,
     AsJson,
     Backend,
@@ -36,53 +41,198 @@ if TYPE_CHECKING:
 
     from edge.training.alone import Run
 
+TRAIN = examples(
+    "tunefleet train --base Qwen/Qwen3-0.6B --data chats.jsonl --out adapter",
+    "tunefleet train --base model.gguf --data chats.jsonl --valid held-out.jsonl \\",
+    "  --rank 16 --targets all-linear --epochs 3 --out adapter",
+)
+EVALUATE = examples(
+    "tunefleet eval --base Qwen/Qwen3-0.6B --data held-out.jsonl",
+    "tunefleet eval --base model.gguf --adapter adapter --data held-out.jsonl",
+)
+GENERATE = examples(
+    "tunefleet generate --base Qwen/Qwen3-0.6B --adapter adapter 'What is MQTT?'",
+    "tunefleet generate --base model.gguf --max-tokens 400 < letter.txt",
+)
+LENGTH, OPTIMIZER, SAMPLING = "How long to train", "Optimizer", "Sampling"
+
 app = typer.Typer()
-app.command()(join)
+app.command(cls=JoinCommand, epilog=EXAMPLES)(join)
 app.add_typer(bench.app)
 
 
-@app.command()
+@app.command(cls=Command, epilog=TRAIN)
 def train(
     context: typer.Context,
     base: BaseOption,
     data: DataOption,
-    out: Annotated[Path, typer.Option(help="Folder for the adapter and metrics.json.")],
-    backend: BackendOption = Backend.auto,
-    precision: PrecisionOption = Precision.auto,
-    adapter: AdapterOption = None,
-    rank: Annotated[int, typer.Option(help="Rank of a new adapter.")] = 8,
-    scale: Annotated[float, typer.Option(help="What B @ A is multiplied by: alpha / rank in PEFT.")] = 2.0,
-    targets: Annotated[str, typer.Option(help="Endings of module names, by comma.")] = "q_proj,v_proj",
-    steps: Annotated[int, typer.Option(help="Train for this many optimizer steps.")] = 0,
-    epochs: Annotated[
-        int, typer.Option(help="Or for this many passes over the data; 1 if nothing else.")
-    ] = 0,
-    seconds: Annotated[float, typer.Option(help="Or for this long.")] = 0.0,
-    lr: Annotated[float, typer.Option(help="Peak learning rate of AdamW.")] = 1e-3,
-    schedule: Annotated[Schedule, typer.Option(help="The rate after the warm-up.")] = Schedule.constant,
-    warmup_steps: Annotated[int, typer.Option(help="Steps over which the rate rises.")] = 0,
-    weight_decay: Annotated[float, typer.Option(help="Decoupled weight decay.")] = 0.0,
-    clip_norm: Annotated[float, typer.Option(help="Bound on the gradient's norm; 0 is off.")] = 1.0,
-    pull: Annotated[float, typer.Option(help="Weight of the distance to the first features.")] = 0.0,
-    trains: Annotated[Trained, typer.Option(help="Which factors of the adapter.")] = Trained.both,
-    train_rank: Annotated[int, typer.Option(help="Only the first rows of a, columns of b; 0: all.")] = 0,
-    seq_tokens: SeqTokens = 512,
-    batch_tokens: BatchTokens = 2048,
-    micro_batch_tokens: Annotated[
-        int, typer.Option(help="Tokens computed at a time; 0: the whole step.")
-    ] = 0,
-    seed: Annotated[int, typer.Option(help="Of the new adapter and of the data's order.")] = 0,
-    checkpoint_every_s: Annotated[float, typer.Option(help="Seconds between checkpoints.")] = 60.0,
-    valid: Annotated[Path | None, typer.Option(help="JSONL to score before and after.")] = None,
+    out: Annotated[
+        Path,
+        Option(metavar="FOLDER", rich_help_panel=ADAPTER, help="Where the adapter and metrics.json go."),
+    ],
+    valid: Annotated[
+        Path | None,
+        Option(
+            metavar="FILE",
+            rich_help_panel=DATA,
+            help="Examples to score before and after training, none of which is trained on.",
+        ),
+    ] = None,
     prompt_column: PromptColumn = None,
     completion_column: CompletionColumn = None,
     train_on_prompt: TrainOnPrompt = False,
+    resume: Annotated[
+        bool,
+        Option("--resume", rich_help_panel=ADAPTER, help="Go on with the interrupted run in --out."),
+    ] = False,
     form: Annotated[
-        Form, typer.Option("--format", help="Of the adapter; gguf is adapter.gguf in --out.")
+        Form,
+        Option(
+            "--format",
+            metavar="NAME",
+            rich_help_panel=ADAPTER,
+            help="What to write: peft, mlx, or gguf, which is adapter.gguf in --out.",
+        ),
     ] = Form.peft,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with a run that was interrupted.")] = False,
+    adapter: Annotated[
+        Path | None,
+        Option(
+            "--adapter",
+            "--resume-adapter-file",
+            metavar="PATH",
+            rich_help_panel=ADAPTER,
+            help="Train this adapter on instead of a new one; its rank, scale and targets stay.",
+        ),
+    ] = None,
+    rank: Annotated[
+        int, Option(metavar="N", min=1, rich_help_panel=ADAPTER, help="The rank of a new adapter.")
+    ] = 8,
+    scale: Annotated[
+        float,
+        Option(
+            metavar="X",
+            rich_help_panel=ADAPTER,
+            help="What a new adapter's product is multiplied by: lora_alpha / rank in PEFT.",
+        ),
+    ] = 2.0,
+    targets: Annotated[
+        str,
+        Option(
+            metavar="NAMES",
+            rich_help_panel=ADAPTER,
+            help="The layers that a new adapter is put on: endings of their names, with commas.",
+        ),
+    ] = "q_proj,v_proj",
+    trains: Annotated[
+        Trained,
+        Option(metavar="NAME", rich_help_panel=ADAPTER, help="The factors that are trained: both, a or b."),
+    ] = Trained.both,
+    train_rank: Annotated[
+        int,
+        Option(
+            metavar="N",
+            min=0,
+            rich_help_panel=ADAPTER,
+            help="Train the first N rows of a and columns of b only; 0 trains all.",
+        ),
+    ] = 0,
+    steps: Annotated[
+        int,
+        Option(
+            "--steps",
+            "--iters",
+            metavar="N",
+            min=0,
+            rich_help_panel=LENGTH,
+            help="Train for N optimizer steps.",
+        ),
+    ] = 0,
+    epochs: Annotated[
+        int,
+        Option(
+            metavar="N",
+            min=0,
+            rich_help_panel=LENGTH,
+            help="Or go N times over the data; once if neither is given.",
+        ),
+    ] = 0,
+    seconds: Annotated[
+        float, Option(metavar="S", min=0, rich_help_panel=LENGTH, help="Or train for S seconds.")
+    ] = 0.0,
+    lr: Annotated[
+        float,
+        Option(
+            "--lr",
+            "--learning-rate",
+            metavar="X",
+            min=0,
+            rich_help_panel=OPTIMIZER,
+            help="AdamW's highest learning rate.",
+        ),
+    ] = 1e-3,
+    schedule: Annotated[
+        Schedule,
+        Option(
+            metavar="NAME",
+            rich_help_panel=OPTIMIZER,
+            help="How the rate goes on after the warm-up: constant, or falling to 0, linear or cosine.",
+        ),
+    ] = Schedule.constant,
+    warmup_steps: Annotated[
+        int, Option(metavar="N", min=0, rich_help_panel=OPTIMIZER, help="Steps in which the rate rises.")
+    ] = 0,
+    weight_decay: Annotated[
+        float, Option(metavar="X", min=0, rich_help_panel=OPTIMIZER, help="AdamW's weight decay.")
+    ] = 0.0,
+    clip_norm: Annotated[
+        float,
+        Option(
+            metavar="X",
+            min=0,
+            rich_help_panel=OPTIMIZER,
+            help="The largest norm of a step's gradient; 0 sets no bound.",
+        ),
+    ] = 1.0,
+    pull: Annotated[
+        float,
+        Option(
+            metavar="X",
+            min=0,
+            rich_help_panel=OPTIMIZER,
+            help="How strongly hidden states are held to those before training (AlignFed); 0 is off.",
+        ),
+    ] = 0.0,
+    seed: Annotated[
+        int,
+        Option(
+            metavar="N",
+            min=0,
+            rich_help_panel=OPTIMIZER,
+            help="Of a new adapter and of the data's order.",
+        ),
+    ] = 0,
+    backend: BackendOption = Backend.auto,
+    precision: PrecisionOption = Precision.auto,
+    seq_tokens: SeqTokens = 512,
+    batch_tokens: BatchTokens = 2048,
+    micro_batch_tokens: Annotated[
+        int,
+        Option(
+            metavar="N",
+            min=0,
+            rich_help_panel=MACHINE,
+            help="Tokens computed at a time, which decides the memory; 0 takes the whole step.",
+        ),
+    ] = 0,
+    checkpoint_every_s: Annotated[
+        float,
+        Option(metavar="S", min=0, rich_help_panel=MACHINE, help="Seconds between two checkpoints."),
+    ] = 60.0,
     as_json: AsJson = False,
-    print_config: Annotated[bool, typer.Option("--print-config", help="Print the settings and end.")] = False,
+    print_config: Annotated[
+        bool,
+        Option("--print-config", rich_help_panel=OUTPUT, help="Print all settings as TOML and end."),
+    ] = False,
 ) -> None:
     """Fine-tunes an adapter on this machine, without a fleet."""
     from edge.training.alone import train_alone
@@ -100,16 +250,16 @@ def train(
         raise typer.Exit(1)
 
 
-@app.command("eval")
+@app.command("eval", cls=Command, epilog=EVALUATE)
 def evaluate(
     base: BaseOption,
     data: DataOption,
     adapter: AdapterOption = None,
-    backend: BackendOption = Backend.auto,
-    precision: PrecisionOption = Precision.auto,
     prompt_column: PromptColumn = None,
     completion_column: CompletionColumn = None,
     train_on_prompt: TrainOnPrompt = False,
+    backend: BackendOption = Backend.auto,
+    precision: PrecisionOption = Precision.auto,
     seq_tokens: SeqTokens = 512,
     batch_tokens: BatchTokens = 2048,
     as_json: AsJson = False,
@@ -142,16 +292,31 @@ def evaluate(
     print_report(report, as_json)
 
 
-@app.command()
+@app.command(cls=Command, epilog=GENERATE)
 def generate(
     base: BaseOption,
-    prompts: Annotated[list[str], typer.Argument(help="Texts to continue.", metavar="PROMPT...")],
+    prompts: Annotated[list[str], Argument(metavar="PROMPT", help="Texts to continue.")],
     adapter: AdapterOption = None,
     backend: BackendOption = Backend.auto,
     precision: PrecisionOption = Precision.auto,
-    max_tokens: Annotated[int, typer.Option(help="Most tokens of a completion.")] = 128,
-    temperature: Annotated[float, typer.Option(help="0 always takes the most likely token.")] = 0.0,
-    seed: Annotated[int, typer.Option(help="Of the sampling.")] = 0,
+    max_tokens: Annotated[
+        int,
+        Option(metavar="N", min=1, rich_help_panel=SAMPLING, help="The most tokens of a completion."),
+    ] = 128,
+    temperature: Annotated[
+        float,
+        Option(
+            "--temperature",
+            "--temp",
+            metavar="X",
+            min=0,
+            rich_help_panel=SAMPLING,
+            help="Higher is more varied; 0 always takes the most likely token.",
+        ),
+    ] = 0.0,
+    seed: Annotated[
+        int, Option(metavar="N", min=0, rich_help_panel=SAMPLING, help="Of the choice of tokens.")
+    ] = 0,
     as_json: AsJson = False,
 ) -> None:
     """Continues prompts, with an adapter or without."""

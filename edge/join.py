@@ -2,37 +2,205 @@
 
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 from typer import Option
 
+from converters.command import OUTPUT, SETTINGS, Command, examples
+
+EXAMPLES = examples(
+    "tunefleet join --broker mqtt://HOST --fleet home --device-id laptop \\",
+    "  --base Qwen/Qwen3-0.6B --data chats.jsonl --state laptop",
+    "tunefleet join --config device.toml --wait",
+)
+FLEET, DATA, MACHINE, ENDING = "Fleet", "Model and data", "This device", "Waiting and ending"
+BROKER = "Broker"
+PLACES = {  # in the settings, of options that bear another name there
+    "data": "data.path",
+    "prompt_column": "data.prompt_column",
+    "completion_column": "data.completion_column",
+    "rank": "max_rank",
+    "wait": "waits_for_broker",
+}
+
+
+class JoinCommand(Command):
+    """`tunefleet join`, which shows the defaults of `edge.config`."""
+
+    places = PLACES
+
+    def defaults(self) -> Mapping[str, Any]:
+        """See `Command.defaults`."""
+        from edge.config import DeviceConfig
+        from edge.settings import defaults_of
+
+        return defaults_of(DeviceConfig, (param.name or "" for param in self.params), self.places)
+
 
 def join(
-    broker: Annotated[str | None, Option(help="mqtt://user:password@host:port, or mqtts://")] = None,
-    fleet: Annotated[str | None, Option(help="the fleet's name")] = None,
-    base: Annotated[str | None, Option(help="base model: a folder or a .gguf file")] = None,
-    data: Annotated[str | None, Option(help="JSONL to train on; it stays here")] = None,
-    device_id: Annotated[str | None, Option(help="this device's name in the fleet")] = None,
-    state: Annotated[str | None, Option(help="folder of this client alone")] = None,
-    prompt_column: Annotated[str | None, Option(help="column of the prompts in --data")] = None,
-    completion_column: Annotated[str | None, Option(help="column of the completions in --data")] = None,
-    backend: Annotated[str | None, Option(help="what trains: auto, torch, mlx, llama_cpp or toy")] = None,
-    precision: Annotated[str | None, Option(help="auto, float32 or bfloat16")] = None,
-    rank: Annotated[int | None, Option(help="largest rank that this device trains")] = None,
-    slowdown: Annotated[float | None, Option(help="plays a device this many times slower")] = None,
-    max_tasks: Annotated[int | None, Option(help="ends after so many receipted tasks; 0 never")] = None,
-    patience_s: Annotated[float | None, Option(help="seconds until a request is repeated")] = None,
-    coordinator_key: Annotated[str | None, Option(help="instead of the first key seen")] = None,
-    fingerprint: Annotated[str | None, Option(help="of what a quantised base was made from")] = None,
-    protocol: Annotated[str | None, Option(help="version of MQTT: auto, 5 or 3.1.1")] = None,
-    tls_ca: Annotated[str | None, Option(help="certificates to check the broker against, PEM")] = None,
-    tls_cert: Annotated[str | None, Option(help="this device's certificate, PEM")] = None,
-    tls_key: Annotated[str | None, Option(help="private key of --tls-cert, PEM")] = None,
-    wait: Annotated[bool, Option("--wait", help="wait for a broker that cannot be reached")] = False,
-    config: Annotated[Path | None, Option(help="TOML with any of these, and more")] = None,
-    print_config: Annotated[bool, Option("--print-config", help="print the settings as TOML")] = False,
-    as_json: Annotated[bool, Option("--json", help="one JSON object a line")] = False,
+    fleet: Annotated[
+        str | None,
+        Option(metavar="NAME", rich_help_panel=FLEET, help="The fleet's name, as `serve` has it. Required."),
+    ] = None,
+    broker: Annotated[
+        str | None,
+        Option(
+            metavar="URL",
+            rich_help_panel=FLEET,
+            help="mqtt://user:password@host:port, or mqtts:// for TLS. Required.",
+        ),
+    ] = None,
+    device_id: Annotated[
+        str | None,
+        Option(metavar="NAME", rich_help_panel=FLEET, help="This device's name in the fleet. Required."),
+    ] = None,
+    coordinator_key: Annotated[
+        str | None,
+        Option(
+            metavar="HEX",
+            rich_help_panel=FLEET,
+            help="The coordinator's public key; without it the first key that is seen is trusted.",
+        ),
+    ] = None,
+    base: Annotated[
+        str | None,
+        Option(
+            "--base",
+            "--model",
+            metavar="MODEL",
+            rich_help_panel=DATA,
+            help="The fleet's base model: a Hugging Face or MLX folder, or a .gguf file. Required.",
+        ),
+    ] = None,
+    data: Annotated[
+        str | None,
+        Option(
+            metavar="FILE",
+            rich_help_panel=DATA,
+            help="Examples to train on, one JSON object a line; they stay here. Required.",
+        ),
+    ] = None,
+    prompt_column: Annotated[
+        str | None,
+        Option(metavar="NAME", rich_help_panel=DATA, help="The data's column of prompts, if not `prompt`."),
+    ] = None,
+    completion_column: Annotated[
+        str | None,
+        Option(metavar="NAME", rich_help_panel=DATA, help="Its column of completions, if not `completion`."),
+    ] = None,
+    fingerprint: Annotated[
+        str | None,
+        Option(
+            metavar="HEX",
+            rich_help_panel=DATA,
+            help="Of the model that a quantised base was made from, where you know it: it is then believed, "
+            "and not proved.",
+        ),
+    ] = None,
+    state: Annotated[
+        str | None,
+        Option(
+            metavar="FOLDER",
+            rich_help_panel=MACHINE,
+            help="Where this device keeps its key, its task and its updates; for it alone. Required.",
+        ),
+    ] = None,
+    backend: Annotated[
+        str | None,
+        Option(
+            metavar="NAME",
+            rich_help_panel=MACHINE,
+            help="What trains: torch, mlx, llama_cpp (for .gguf files), toy, or auto, which fits the model.",
+        ),
+    ] = None,
+    precision: Annotated[
+        str | None,
+        Option(
+            metavar="NAME",
+            rich_help_panel=MACHINE,
+            help="What the model computes in: float32, bfloat16, or auto.",
+        ),
+    ] = None,
+    rank: Annotated[
+        int | None,
+        Option(
+            metavar="N",
+            min=1,
+            rich_help_panel=MACHINE,
+            help="The largest rank that this device trains, of those that the fleet offers.",
+        ),
+    ] = None,
+    slowdown: Annotated[
+        float | None,
+        Option(
+            metavar="X",
+            min=1,
+            rich_help_panel=MACHINE,
+            help="Take X times as long for every step, to play a slower device.",
+        ),
+    ] = None,
+    max_tasks: Annotated[
+        int | None,
+        Option(
+            metavar="N",
+            min=0,
+            rich_help_panel=ENDING,
+            help="End when N tasks have been trained and received; 0 never ends.",
+        ),
+    ] = None,
+    patience_s: Annotated[
+        float | None,
+        Option(
+            metavar="S",
+            min=0.001,
+            rich_help_panel=ENDING,
+            help="Ask again when nothing has come for S seconds.",
+        ),
+    ] = None,
+    wait: Annotated[
+        bool, Option("--wait", rich_help_panel=BROKER, help="Wait for a broker that is not there yet.")
+    ] = False,
+    protocol: Annotated[
+        str | None,
+        Option(metavar="NAME", rich_help_panel=BROKER, help="The version of MQTT: auto, 5 or 3.1.1."),
+    ] = None,
+    tls_ca: Annotated[
+        str | None,
+        Option(
+            metavar="FILE",
+            rich_help_panel=BROKER,
+            help="Certificates to check the broker against, PEM; without it the system's.",
+        ),
+    ] = None,
+    tls_cert: Annotated[
+        str | None,
+        Option(
+            metavar="FILE",
+            rich_help_panel=BROKER,
+            help="This device's certificate, PEM, where the broker asks for one.",
+        ),
+    ] = None,
+    tls_key: Annotated[
+        str | None, Option(metavar="FILE", rich_help_panel=BROKER, help="The private key of --tls-cert, PEM.")
+    ] = None,
+    config: Annotated[
+        Path | None,
+        Option(
+            metavar="FILE",
+            rich_help_panel=SETTINGS,
+            help="TOML with any of these settings, and more; the command line goes before it.",
+        ),
+    ] = None,
+    print_config: Annotated[
+        bool,
+        Option("--print-config", rich_help_panel=SETTINGS, help="Print all settings as TOML and end."),
+    ] = False,
+    as_json: Annotated[
+        bool,
+        Option("--json", rich_help_panel=OUTPUT, help="Print each event as one JSON object a line."),
+    ] = False,
 ) -> None:
     """Trains for a fleet with data that stays on this device."""
     import msgspec

@@ -1,10 +1,16 @@
-"""Options that several commands of a device share."""
+"""Options that several commands of a device share, and the groups that their help stands in."""
 
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from typer import Option
+
+from converters.command import OUTPUT
+
+DATA, ADAPTER = "Model and data", "Adapter"
+MACHINE = "Speed and memory"
+LEAST_TOKENS = 2  # of a row: one to predict the other from
 
 
 class Backend(StrEnum):
@@ -50,19 +56,83 @@ class Form(StrEnum):
 
 
 BaseOption = Annotated[
-    str, typer.Option(help="Base model: a Hugging Face or MLX folder, a .gguf file, or a hub name.")
+    str,
+    Option(
+        "--base",
+        "--model",
+        metavar="MODEL",
+        rich_help_panel=DATA,
+        help="The base model: a Hugging Face or MLX folder, a .gguf file, or a name on the hub.",
+    ),
 ]
-DataOption = Annotated[Path, typer.Option(help="JSONL: text, prompt and completion, or messages.")]
-BackendOption = Annotated[Backend, typer.Option(help="What computes; llama_cpp takes .gguf files.")]
+DataOption = Annotated[
+    Path,
+    Option(
+        metavar="FILE",
+        rich_help_panel=DATA,
+        help="Examples, one JSON object a line: text, prompt and completion, or messages.",
+    ),
+]
+BackendOption = Annotated[
+    Backend,
+    Option(
+        metavar="NAME",
+        rich_help_panel=MACHINE,
+        help="What computes: torch, mlx, llama_cpp (for .gguf files), toy, or auto, which fits the model.",
+    ),
+]
 PrecisionOption = Annotated[
-    Precision, typer.Option(help="Of the forward and backward pass; llama_cpp's is float32.")
+    Precision,
+    Option(
+        metavar="NAME",
+        rich_help_panel=MACHINE,
+        help="What the model computes in: float32, bfloat16, or auto. llama_cpp computes in float32 always.",
+    ),
 ]
 AdapterOption = Annotated[
-    Path | None, typer.Option(help="An adapter: PEFT, mlx-lm, llama.cpp's .gguf or tunefleet's own.")
+    Path | None,
+    Option(
+        metavar="PATH",
+        rich_help_panel=DATA,
+        help="The adapter to use: a folder of PEFT or mlx-lm, a .gguf file, or tunefleet's own file.",
+    ),
 ]
-PromptColumn = Annotated[str | None, typer.Option(help="Column of the prompt, if it is not `prompt`.")]
-CompletionColumn = Annotated[str | None, typer.Option(help="Column of the completion, if not `completion`.")]
-TrainOnPrompt = Annotated[bool, typer.Option("--train-on-prompt", help="Prompts count in the loss too.")]
-SeqTokens = Annotated[int, typer.Option(help="Longest packed row; longer examples are cut, and counted.")]
-BatchTokens = Annotated[int, typer.Option(help="Tokens of one step, over all its rows.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print the report as JSON.")]
+PromptColumn = Annotated[
+    str | None,
+    Option(metavar="NAME", rich_help_panel=DATA, help="The data's column of prompts, if not `prompt`."),
+]
+CompletionColumn = Annotated[
+    str | None,
+    Option(metavar="NAME", rich_help_panel=DATA, help="Its column of completions, if not `completion`."),
+]
+TrainOnPrompt = Annotated[
+    bool,
+    Option(
+        "--train-on-prompt",
+        rich_help_panel=DATA,
+        help="Count the prompts' tokens in the loss too, not the completions' alone.",
+    ),
+]
+SeqTokens = Annotated[
+    int,
+    Option(
+        "--seq-tokens",
+        "--max-seq-length",
+        metavar="N",
+        min=LEAST_TOKENS,
+        rich_help_panel=MACHINE,
+        help="The longest sequence, in tokens; longer examples are cut, and counted.",
+    ),
+]
+BatchTokens = Annotated[
+    int,
+    Option(
+        metavar="N",
+        min=LEAST_TOKENS,
+        rich_help_panel=MACHINE,
+        help="Tokens of one step, over all of its sequences.",
+    ),
+]
+AsJson = Annotated[
+    bool, Option("--json", rich_help_panel=OUTPUT, help="Print the report as one line of JSON.")
+]

@@ -1,7 +1,7 @@
 """Settings as TOML, every fault named at once; device and coordinator read theirs alike."""
 
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin
@@ -44,3 +44,19 @@ def type_faults(settings: Mapping[str, Any], kind: type[Struct]) -> Iterator[str
             names = [name for one in kinds if get_origin(one) is Literal for name in get_args(one)]
             told = f", expected one of {', '.join(names)}" if names else f": {error}"
             yield f"{name} is {settings[name]!r}{told}"
+
+
+def defaults_of(kind: type[Struct], options: Iterable[str], places: Mapping[str, str]) -> dict[str, Any]:
+    """Finds what holds for the options that a record of `kind` has a default for.
+
+    Args:
+        kind: The settings' record.
+        options: Names on the command line.
+        places: The field of an option whose field bears another name, as `field` or `field.inner`.
+    """
+    held = {field.name: field.default for field in structs.fields(kind) if not field.required}
+    for field in structs.fields(kind):
+        inner = held.get(field.name, field.type)
+        if isinstance(inner, Struct):
+            held |= {f"{field.name}.{name}": value for name, value in structs.asdict(inner).items()}
+    return {name: held[places.get(name, name)] for name in options if places.get(name, name) in held}

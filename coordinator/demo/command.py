@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from converters.command import OUTPUT, examples
 from edge.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -18,9 +19,26 @@ if TYPE_CHECKING:
 
 MARK = ".tunefleet-demo"  # a folder that bears it may be replaced by another run
 PLAIN_WIDTH = 130  # of the table, where the output is no terminal
-Folder = Annotated[Path, typer.Option("--out", help="Folder for data, logs, plot, page and adapters.")]
-Seed = Annotated[int, typer.Option(help="Of the sentences and of the training.")]
-Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+RUN = "The run"
+Folder = Annotated[
+    Path,
+    typer.Option(
+        "--out",
+        metavar="FOLDER",
+        rich_help_panel=RUN,
+        help="Where data, logs, plot, page and adapters go.",
+    ),
+]
+Seed = Annotated[
+    int,
+    typer.Option(
+        metavar="N", min=0, rich_help_panel=RUN, help="Other sentences and another training for each N."
+    ),
+]
+Json = Annotated[
+    bool, typer.Option("--json", rich_help_panel=OUTPUT, help="Print the result as one JSON object.")
+]
+EXAMPLES = examples("tunefleet demo", "tunefleet demo --seed 1 --out second-demo")
 
 
 def demo(out: Folder = Path("tunefleet-demo"), seed: Seed = 0, json: Json = False) -> None:

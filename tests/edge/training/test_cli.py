@@ -166,8 +166,17 @@ def test_what_cannot_be_trained_is_an_error(command):
         invoke(*command("--targets", "nothing_proj"))
     with pytest.raises(ConfigError, match="exactly one of"):
         invoke(*command("--steps", 3, "--epochs", 1))
-    with pytest.raises(ConfigError, match="rank is 0"):
-        invoke(*command("--rank", 0))
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "bound"),
+    [("--rank", 0, 1), ("--lr", -1, 0), ("--seq-tokens", 1, 2), ("--epochs", -1, 0)],
+)
+def test_a_number_out_of_bounds_is_told_with_its_bound(command, option, value, bound):
+    result = invoke(*command(option, value))
+    assert result.exit_code == 2
+    assert f"'{option}'" in result.stderr
+    assert f"greater than or equal to {bound}" in result.stderr
 
 
 def test_an_output_folder_that_cannot_be_made_is_an_error(command, tmp_path):

@@ -1,0 +1,116 @@
+"""What a stranger reads first: `--help` of every command."""
+
+import shlex
+import subprocess
+import sys
+from importlib.metadata import version
+
+import pytest
+import typer
+from msgspec import structs
+from typer.testing import CliRunner
+
+import tunefleet
+from coordinator.config import CoordinatorConfig
+from edge.config import DeviceConfig
+
+NAMES = [
+    "join",
+    "train",
+    "eval",
+    "generate",
+    "demo",
+    "serve",
+    "status",
+    "history",
+    "rollback",
+    "export",
+    "convert",
+]
+COMMANDS = [*((name,) for name in NAMES), ("bench", "device")]
+
+
+@pytest.fixture
+def helped(monkeypatch):
+    """The help of a command, as a terminal of 80 columns shows it."""
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("TERM", "dumb")
+
+    def helped(*names):
+        done = CliRunner().invoke(tunefleet.app, [*names, "--help"], catch_exceptions=False)
+        assert done.exit_code == 0
+        return done.output
+
+    return helped
+
+
+def parameters(*names):
+    command = typer.main.get_command(tunefleet.app)
+    for name in names:
+        command = command.commands[name]
+    return {option: param for param in command.params for option in param.opts}
+
+
+def examples(text):
+    lines = text[text.index("\n Examples:\n") :].replace("\\\n", " ").splitlines()
+    return [shlex.split(line) for line in lines if line.startswith("   tunefleet ")]
+
+
+@pytest.mark.parametrize("names", COMMANDS, ids=" ".join)
+def test_every_command_has_two_examples_whose_options_exist(helped, names):
+    found = examples(helped(*names))
+    assert len(found) >= 2
+    known = parameters(*names)
+    for example in found:
+        assert tuple(example[1 : 1 + len(names)]) == names
+        assert {part for part in example if part.startswith("--")} <= known.keys()
+
+
+@pytest.mark.parametrize("names", COMMANDS, ids=" ".join)
+def test_the_help_fits_80_columns_and_all_options_are_in_named_groups(helped, names):
+    text = helped(*names)
+    assert max(map(len, text.splitlines())) <= 80
+    assert "─ Options ─" not in text
+    for param in parameters(*names).values():
+        assert param.help.endswith("."), f"{param.name}: {param.help}"
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "inner"),
+    [("serve", CoordinatorConfig, "recipe"), ("join", DeviceConfig, "data")],
+)
+def test_the_help_shows_the_defaults_of_the_settings(name, kind, inner):
+    command = typer.main.get_command(tunefleet.app).commands[name]
+    fields = {field.name: field for field in structs.fields(kind)}
+    assert set(command.defaults()) <= {param.name for param in command.params}
+    for param in command.params:
+        place = command.places.get(param.name, param.name)
+        outer, _, part = place.partition(".")
+        if outer in ("config", "print_config", "as_json"):
+            continue
+        field = fields[outer]  # every option has a place in the settings
+        if part:
+            assert outer == inner
+        if field.required:
+            assert param.name not in command.defaults()
+            continue
+        value = getattr(field.default, part) if part else field.default
+        shown = command.defaults()[param.name]
+        assert shown == (",".join(map(str, value)) if isinstance(value, tuple) else value)
+
+
+def test_defaults_are_printed(helped):
+    assert "Updates that make a version. [default: 4]" in helped("serve")
+    assert "[default: 64]" in helped("join")
+
+
+def test_an_alias_is_told_beside_the_option(helped):
+    assert "Also --model." in " ".join(helped("eval").split())
+    assert "--iters" in helped("train")
+
+
+def test_the_version_is_that_of_the_package():
+    done = subprocess.run(
+        [sys.executable, "-m", "tunefleet", "--version"], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == f"tunefleet {version('tunefleet')}\n"
