@@ -14,20 +14,9 @@ import tunefleet
 from coordinator.config import CoordinatorConfig
 from edge.config import DeviceConfig
 
-NAMES = [
-    "join",
-    "train",
-    "eval",
-    "generate",
-    "demo",
-    "serve",
-    "status",
-    "history",
-    "rollback",
-    "export",
-    "convert",
-]
-COMMANDS = [*((name,) for name in NAMES), ("bench", "device")]
+ALONE = ["train", "eval", "generate", "demo", "convert"]
+FLEET = ["join", "serve", "status", "history", "rollback", "export"]
+COMMANDS = [*((name,) for name in ALONE + FLEET), ("bench", "device")]
 
 
 @pytest.fixture

@@ -175,8 +175,9 @@ def test_what_cannot_be_trained_is_an_error(command):
 def test_a_number_out_of_bounds_is_told_with_its_bound(command, option, value, bound):
     result = invoke(*command(option, value))
     assert result.exit_code == 2
-    assert f"'{option}'" in result.stderr
-    assert f"greater than or equal to {bound}" in result.stderr
+    told = " ".join(result.stderr.replace("│", " ").split())
+    assert f"'{option}'" in told
+    assert f"greater than or equal to {bound}" in told
 
 
 def test_an_output_folder_that_cannot_be_made_is_an_error(command, tmp_path):
