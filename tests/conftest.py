@@ -6,6 +6,7 @@ import os
 import shutil
 import socket
 import subprocess
+import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -62,6 +63,25 @@ QUANT_TYPES |= {"bf16": 32, "q4_1": 3, "q5_0": 8, "q5_1": 9}
 
 
 MOSQUITTO = shutil.which("mosquitto", path=f"{os.environ['PATH']}:/usr/sbin:/opt/homebrew/sbin")
+
+
+@pytest.fixture(scope="session")
+def wheel(tmp_path_factory):
+    """The wheel of this checkout, built once."""
+    folder = tmp_path_factory.mktemp("wheel")
+    build = [
+        sys.executable,
+        "-m",
+        "build",
+        "--wheel",
+        "--no-isolation",
+        "--outdir",
+        folder,
+        Path(__file__).parents[1],
+    ]
+    subprocess.run(build, check=True, capture_output=True)
+    (path,) = folder.glob("*.whl")
+    return path
 
 
 @pytest.fixture

@@ -19,11 +19,8 @@ JOIN = "--fleet home --base {path} --data data.jsonl --device-id phone --state p
 
 
 @pytest.fixture
-def phone(tmp_path):
+def phone(wheel, tmp_path):
     """The commands of an environment with the wheel and its extra `llama`, and nothing of this checkout."""
-    build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", tmp_path, ROOT]
-    subprocess.run(build, check=True, capture_output=True)
-    (wheel,) = tmp_path.glob("*.whl")
     subprocess.run([sys.executable, "-m", "venv", tmp_path / "phone"], check=True)
     # llama-cpp-python comes from pip's cache, where `make` has left it; else it is compiled for minutes.
     install = [tmp_path / "phone/bin/python", "-m", "pip", "install", "-c", ROOT / "constraints.txt"]

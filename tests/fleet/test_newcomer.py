@@ -1,0 +1,130 @@
+"""The README's own commands, as they stand there, on a wheel in an empty environment, with foreign data.
+
+One device with every default, then three: each must come to a version that beats the base model on sentences
+that no device has seen. Nothing of this checkout is on the path.
+"""
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+ASSETS = Path(os.environ.get("TUNEFLEET_ASSETS", ROOT.parent / "shared/assets"))
+OUT_OF_REACH = ("No matching distribution", "Connection", "Temporary failure in name resolution")
+ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+DOMAINS = ("banking", "travel", "kitchen_and_dining")  # one a device
+
+pytestmark = [
+    pytest.mark.broker,
+    pytest.mark.torch,
+    pytest.mark.assets,
+    pytest.mark.timeout(1500),
+    pytest.mark.skipif(not ASSETS.is_dir(), reason=f"{ASSETS} is missing"),
+]
+
+
+@pytest.fixture(scope="module")
+def newcomer(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The command of an environment that holds the wheel with its extra `torch`, and nothing else."""
+    folder = tmp_path_factory.mktemp("newcomer")
+    subprocess.run([sys.executable, "-m", "venv", folder], check=True)
+    install = [folder / "bin/python", "-m", "pip", "install", "-c", ROOT / "constraints.txt"]
+    done = subprocess.run([*install, f"{wheel}[torch]"], capture_output=True, text=True, check=False)
+    if done.returncode and any(word in done.stderr for word in OUT_OF_REACH):
+        pytest.skip(f"the package registry is out of reach: {done.stderr.splitlines()[-1]}")
+    assert done.returncode == 0, done.stderr
+    return folder / "bin/tunefleet"
+
+
+@pytest.fixture
+def office(tmp_path: Path) -> Path:
+    """An empty folder with what a newcomer brings: one data file a device, and a test file for nobody."""
+    source = ASSETS / "data/clinc150"
+    splits = json.loads((source / "data_full.json").read_text())
+    domains = json.loads((source / "domains.json").read_text())
+    for name, domain in zip(("laptop", "server", "board"), DOMAINS, strict=True):
+        write_rows(tmp_path / f"{name}.jsonl", splits["train"], domains[domain])
+    unseen = [intent for domain in DOMAINS for intent in domains[domain]]
+    write_rows(tmp_path / "unseen.jsonl", splits["test"], unseen, every=9)
+    return tmp_path
+
+
+@pytest.mark.parametrize("devices", [("laptop",), ("laptop", "server", "board")], ids=["one", "three"])
+def test_the_fleet_of_the_readme_beats_its_base_model(
+    newcomer: Path, office: Path, mosquitto: int, devices: tuple[str, ...]
+) -> None:
+    base = ASSETS / "models/tinystories-656K"
+    commands = readme_commands(newcomer, {"HOST": f"127.0.0.1:{mosquitto}", "PATH": str(base)})
+    with ExitStack() as fleet:
+        fleet.enter_context(running(office, commands["serve"]))
+        for name in devices:
+            join = [
+                word.replace("laptop", name).replace("FILE", f"{name}.jsonl") for word in commands["join"]
+            ]
+            fleet.enter_context(running(office, join))
+        versions = wait_for_version(office, commands["history"], 4)
+    trained_by = {share["device"] for version in versions for share in version["shares"]}
+    assert trained_by == set(devices)
+    run(office, commands["export"])
+    score = [str(newcomer), "eval", "--base", str(base), "--data", "unseen.jsonl", "--json"]
+    before, after = (json.loads(run(office, score + more)) for more in ([], ["--adapter", "adapter"]))
+    assert after["loss"] < 0.8 * before["loss"]
+
+
+def write_rows(path: Path, rows: Sequence[Sequence[str]], intents: Sequence[str], every: int = 1) -> None:
+    """Sentences with these intents, as prompts and completions."""
+    chosen = [(text, intent) for text, intent in rows if intent in intents][::every]
+    lines = [json.dumps({"prompt": f"{text} -> ", "completion": intent}) for text, intent in chosen]
+    path.write_text("\n".join(lines) + "\n")
+
+
+def readme_commands(command: Path, values: dict[str, str]) -> dict[str, list[str]]:
+    """Every `tunefleet …` of the README by its subcommand, with capitals filled in that `values` knows."""
+    text = re.sub(r"\b(HOST|PATH)\b", lambda match: values[match[1]], (ROOT / "README.md").read_text())
+    found = [
+        shlex.split(line, comments=True)[1:] for line in re.findall(r"tunefleet [a-z]+ +--[^`\n]*", text)
+    ]
+    return {words[0]: [str(command), *words] for words in found}
+
+
+def wait_for_version(folder: Path, history: list[str], number: int) -> list[dict]:
+    """The history, as soon as it has that version."""
+    deadline = time.monotonic() + 600
+    while time.monotonic() < deadline:
+        done = subprocess.run(
+            [*history, "--json"], cwd=folder, env=ENVIRONMENT, capture_output=True, check=False
+        )
+        versions = json.loads(done.stdout)["versions"] if done.returncode == 0 else []
+        if versions and versions[-1]["version"] >= number:
+            return versions
+        time.sleep(1)
+    raise AssertionError(f"no version {number} after 10 minutes: {done.stdout!r} {done.stderr!r}")
+
+
+@contextmanager
+def running(folder: Path, command: list[str]) -> Iterator[None]:
+    """The command in the background; ended as Ctrl-C does, which it must obey in order."""
+    with subprocess.Popen(command, cwd=folder, env=ENVIRONMENT) as process:
+        try:
+            yield
+            assert process.poll() is None, f"{command} ended by itself"
+            process.terminate()
+            assert process.wait(timeout=60) == 0
+        finally:
+            process.kill()
+
+
+def run(folder: Path, command: list[str]) -> str:
+    """Output of the command, which must succeed."""
+    done = subprocess.run(command, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
