@@ -31,7 +31,7 @@ from converters.adapter import Factors, LoraAdapter
 from coordinator.calibration import Calibration
 from coordinator.config import CoordinatorConfig
 from coordinator.strategies.alignment import Misfit, Vector, carry_over, fit_maps, group_misfit
-from coordinator.strategies.base import Contribution, Report, State, Strategy, Waiting
+from coordinator.strategies.base import Contribution, Pace, Report, State, Strategy, Waiting
 from coordinator.strategies.grouping import group
 from coordinator.strategies.stages import Stages
 from coordinator.strategies.work import begin
@@ -78,9 +78,9 @@ class Watched:
         self.found: dict[str, list[Found]] = {}
         self.num_measured = 0
 
-    def take(self, waiting: Sequence[Waiting]) -> int:
-        """See `Strategy.take`."""
-        return self.strategy.take(waiting)
+    def pace(self, waiting: Sequence[Waiting], num_devices: int) -> Pace:
+        """See `Strategy.pace`."""
+        return self.strategy.pace(waiting, num_devices)
 
     def merge(self, state: State, buffer: Sequence[Contribution]) -> tuple[State, Report]:
         """See `Strategy.merge`."""
@@ -157,6 +157,7 @@ def measure(task_name: str, num_updates: int, num_groups: int, seed: int = 0) ->
         strategy="fedbuff",
         space="factors",
         buffer_size=4,
+        time_budget_s=0.0,
         max_staleness=50,
         keep_versions=100,
         recipe=task.recipe,

@@ -117,6 +117,7 @@ def make_config(entry: Entry, task: FleetTask, size: Size, calibration: Path) ->
         "targets": list(task.targets),
         "recipe": {name: getattr(task.recipe, name) for name in GIVEN},
         "buffer_size": size.buffer_size,
+        "time_budget_s": 0.0,
         "max_staleness": entry.setting.max_staleness,
         "calibration_data": str(calibration),
     }

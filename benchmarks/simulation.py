@@ -35,7 +35,7 @@ from converters.canonical import save_adapter
 from converters.masking import leading_rows
 from coordinator.config import CoordinatorConfig
 from coordinator.founding import tier_name
-from coordinator.strategies.base import Contribution, Report, State, Strategy, Waiting
+from coordinator.strategies.base import Contribution, Pace, Report, State, Strategy, Waiting
 from coordinator.strategies.choice import choose_strategy
 from coordinator.strategies.spaces import dispatch
 from edge.assignment import Assignment, Update, make_plan, make_update, start_adapter, task_seed
@@ -210,15 +210,19 @@ class Fleet:
         self.num_updates += 1
         self.bytes_up += size
         self.waiting.append(arrival._replace(received_s=self.now_s))
-        if self.config.time_budget_s > 0:
-            self._after(self.config.time_budget_s, self._merge_ready)
+        if left_s := self._pace().left_s:
+            self._after(left_s, self._merge_ready)
         self._merge_ready()
 
     def _merge_ready(self) -> None:
-        while count := self.strategy.take([self._outline(one) for one in self.waiting]):
+        while count := self._pace().take:
             buffer, self.waiting = self.waiting[:count], self.waiting[count:]
             self._merge(buffer)
         self._offer()
+
+    def _pace(self) -> Pace:
+        waiting = [self._outline(one) for one in self.waiting]
+        return self.strategy.pace(waiting, len(self.population.machines) - len(self.is_away))
 
     def _merge(self, buffer: Sequence[Arrival]) -> None:
         began = time.process_time()

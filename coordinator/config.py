@@ -39,8 +39,11 @@ class CoordinatorConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only
         calibration_data: JSONL that the guard, the cosine filter and the alignment judge by (needs the torch
             extra); a few dozen examples, none of which any device trains on or versions are scored on.
         space: What is added up: true products, or increments of the factors; None is the strategy's own.
-        buffer_size: Updates that make a version; for `fedavg` without a cohort, distinct devices.
-        time_budget_s: When the oldest update has waited this long, what is there is merged; 0 waits on.
+        buffer_size: Updates that make a version; for `fedavg` without a cohort, distinct devices. None
+            follows the devices online: an update of each where they are four or fewer, of a fifth where
+            they are more (32 at most); in `fedavg` of all.
+        time_budget_s: When the oldest update has waited this long, what is there is merged; 0 waits on. None
+            is as long as that update was trained, between one and ten minutes.
         cohort: Devices that `fedavg` waits for; empty waits for any `buffer_size`.
         max_staleness: Updates that are older, counted in versions along the lineage, are rejected.
         server_lr: η, by which the merged step is multiplied.
@@ -79,8 +82,8 @@ class CoordinatorConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only
     stages: dict[str, Any] = {}
     calibration_data: str | None = None
     space: Space | None = None
-    buffer_size: int = 4
-    time_budget_s: float = 0.0
+    buffer_size: int | None = None
+    time_budget_s: float | None = None
     cohort: tuple[Id, ...] = ()
     max_staleness: int = 20
     server_lr: float = 1.0
@@ -203,8 +206,9 @@ def _value_faults(config: CoordinatorConfig) -> Iterator[str]:
         ("hold_s", 0),
         ("eval_every", 1),
     ):
-        if not getattr(config, name) >= least:
-            yield f"{name} is {getattr(config, name)}, expected at least {least}"
+        value = getattr(config, name)
+        if value is not None and not value >= least:
+            yield f"{name} is {value}, expected at least {least}"
     if (
         not config.ranks
         or min(config.ranks) < 1

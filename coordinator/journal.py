@@ -177,6 +177,18 @@ class Journal:
         found = self.rows("SELECT value FROM meta WHERE key = ?", (key,))
         return str(found[0][0]) if found else None
 
+    def note(self, key: str, value: str | None) -> None:
+        """Writes down a fact that changes, such as how far the next version is; None takes it out.
+
+        Raises:
+            DiskFull: The old one stands.
+        """
+        with self.transaction() as db:
+            if value is None:
+                db.execute("DELETE FROM meta WHERE key = ?", (key,))
+            else:
+                db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, value))
+
     def agree(self, facts: Mapping[str, str]) -> None:
         """Writes down facts that must never change, and refuses others than those written.
 
@@ -202,6 +214,16 @@ class Journal:
     def waiting(self) -> list[Update]:
         """The buffer: accepted and in no version yet, in order of arrival."""
         return self._updates("WHERE status = 'accepted' AND merged_into IS NULL ORDER BY seq")
+
+    def is_stranded(self, version: int) -> bool:
+        """Whether an update that began from `version` was accepted and lost, and its device waits.
+
+        The device was told that its update counts, and trains on no version more often than it may.
+        """
+        found = self.rows(
+            "SELECT 1 FROM updates WHERE status = 'discarded' AND base_version = ? LIMIT 1", (version,)
+        )
+        return bool(found)
 
     def updates(self, limit: int = 1000) -> list[Update]:
         """The latest updates, newest first."""

@@ -8,6 +8,7 @@ import asyncio
 import functools
 import math
 from collections.abc import Callable, Collection, Mapping
+from typing import NamedTuple
 
 import numpy as np
 
@@ -19,12 +20,27 @@ from coordinator.errors import MergeError, UnreadableUpdate
 from coordinator.founding import tier_name
 from coordinator.journal import Update
 from coordinator.state import CoordinatorState
-from coordinator.strategies.base import Account, Calibrator, Contribution, Report, State, Waiting
+from coordinator.strategies.base import (
+    Account,
+    Calibrator,
+    Contribution,
+    Pace,
+    Report,
+    State,
+    Waiting,
+)
 from coordinator.strategies.choice import choose_strategy
 from coordinator.strategies.spaces import dispatch
 from coordinator.versions import Version, VersionFiles
 from edge.errors import ConfigError, ProtocolError
 from edge.protocol.codec import decode_adapter
+
+
+class Ready(NamedTuple):
+    """What may be merged now, and what is waited for."""
+
+    buffer: list[Update]  # oldest first; empty while the strategy waits
+    pace: Pace
 
 
 class Merger:
@@ -49,8 +65,13 @@ class Merger:
         self._clock = clock
         self._strategy = choose_strategy(config, calibrator)
 
-    def ready(self, present: Present) -> list[Update]:
-        """The updates to merge now; none while the strategy waits for more."""
+    def ready(self, present: Present, able: Collection[str]) -> Ready:
+        """The updates to merge now; none while the strategy waits for more.
+
+        Args:
+            present: Where the fleet stands.
+            able: Devices that are online and could send an update.
+        """
         waiting = self._state.journal.waiting()
         orphans = [one.id for one in waiting if one.base_version not in present.lineage]
         if orphans:  # journalled just after another process rolled back
@@ -59,9 +80,29 @@ class Merger:
             waiting = [one for one in waiting if one.id not in orphans]
         now = self._clock()
         outline = [
-            Waiting(one.device, present.staleness(one.base_version), now - one.received_at) for one in waiting
+            Waiting(one.device, present.staleness(one.base_version), now - one.received_at, one.seconds)
+            for one in waiting
         ]
-        return waiting[: self._strategy.take(outline)]
+        devices = {one.device for one in outline if one.staleness == 0} | set(able)
+        pace = self._strategy.pace(outline, len(devices))
+        return Ready(waiting[: pace.take], pace)
+
+    def renew(self, old: Version) -> Version | None:
+        """The files of `old` under the next number, where an update on it was lost and nothing waits.
+
+        Its device was told that the update counts, and waits for a version to go on from.
+
+        Returns:
+            None where nobody waits for one, or somebody rolled back.
+
+        Raises:
+            DiskFull: Nothing is changed.
+        """
+        if self._state.journal.waiting() or not self._state.journal.is_stranded(old.version):
+            return None
+        report = Report(self._strategy.name, self._config.stages_in_force.space, (), 0.0, step_scale=0.0)
+        files = VersionFiles(old.master, old.remainder, old.tiers, old.carried, {})
+        return self._state.versions.add(files, old.version, report, self._clock())
 
     async def make(
         self, old: Version, buffer: list[Update], present: Present, held: Callable[[], Collection[int]]

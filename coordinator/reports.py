@@ -114,12 +114,20 @@ def jain_index(shares: Sequence[float]) -> float | None:
 
 def describe_merge(version: int, report: Report) -> list[str]:
     """A merge in words: one line for the version, one for every update that a filter left out or cut."""
+    if not report.shares:
+        told = f"version {version - 1} again, for devices to go on from: {refusal(report)}"
+        return [f"version {version}: {told}"]
     devices = ", ".join(sorted({share.device for share in report.shares}))
     staleness = max(share.staleness for share in report.shares)
-    what = f"{len(report.shares)} updates of {devices}, staleness up to {staleness}"
+    what = f"{count(len(report.shares), 'update')} of {devices}, staleness up to {staleness}"
     lines = [f"version {version}: {what}, {_outcome(report)}"]
     lines += [f"update {one.update[:8]} of {one.device}: {one.reason}" for one in report.shares if one.reason]
     return lines
+
+
+def count(number: int, noun: str) -> str:
+    """As `1 update` or `3 updates`."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def _outcome(report: Report) -> str:
@@ -137,6 +145,8 @@ def refusal(report: Report) -> str:
     """Why a merge left the adapter as it was; nothing where it did not."""
     if report.step_scale != 0:
         return ""
+    if not report.shares:
+        return "its updates were lost, or could not be merged"
     if report.loss_before is None or report.loss_refused is None:
         return "every update was left out"
     return f"refused by the guard: calibration loss {report.loss_before:.4f} → {report.loss_refused:.4f}"

@@ -96,6 +96,14 @@ class Roster:
         elif known and presence.epoch >= known.epoch:
             self._change(device_id, at, online=presence.online, epoch=presence.epoch)
 
+    def online(self) -> list[str]:
+        """The devices that are online, by name."""
+        return sorted(name for name, device in self._devices.items() if device.online)
+
+    def able(self, rank: int) -> list[str]:
+        """Those online that can train adapters of this rank, as far as they said."""
+        return [name for name in self.online() if _can_train(self._devices[name].hello, rank)]
+
     def follow(self, device_id: str, telemetry: Telemetry, at: float) -> None:
         """Takes a device's progress; strangers are ignored."""
         self._change(device_id, at, telemetry=telemetry)
@@ -158,6 +166,10 @@ def read_devices(journal: Journal) -> list[Device]:
         held = tuple(msgspec.json.decode(row[8], type=list[int]))
         found.append(raw._replace(online=bool(raw.online), hello=hello, telemetry=telemetry, held=held))
     return found
+
+
+def _can_train(hello: Hello | None, rank: int) -> bool:
+    return hello is None or max(hello.ranks, default=0) >= rank
 
 
 def _json(record: Struct | None) -> str | None:

@@ -24,6 +24,7 @@ from coordinator.holding import Holding
 from coordinator.intake import Desk, Intake, Say
 from coordinator.journal import Update
 from coordinator.merging import Merger, check_calibration
+from coordinator.pace import PaceTeller, describe_pace
 from coordinator.publisher import Publisher
 from coordinator.reports import describe_merge
 from coordinator.roster import Roster
@@ -125,6 +126,7 @@ class Coordinator:
             max_norm=config.max_norm,
         )
         uploads = Uploads(state.incoming, state.updates, config.max_open_uploads)
+        self._pace = PaceTeller(state.journal)
         self._holding = Holding(
             state.journal, self._roster, uploads, self._rules.max_staleness, config.hold_s
         )
@@ -171,7 +173,7 @@ class Coordinator:
                 self._score_versions(),
                 self._stopping.wait(),
             )
-        self._flush_roster()
+        self._close()
         self._say("stopped; state is on disk, the same command goes on from here")
 
     def stop(self) -> None:
@@ -289,15 +291,26 @@ class Coordinator:
                 self._roster.flush()
                 if self._clock() - self._announced_at >= ANNOUNCE_EVERY_S:
                     await self._announce()
-                buffer = self._merger.ready(self._intake.present)
-                if buffer:
+                if buffer := self._ready():
                     await self._make_version(buffer)
+                elif renewed := self._merger.renew(self._version):
+                    await self._take(renewed)
                 else:
                     await asyncio.sleep(POLL_S)
             except (BackendError, DiskFull, OSError) as error:
                 self._complain(str(error))
                 await asyncio.sleep(RETRY_S)
         await self._unscored.join()
+
+    def _ready(self) -> list[Update]:
+        """What to merge now; says how far the next version is where that has changed."""
+        able = self._roster.able(min(self._config.ranks))
+        buffer, pace = self._merger.ready(self._intake.present, able)
+        if not buffer:
+            now = self._clock()
+            if told := self._pace.note(pace, len(self._roster.online()), len(able), now):
+                self._say(describe_pace(told, now))
+        return buffer
 
     def _is_done(self) -> bool:
         return 0 < self._config.max_versions <= self._version.version
@@ -313,10 +326,14 @@ class Coordinator:
             names = ", ".join(f"{one.id[:8]} of {one.device}" for one in gone)
             self._say(f"updates {names} left the buffer, they cannot be merged: {error}")
             return
-        if made is not None and made.report is not None:
+        if made is not None:
+            await self._take(made)
+
+    async def _take(self, made: Version) -> None:
+        if made.report is not None:
             for line in describe_merge(made.version, made.report):
                 self._say(line)
-            await self._adopt(made)
+        await self._adopt(made)
 
     async def _notice_rollback(self) -> None:
         data_version = self._state.journal.data_version()
@@ -344,9 +361,10 @@ class Coordinator:
                 self._complain(f"version {version.version} is not scored: {error}")
             self._unscored.task_done()
 
-    def _flush_roster(self) -> None:
+    def _close(self) -> None:
         try:
             self._roster.flush()
+            self._pace.close()
         except DiskFull as error:
             self._complain(str(error))
 

@@ -71,6 +71,16 @@ class Waiting(NamedTuple):
     device: str
     staleness: int
     waited_s: float
+    trained_s: float = 0.0  # how long its device took to train it, by its own word
+
+
+class Pace(NamedTuple):
+    """How far the next version is."""
+
+    take: int  # updates to merge now, oldest first; 0 is to wait for more
+    have: int  # updates that count towards it; in a round, devices that have answered
+    needed: int
+    left_s: float | None  # until what is there is merged without the rest; None: nothing counts, or for ever
 
 
 class Share(Struct, frozen=True, forbid_unknown_fields=True):
@@ -129,8 +139,13 @@ class Strategy(Protocol):
         """As the configuration and the journal call it."""
         ...
 
-    def take(self, waiting: Sequence[Waiting]) -> int:
-        """How many of the updates that wait, oldest first, to merge now; 0 is to wait for more."""
+    def pace(self, waiting: Sequence[Waiting], num_devices: int) -> Pace:
+        """Whether to merge now, or what to wait for.
+
+        Args:
+            waiting: The buffer, oldest first.
+            num_devices: Devices that have an update in the buffer, or are online and could send one.
+        """
         ...
 
     def merge(self, state: State, buffer: Sequence[Contribution]) -> tuple[State, Report]:

@@ -13,7 +13,7 @@ from functools import partial
 from converters.errors import AdapterError
 from coordinator.errors import MergeError
 from coordinator.strategies.alignment import align
-from coordinator.strategies.base import Calibrator, Contribution, Report, Share, State, Waiting
+from coordinator.strategies.base import Calibrator, Contribution, Pace, Report, Share, State, Waiting
 from coordinator.strategies.filters import clip, drop_far, drop_opposed
 from coordinator.strategies.grouping import centre, centre_literally, group, make_absolute
 from coordinator.strategies.guard import Step, choose_step
@@ -21,7 +21,12 @@ from coordinator.strategies.merges import merge_items
 from coordinator.strategies.optimizers import restart, take_step
 from coordinator.strategies.sharing import keep_shared
 from coordinator.strategies.stages import StageName, Stages
-from coordinator.strategies.triggers import take_buffer, take_round
+from coordinator.strategies.triggers import (
+    automatic_budget_s,
+    automatic_size,
+    pace_buffer,
+    pace_round,
+)
 from coordinator.strategies.weighting import (
     mix,
     normalise,
@@ -64,8 +69,9 @@ class Pipeline:
         name: As the configuration and the journal call it.
         stages: What it does.
         buffer_size: Updates that make a version; devices that make a round without a cohort; under trigger
-            `arrival` one update does.
-        time_budget_s: When the oldest update has waited this long, what is there is merged; 0 waits on.
+            `arrival` one update does. None follows the devices: see `triggers.py`; a round waits for all.
+        time_budget_s: When the oldest update has waited this long, what is there is merged; 0 waits on, None
+            is as long as it was trained, within bounds.
         cohort: Devices that a round waits for.
         server_lr: η, by which the merged step is multiplied.
         remainder_rank: Rank of what is carried from version to version.
@@ -74,8 +80,8 @@ class Pipeline:
 
     name: str
     stages: Stages
-    buffer_size: int
-    time_budget_s: float = 0.0
+    buffer_size: int | None
+    time_budget_s: float | None = 0.0
     cohort: frozenset[str] = frozenset()
     server_lr: float = 1.0
     remainder_rank: int = 32
@@ -86,12 +92,16 @@ class Pipeline:
         """What is added up."""
         return self.stages.space
 
-    def take(self, waiting: Sequence[Waiting]) -> int:
-        """How many of the updates that wait, oldest first, to merge now; 0 is to wait for more."""
+    def pace(self, waiting: Sequence[Waiting], num_devices: int) -> Pace:
+        """See `Strategy.pace`."""
+        budget_s = automatic_budget_s(waiting) if self.time_budget_s is None else self.time_budget_s
         if self.stages.trigger == "round":
-            return take_round(waiting, self.buffer_size, self.cohort, self.time_budget_s)
-        size = 1 if self.stages.trigger == "arrival" else self.buffer_size
-        return take_buffer(waiting, size, self.time_budget_s)
+            size = max(1, num_devices) if self.buffer_size is None else self.buffer_size
+            return pace_round(waiting, size, self.cohort, budget_s)
+        if self.stages.trigger == "arrival":
+            return pace_buffer(waiting, 1, budget_s)
+        size = automatic_size(num_devices) if self.buffer_size is None else self.buffer_size
+        return pace_buffer(waiting, size, budget_s)
 
     def merge(self, state: State, buffer: Sequence[Contribution]) -> tuple[State, Report]:
         """The next state and how it came about; a step that the guard refuses leaves the adapter as it was.

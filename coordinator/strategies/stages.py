@@ -60,7 +60,8 @@ class Stages(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     Attributes:
         order: What is done to the updates before they are merged.
         trigger: `buffer` merges the oldest `buffer_size`; `round` waits for a cohort (FedAvg); `arrival`
-            merges every update by itself (FedAsync).
+            merges every update by itself (FedAsync). What buffer and cohort ask for follows the devices
+            online where it is not configured, and the time budget ends either wait.
         space: What is added up, where the configuration does not say: true products, or factors.
         merge: `sum` adds the weighted updates up; `median` and `trimmed-mean` are taken coordinate by
             coordinate; `residual` is FedEx-LoRA's, `fair` LoRA-FAIR's.

@@ -36,9 +36,9 @@ def make_fleet(make_model, tmp_path_factory):
         bench = Bench(task, models.find(base), tmp_path_factory.mktemp("fleet"))
         machines = [Machine(f"d-{i}", (speed, speed), bytes_per_s) for i, speed in enumerate(s_per_token)]
         population = Played(tuple(machines), accidents or {})
-        config = CoordinatorConfig(
-            broker="mqtt://x", fleet="f", base=str(base), state="", ranks=ranks, recipe=recipe, **changes
-        )
+        places = {"broker": "mqtt://x", "fleet": "f", "base": str(base), "state": ""}
+        settings = {"ranks": ranks, "recipe": recipe, "time_budget_s": 0.0}
+        config = CoordinatorConfig(**places | settings | changes)
         hostile = (0,) if poison else ()
         return Fleet(bench, population, config, Settings(num_updates, 1, 0, poison=poison, poisoned=hostile))
 

@@ -19,6 +19,7 @@ from coordinator.journal import Journal
 from coordinator.server import Coordinator, coordinator_presence
 from coordinator.state import CoordinatorState
 from coordinator.versions import VersionStore
+from edge.device import device_presence
 from edge.protocol.chunks import split_chunks
 from edge.protocol.codec import encode_adapter
 from edge.protocol.delta import update_id
@@ -48,13 +49,22 @@ def random_delta(like: LoraAdapter, seed: int, size: float = 0.1) -> LoraAdapter
 class Device:
     """A device without a model: it downloads, invents a delta, and keeps every receipt it gets."""
 
-    def __init__(self, broker: MemoryBroker, device_id: str, base: str, fleet: str = "home") -> None:
+    def __init__(
+        self,
+        broker: MemoryBroker,
+        device_id: str,
+        base: str,
+        fleet: str = "home",
+        epoch: int = 1,
+        ranks: tuple[int, ...] = (4, 2),
+    ) -> None:
         self.device_id = device_id
         self.base = base
         self.key = new_key()
         self.topics = Topics(fleet)
         self.fleet = fleet
-        self.transport = MemoryTransport(broker, device_id)
+        self.ranks = ranks
+        self.transport = MemoryTransport(broker, device_id, device_presence(fleet, device_id, epoch))
         self.receipts: list[Receipt] = []
         self.manifests: dict[str, Manifest] = {}
         self.chunks: dict[str, dict[int, bytes]] = {}
@@ -81,7 +91,7 @@ class Device:
         return Hello(
             device_id=self.device_id,
             backend="none",
-            ranks=(4, 2),
+            ranks=self.ranks,
             encodings=("f32", "f16"),
             memory_bytes=1 << 30,
             tokens_per_s=None,

@@ -92,6 +92,7 @@ class Home:
             "state": str(self.folder / "coordinator"),
             "ranks": (4,),
             "buffer_size": 1,
+            "time_budget_s": 0.0,
             "chunk_bytes": 1024,
             "recipe": {"steps": 3, "seq_tokens": 64, "batch_tokens": 128},
         }

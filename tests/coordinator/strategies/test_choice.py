@@ -37,9 +37,9 @@ def test_a_configuration_changes_stages_and_numbers(config_of, adapter, update):
         cohort=("x", "y"),
     )
     strategy = choose_strategy(config)
-    assert strategy.take([Waiting("x", 0, 0.0)]) == 0
-    assert strategy.take([Waiting("x", 0, 0.0), Waiting("y", 0, 0.0)]) == 2
-    assert strategy.take([Waiting("x", 0, 6.0)]) == 1
+    assert strategy.pace([Waiting("x", 0, 0.0)], 9).take == 0
+    assert strategy.pace([Waiting("x", 0, 0.0), Waiting("y", 0, 0.0)], 9).take == 2
+    assert strategy.pace([Waiting("x", 0, 6.0)], 9).take == 1
     master = adapter([[0, 0]], [[0]])
     sent = [
         update(adapter([[8, 0]], [[0]]), master, name="x", num_examples=1),

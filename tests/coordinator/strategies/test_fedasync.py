@@ -37,7 +37,7 @@ def test_polynomial_is_what_it_does_unasked(strategy):
 def test_every_update_is_merged_as_it_comes(strategy):
     waiting = [Waiting("d", 0, 0.0)] * 3
     fedasync = strategy("fedasync", buffer_size=4)
-    assert [fedasync.take(waiting[:count]) for count in range(4)] == [0, 1, 1, 1]
+    assert [fedasync.pace(waiting[:count], 9).take for count in range(4)] == [0, 1, 1, 1]
 
 
 def test_rows_that_a_device_has_not_are_zero_in_its_adapter(adapter, update, strategy):

@@ -31,19 +31,19 @@ def test_devices_weigh_by_their_examples(space):
 
 def test_the_round_waits_for_every_device_of_the_cohort():
     strategy = fedavg(1, cohort=frozenset({"x", "y"}))
-    assert strategy.take([Waiting("x", 0, 1e9), Waiting("z", 0, 0)]) == 0
-    assert strategy.take([Waiting("x", 0, 0), Waiting("z", 0, 0), Waiting("y", 0, 0)]) == 3
+    assert strategy.pace([Waiting("x", 0, 1e9), Waiting("z", 0, 0)], 9).take == 0
+    assert strategy.pace([Waiting("x", 0, 0), Waiting("z", 0, 0), Waiting("y", 0, 0)], 9).take == 3
 
 
 def test_without_a_cohort_the_round_waits_for_distinct_devices():
     strategy = fedavg(2)
-    assert strategy.take([Waiting("x", 0, 0), Waiting("x", 0, 0)]) == 0
-    assert strategy.take([Waiting("x", 0, 0), Waiting("y", 0, 0)]) == 2
+    assert strategy.pace([Waiting("x", 0, 0), Waiting("x", 0, 0)], 9).take == 0
+    assert strategy.pace([Waiting("x", 0, 0), Waiting("y", 0, 0)], 9).take == 2
 
 
 def test_a_late_update_neither_completes_a_round_nor_weighs():
     strategy = fedavg(2)
-    assert strategy.take([Waiting("x", 1, 0), Waiting("y", 0, 0)]) == 0
+    assert strategy.pace([Waiting("x", 1, 0), Waiting("y", 0, 0)], 9).take == 0
     buffer = [contribution("x", 1.0, 30, staleness=1), contribution("y", 5.0, 10)]
     _, report = strategy.merge(State(1, MASTER), buffer)
     assert [share.weight for share in report.shares] == [0.0, 1.0]

@@ -42,14 +42,14 @@ def test_an_update_that_is_three_versions_old_counts_half():
 def test_k_updates_are_taken_and_the_rest_waits():
     waiting = [Waiting("d", 0, 0.0)] * 5
     strategy = fedbuff(2)
-    assert [strategy.take(waiting[:n]) for n in range(6)] == [0, 0, 2, 2, 2, 2]
+    assert [strategy.pace(waiting[:n], 9).take for n in range(6)] == [0, 0, 2, 2, 2, 2]
 
 
 def test_the_time_budget_takes_what_is_there():
     strategy = fedbuff(4, time_budget_s=10)
-    assert strategy.take([]) == 0
-    assert strategy.take([Waiting("d", 0, 9.0)]) == 0
-    assert strategy.take([Waiting("d", 0, 10.0), Waiting("d", 0, 0.0)]) == 2
+    assert strategy.pace([], 9).take == 0
+    assert strategy.pace([Waiting("d", 0, 9.0)], 9).take == 0
+    assert strategy.pace([Waiting("d", 0, 10.0), Waiting("d", 0, 0.0)], 9).take == 2
 
 
 def test_an_empty_buffer_is_an_error():
