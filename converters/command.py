@@ -7,13 +7,33 @@ other commands imports nothing. Examples are printed as they are written, so tha
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from enum import StrEnum
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 
 OUTPUT = "Output"  # the group of options that --help belongs to
 SETTINGS = "Settings file"
+
+
+class LogLevel(StrEnum):
+    """What a command that runs for days tells of itself."""
+
+    debug = "debug"
+    info = "info"
+    warning = "warning"
+    error = "error"
+
+
+LogLevelOption = Annotated[
+    LogLevel,
+    typer.Option(
+        metavar="NAME",
+        rich_help_panel=OUTPUT,
+        help="What is told: debug (every message too), info, warning, or error (only what ends it).",
+    ),
+]
 
 
 class Command(TyperCommand):

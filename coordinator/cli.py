@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer import Argument, Option
 
-from converters.command import OUTPUT, SETTINGS, Command, examples
+from converters.command import OUTPUT, SETTINGS, Command, LogLevel, LogLevelOption, examples
 from coordinator.demo.command import EXAMPLES as DEMO
 from coordinator.demo.command import demo
 
@@ -224,7 +224,8 @@ def serve(
             metavar="N",
             min=1,
             rich_help_panel=MERGING,
-            help="Updates that make a version.",
+            help="Updates that make a version; without it one of each device online, in a fleet of more "
+            "than 4 fewer.",
         ),
     ] = None,
     time_budget_s: Annotated[
@@ -233,7 +234,8 @@ def serve(
             metavar="S",
             min=0,
             rich_help_panel=MERGING,
-            help="Merge what is there when an update has waited for S seconds; 0 waits for a full buffer.",
+            help="Merge what is there when an update has waited for S seconds; 0 waits for a full buffer. "
+            "Without it 60, and up to 600 where training takes longer.",
         ),
     ] = None,
     max_staleness: Annotated[
@@ -410,6 +412,11 @@ def serve(
             help="Print all settings as TOML and end.",
         ),
     ] = False,
+    log_level: LogLevelOption = LogLevel.info,
+    as_json: Annotated[
+        bool,
+        Option("--json", rich_help_panel=OUTPUT, help="Print each event as one JSON object a line."),
+    ] = False,
 ) -> None:
     """The coordinator: merges what devices learn into version after version."""
     from coordinator.config import config_text, read_config
@@ -431,10 +438,11 @@ def serve(
     if print_config:
         typer.echo(config_text(settings), nl=False)
         return
-    from coordinator.screen import say_line
     from coordinator.serve import serve_fleet
+    from edge.events import shown
 
-    serve_fleet(settings, say_line)
+    with shown(as_json, log_level=log_level.value, has_bars=False) as show:
+        serve_fleet(settings, show)
 
 
 @app.command(cls=Command, epilog=STATUS)

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from coordinator.admission import Present, Rules, check_header, check_payload, read_header
+from coordinator.events import Tell
 from coordinator.journal import Journal, Refusal, Update
 from coordinator.roster import Roster
 from coordinator.uploads import Upload, Uploads
@@ -21,8 +22,6 @@ from edge.protocol.messages import Receipt, UpdateHeader
 from edge.protocol.signing import sign_message
 from edge.protocol.topics import Topics
 from edge.transport.base import Transport
-
-Say = Callable[[str], None]
 
 
 class Desk(NamedTuple):
@@ -36,7 +35,7 @@ class Desk(NamedTuple):
     uploads: Uploads
     rules: Rules
     clock: Callable[[], float]  # Unix time in seconds
-    say: Say
+    tell: Tell
 
 
 class Intake:
@@ -69,7 +68,14 @@ class Intake:
             desk.roster.enrol(device_id, key, desk.clock())
         except Rejected as rejected:
             desk.journal.refuse(Refusal(desk.clock(), device_id, update, rejected.reason, rejected.detail))
-            desk.say(f"update {update[:8]} of {device_id} refused, {rejected}")
+            desk.tell(
+                "refused",
+                f"update {update[:8]} of {device_id} refused, {rejected}",
+                update=update,
+                device=device_id,
+                reason=rejected.reason,
+                detail=rejected.detail,
+            )
             if known is None and desk.uploads.find(device_id, update) is None:
                 await self._answer(device_id, _rejection(update, rejected))
             return
@@ -131,7 +137,14 @@ class Intake:
         if desk.uploads.find(header.device_id, header.update):
             desk.uploads.close(header.update)
         verdict = f"rejected, {rejected}" if rejected else f"accepted, from version {header.base_version}"
-        desk.say(f"update {header.update[:8]} of {header.device_id} {verdict}")
+        desk.tell(
+            "rejected" if rejected else "accepted",
+            f"update {header.update[:8]} of {header.device_id} {verdict}",
+            update=header.update,
+            device=header.device_id,
+            base_version=header.base_version,
+            **({"reason": rejected.reason, "detail": rejected.detail} if rejected else {}),
+        )
         receipt = _rejection(header.update, rejected) if rejected else _acceptance(header.update)
         await self._answer(header.device_id, receipt)
 

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 
 from msgspec import Struct
 
+from coordinator.events import Tell
 from coordinator.journal import Journal, Update
 from coordinator.roster import Device, read_devices
 from coordinator.strategies.base import Report, Share
@@ -112,17 +113,32 @@ def jain_index(shares: Sequence[float]) -> float | None:
     return sum(shares) ** 2 / (len(shares) * squares) if squares else None
 
 
-def describe_merge(version: int, report: Report) -> list[str]:
-    """A merge in words: one line for the version, one for every update that a filter left out or cut."""
+def tell_merge(tell: Tell, version: int, report: Report) -> None:
+    """Tells a merge: one event for the version, one for every update that a filter left out or cut."""
+    tell(
+        "version",
+        f"version {version}: {_merge(version, report)}",
+        version=version,
+        num_updates=len(report.shares),
+        devices=sorted({share.device for share in report.shares}),
+        step_norm=report.step_norm,
+        step_scale=report.step_scale,
+        loss_before=report.loss_before,
+        loss_after=report.loss_after,
+    )
+    for one in report.shares:
+        if one.reason:
+            text = f"update {one.update[:8]} of {one.device}: {one.reason}"
+            tell("filtered", text, version=version, update=one.update, device=one.device, reason=one.reason)
+
+
+def _merge(version: int, report: Report) -> str:
     if not report.shares:
-        told = f"version {version - 1} again, for devices to go on from: {refusal(report)}"
-        return [f"version {version}: {told}"]
+        return f"version {version - 1} again, for devices to go on from: {refusal(report)}"
     devices = ", ".join(sorted({share.device for share in report.shares}))
     staleness = max(share.staleness for share in report.shares)
-    what = f"{count(len(report.shares), 'update')} of {devices}, staleness up to {staleness}"
-    lines = [f"version {version}: {what}, {_outcome(report)}"]
-    lines += [f"update {one.update[:8]} of {one.device}: {one.reason}" for one in report.shares if one.reason]
-    return lines
+    what = f"{count(len(report.shares), 'update')} of {devices}"
+    return f"{what}, staleness up to {staleness}, {_outcome(report)}"
 
 
 def count(number: int, noun: str) -> str:

@@ -2,7 +2,8 @@
 
 With `open` enrolment a device's key is pinned at the first message it signs; with `closed` only listed keys
 count. A key that is pinned never changes. Presence and progress come often and are worth little, so they are
-kept in memory and written down together, at `flush`.
+kept in memory and written down together, at `flush`. Nobody is online until this session has heard so: the
+broker has the presence of those who are, and may be another than before.
 """
 
 from collections.abc import Mapping
@@ -16,6 +17,7 @@ from edge.errors import Rejected
 from edge.protocol.messages import Hello, Presence, R, Telemetry
 
 MAX_DEVICES = 10_000  # with open enrolment anybody may come
+NEVER = 0.0  # when a device was seen of which only a retained card is known
 MAX_HELD = 2  # the version a device trains on, and the one before, whose update may still be in its spool
 
 
@@ -46,12 +48,18 @@ class Roster:
         self._journal = journal
         self._listed = listed
         self._is_open = is_open
-        self._devices = {device.device: device for device in read_devices(journal)}
-        self._changed: set[str] = set()
+        known = read_devices(journal)
+        self._devices = {device.device: device._replace(online=False) for device in known}
+        self._changed = {device.device for device in known if device.online}
         self._early: dict[str, Presence] = {}
 
-    def enrol(self, device_id: str, key: str, at: float) -> None:
+    def enrol(self, device_id: str, key: str, at: float | None) -> None:
         """Lets `key` speak for a device, from now on no other.
+
+        Args:
+            device_id: The device.
+            key: Its public key.
+            at: Unix time; here and below None where what was retained says nothing of when.
 
         Raises:
             Rejected: `unknown-device`: another key is pinned, or it is not listed and enrolment is closed.
@@ -70,9 +78,9 @@ class Roster:
         with self._journal.transaction() as db:
             db.execute(
                 "INSERT INTO devices (device, key, first_seen, last_seen) VALUES (?, ?, ?, ?)",
-                (device_id, key, at, at),
+                (device_id, key, at or NEVER, at or NEVER),
             )
-        self._devices[device_id] = Device(device_id, key, at, at, False, 0, None, None)
+        self._devices[device_id] = Device(device_id, key, at or NEVER, at or NEVER, False, 0, None, None)
         if device_id in self._early:
             self.observe(device_id, self._early.pop(device_id), at)
 
@@ -81,20 +89,30 @@ class Roster:
         device = self._devices.get(device_id)
         return device.key if device else None
 
-    def greet(self, hello: Hello, at: float) -> None:
+    def greet(self, hello: Hello, at: float | None) -> None:
         """Takes the capability card of an enrolled device."""
         self._change(hello.device_id, at, hello=hello)
 
-    def observe(self, device_id: str, presence: Presence, at: float) -> None:
+    def observe(self, device_id: str, presence: Presence, at: float | None) -> bool:
         """Takes a device's presence; a late will of an earlier session is ignored.
 
         A device is online before it has said who it is, so a stranger's presence is kept for when it has.
+
+        Returns:
+            Whether it came or went by this.
         """
         known = self._devices.get(device_id)
         if known is None and len(self._early) < MAX_DEVICES:
             self._early[device_id] = presence
         elif known and presence.epoch >= known.epoch:
             self._change(device_id, at, online=presence.online, epoch=presence.epoch)
+            return known.online != presence.online
+        return False
+
+    def is_online(self, device_id: str) -> bool:
+        """Whether a device is here now."""
+        device = self._devices.get(device_id)
+        return device is not None and device.online
 
     def online(self) -> list[str]:
         """The devices that are online, by name."""
@@ -151,9 +169,11 @@ class Roster:
             )
         self._changed.clear()
 
-    def _change(self, device_id: str, at: float, **changes: Any) -> None:
+    def _change(self, device_id: str, at: float | None, **changes: Any) -> None:
         if device_id in self._devices:
-            self._devices[device_id] = self._devices[device_id]._replace(last_seen=at, **changes)
+            known = self._devices[device_id]
+            last_seen = known.last_seen if at is None else at
+            self._devices[device_id] = known._replace(last_seen=last_seen, **changes)
             self._changed.add(device_id)
 
 

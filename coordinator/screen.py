@@ -1,6 +1,5 @@
 """How the coordinator's reports look on a terminal: rich tables; plain text where the output is none."""
 
-import sys
 import time
 from collections.abc import Iterator
 
@@ -8,12 +7,6 @@ from rich.console import Console
 from rich.table import Table
 
 from coordinator.reports import FleetStatus, Rejection, VersionStatus
-
-
-def say_line(text: str) -> None:
-    """One line with the time of day, at once."""
-    sys.stdout.write(f"{time.strftime('%H:%M:%S')} {text}\n")
-    sys.stdout.flush()
 
 
 def show_status(report: FleetStatus) -> None:

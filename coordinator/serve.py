@@ -11,17 +11,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from coordinator.config import CoordinatorConfig, mqtt_settings
-from coordinator.intake import Say
 from coordinator.server import Coordinator, coordinator_presence
 from coordinator.state import CoordinatorState
+from edge.events import Show
 from edge.transport.mqtt import MqttTransport
 
 if TYPE_CHECKING:
     from coordinator.calibration import Calibration
 
 
-def serve_fleet(config: CoordinatorConfig, say: Say) -> None:
-    """Serves until `max_versions` are made, or until a signal.
+def serve_fleet(config: CoordinatorConfig, show: Show) -> None:
+    """Serves until `max_versions` are made, or until a signal; `show` gets every event.
 
     Raises:
         TransportError: The broker cannot be reached, or refuses.
@@ -36,7 +36,7 @@ def serve_fleet(config: CoordinatorConfig, say: Say) -> None:
         presence = coordinator_presence(config.fleet, epoch=time.time_ns() // 1_000_000)
         transport = MqttTransport(settings, presence)
         coordinator = Coordinator(
-            config, state, transport, score=score.score if score else None, calibrator=calibrator, say=say
+            config, state, transport, score=score.score if score else None, calibrator=calibrator, show=show
         )
         asyncio.run(_run(coordinator))
 

@@ -7,35 +7,39 @@ rejected, refused or dropped, and said so.
 """
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable, Coroutine
 from typing import Any, NamedTuple
 
 import msgspec
+from msgspec import structs
 
 from converters.adapter import LoraAdapter
 from converters.errors import TunefleetError
 from converters.masking import leading_rows
 from coordinator.admission import Present, Rules
+from coordinator.arrivals import Arrivals
 from coordinator.config import CoordinatorConfig
 from coordinator.errors import MergeError
+from coordinator.events import teller
 from coordinator.founding import found_fleet, tier_name
 from coordinator.holding import Holding
-from coordinator.intake import Desk, Intake, Say
+from coordinator.intake import Desk, Intake
 from coordinator.journal import Update
 from coordinator.merging import Merger, check_calibration
 from coordinator.pace import PaceTeller, describe_pace
 from coordinator.publisher import Publisher
-from coordinator.reports import describe_merge
+from coordinator.reports import tell_merge
 from coordinator.roster import Roster
 from coordinator.state import CoordinatorState
 from coordinator.strategies.base import Calibrator
 from coordinator.uploads import Uploads
 from coordinator.versions import Version
 from edge.errors import BackendError, DiskFull, ProtocolError
+from edge.events import Show
 from edge.protocol.messages import (
     Blob,
-    Hello,
     Id,
     Manifest,
     Presence,
@@ -45,12 +49,14 @@ from edge.protocol.messages import (
     decode_message,
     encode_message,
 )
-from edge.protocol.signing import open_signed, public_key, sign_message
+from edge.protocol.signing import public_key, sign_message
 from edge.protocol.topics import Topics
 from edge.transport import base as transports
-from edge.transport.base import Transport
+from edge.transport.base import Message, Transport
 
+LOG = logging.getLogger(__name__)
 POLL_S = 0.25  # how soon a rollback by another process, or a time budget that ran out, is noticed
+SETTLE_S = 2.0  # until it is known who is here; only where updates wait from before
 RETRY_S = 5.0  # after a full disk, or a calibration set that could not be read
 ANNOUNCE_EVERY_S = 60.0  # a broker without persistence forgets what is retained when it restarts
 SAY_EVERY_S = 60.0
@@ -82,7 +88,7 @@ class Coordinator:
         transport: Not entered yet; with `coordinator_presence`.
         score: Scores an adapter on held-out data, in a thread; None scores nothing.
         calibrator: The calibration set, where the strategy asks for it; asked in a thread.
-        say: Gets one line for everything that happens.
+        show: Gets an event for everything that happens.
         clock: Unix time in seconds.
 
     Raises:
@@ -100,14 +106,14 @@ class Coordinator:
         *,
         score: Score | None = None,
         calibrator: Calibrator | None = None,
-        say: Say = print,
+        show: Show,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._config = config
         self._state = state
         self._transport = transport
         self._score = score
-        self._say = say
+        self._tell = teller(show)
         self._clock = clock
         self._topics = Topics(config.fleet)
         self._merger = Merger(config, state, clock, calibrator)
@@ -115,8 +121,12 @@ class Coordinator:
         self._version = found_fleet(config, state, clock())
         loss = check_calibration(config, calibrator, state.versions.load(self._version.master))
         if loss is not None:
-            say(f"version {self._version.version}: calibration loss {loss:.4f}")
+            number = self._version.version
+            self._tell(
+                "calibrated", f"version {number}: calibration loss {loss:.4f}", version=number, loss=loss
+            )
         self._roster = Roster(state.journal, config.devices, config.enrolment == "open")
+        self._arrivals = Arrivals(self._roster, self._tell)
         self._publisher = Publisher(transport, self._topics, state.versions, config.chunk_bytes)
         self._rules = Rules(
             fleet=config.fleet,
@@ -140,7 +150,7 @@ class Coordinator:
             uploads=uploads,
             rules=self._rules,
             clock=clock,
-            say=say,
+            tell=self._tell,
         )
         self._intake = Intake(desk, self._present())
         self._unscored: asyncio.Queue[tuple[Version, Score]] = asyncio.Queue()
@@ -155,12 +165,22 @@ class Coordinator:
             TransportError: The first connection was refused.
         """
         for update in self._state.recover():
-            self._say(f"update {update[:8]} left the buffer: its payload on this disk is damaged")
+            text = f"update {update[:8]} left the buffer: its payload on this disk is damaged"
+            self._tell("discarded", text, updates=[update], reason="hash-mismatch")
         async with self._transport:
             key = public_key(self._state.key)
-            self._say(
-                f"fleet {self._config.fleet} at version {self._version.version}, "
-                f"merged by {self._config.strategy_in_force}; coordinator key {key}"
+            fleet, version, strategy = (
+                self._config.fleet,
+                self._version.version,
+                self._config.strategy_in_force,
+            )
+            self._tell(
+                "serving",
+                f"fleet {fleet} at version {version}, merged by {strategy}; coordinator key {key}",
+                fleet=fleet,
+                version=version,
+                strategy=strategy,
+                key=key,
             )
             for kind in ("hello", "state", "want", "telemetry", "up/+/+"):
                 await self._transport.subscribe(self._topics.device("+", kind))
@@ -174,7 +194,8 @@ class Coordinator:
                 self._stopping.wait(),
             )
         self._close()
-        self._say("stopped; state is on disk, the same command goes on from here")
+        told = "stopped; state is on disk, the same command goes on from here"
+        self._tell("stopped", told, version=self._version.version)
 
     def stop(self) -> None:
         """Ends `run` in order."""
@@ -186,14 +207,15 @@ class Coordinator:
         async for message in self._transport.messages():
             levels = self._topics.levels(message.topic)
             try:
-                await self._receive(levels, message.payload)
+                await self._receive(levels, message)
             except (ProtocolError, msgspec.ValidationError, ValueError) as error:
                 self._complain(f"{'/'.join(levels)[:200]}: {error}"[:500])
             except (DiskFull, OSError) as error:
                 self._complain(f"{error}; nothing is receipted until this is mended")
 
-    async def _receive(self, levels: list[str], payload: bytes) -> None:
-        at = self._clock()
+    async def _receive(self, levels: list[str], message: Message) -> None:
+        at, payload = self._clock(), message.payload
+        LOG.debug("%s: %d bytes%s", message.topic, len(payload), ", retained" if message.retained else "")
         match levels:
             case ["device", device_id, "up", update, "header"]:
                 _check_ids(device_id, update)
@@ -206,20 +228,11 @@ class Coordinator:
                 if want.sha256 in self._served:
                     self._roster.hold(device_id, self._served[want.sha256], at)
             case ["device", device_id, "hello"] if payload:
-                self._greet(device_id, payload, at)
+                self._arrivals.greet(device_id, message, at)
             case ["device", device_id, "state"] if payload:
-                self._roster.observe(device_id, decode_message(payload, Presence), at)
+                self._arrivals.observe(device_id, message, at)
             case ["device", device_id, "telemetry"]:
                 self._roster.follow(device_id, decode_message(payload, Telemetry), at)
-
-    def _greet(self, device_id: str, payload: bytes, at: float) -> None:
-        hello, key = open_signed(payload, Hello)
-        if hello.device_id != device_id:
-            raise ProtocolError(f"hello of {hello.device_id} came on another device's topic")
-        if self._roster.key(device_id) is None:
-            self._say(f"device {device_id} joined with {hello.backend}; key {key}")
-        self._roster.enrol(device_id, key, at)
-        self._roster.greet(hello, at)
 
     def _complain(self, fault: str) -> None:
         """Says a fault, the same one at most once a minute: strangers must not fill a log."""
@@ -228,7 +241,7 @@ class Coordinator:
             self._said.clear()
         if now - self._said.get(fault, 0.0) >= SAY_EVERY_S:
             self._said[fault] = now
-            self._say(fault)
+            self._tell("warning", fault)
 
     # Versions.
 
@@ -285,6 +298,8 @@ class Coordinator:
     async def _merge_when_ready(self) -> None:
         if self._version.loss is None:
             self._await_score(self._version)
+        if self._state.journal.waiting() and self._config.buffer_size is None:
+            await asyncio.sleep(SETTLE_S)
         while not self._is_done():
             try:
                 await self._notice_rollback()
@@ -309,7 +324,9 @@ class Coordinator:
         if not buffer:
             now = self._clock()
             if told := self._pace.note(pace, len(self._roster.online()), len(able), now):
-                self._say(describe_pace(told, now))
+                facts = structs.asdict(told)
+                del facts["noted_at"]
+                self._tell("waiting", describe_pace(told, now), **facts)
         return buffer
 
     def _is_done(self) -> bool:
@@ -324,15 +341,15 @@ class Coordinator:
         except MergeError as error:
             gone = self._merger.discard(buffer, error)
             names = ", ".join(f"{one.id[:8]} of {one.device}" for one in gone)
-            self._say(f"updates {names} left the buffer, they cannot be merged: {error}")
+            text = f"updates {names} left the buffer, they cannot be merged: {error}"
+            self._tell("discarded", text, updates=[one.id for one in gone], reason="unmergeable")
             return
         if made is not None:
             await self._take(made)
 
     async def _take(self, made: Version) -> None:
         if made.report is not None:
-            for line in describe_merge(made.version, made.report):
-                self._say(line)
+            tell_merge(self._tell, made.version, made.report)
         await self._adopt(made)
 
     async def _notice_rollback(self) -> None:
@@ -342,7 +359,8 @@ class Coordinator:
         self._data_version = data_version
         current = self._state.versions.current()
         if current and current.version != self._version.version:
-            self._say(f"version {current.version}: went back to version {current.parent}")
+            text = f"version {current.version}: went back to version {current.parent}"
+            self._tell("rollback", text, version=current.version, parent=current.parent)
             await self._adopt(current)
 
     def _await_score(self, version: Version) -> None:
@@ -356,7 +374,8 @@ class Coordinator:
                 adapter = self._state.versions.whole(self._state.versions.version(version.version))
                 quality = await asyncio.to_thread(score, adapter)
                 self._state.versions.score(version.version, *quality)
-                self._say(f"version {version.version}: loss {quality.loss:.4f}, exact {quality.exact:.1%}")
+                text = f"version {version.version}: loss {quality.loss:.4f}, exact {quality.exact:.1%}"
+                self._tell("scored", text, version=version.version, **quality._asdict())
             except TunefleetError as error:  # a fleet goes on learning while nobody can tell how well
                 self._complain(f"version {version.version} is not scored: {error}")
             self._unscored.task_done()

@@ -1,5 +1,10 @@
-"""What a client tells about itself, and how it is shown: lines, JSON lines, or a bar on a terminal."""
+"""What a device or a coordinator tells about itself: lines, JSON lines, or a bar on a terminal.
 
+What the modules below log through `logging` (a connection that broke, every message with `--log-level debug`)
+is shown among the events, so that there is one stream and one order.
+"""
+
+import logging
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -21,37 +26,97 @@ EventKind = Literal[
     "warning",
     "stopped",
 ]
+LogLevel = Literal["debug", "info", "warning", "error"]  # error: nothing but what ends the program
 _REPEATED = ("downloading", "training")
+_WARNINGS = ("warning", "rejected", "refused", "discarded")
+_LOGGED = ("edge", "coordinator")  # whose logging is shown
 PLAIN_EVERY_S = 10.0
 
 
 class Event(NamedTuple):
     """One thing that happened."""
 
-    kind: EventKind
+    kind: str  # of a device `EventKind`, of a coordinator `coordinator.events.EventKind`; `debug` of both
     text: str
     facts: dict[str, Any]  # JSON values, units at the end of their names
+
+    @property
+    def level(self) -> LogLevel:
+        """How much it matters."""
+        if self.kind == "debug":
+            return "debug"
+        return "warning" if self.kind in _WARNINGS else "info"
 
 
 Show = Callable[[Event], None]
 
 
 @contextmanager
-def shown(as_json: bool, out: TextIO | None = None) -> Iterator[Show]:
+def shown(
+    as_json: bool, out: TextIO | None = None, *, log_level: LogLevel = "info", has_bars: bool = True
+) -> Iterator[Show]:
     """How events are shown on `out`, standard output by default.
 
     Args:
         as_json: One JSON object a line, every event; else lines for people, or a bar on a terminal.
         out: A text stream.
+        log_level: Events that matter less are left out.
+        has_bars: Whether a terminal gets a bar; without, lines are told without the event's kind.
     """
     stream = out or sys.stdout
+    least = logging.getLevelName(log_level.upper())
+    with _way(stream, as_json, has_bars) as way:
+
+        def show(event: Event) -> None:
+            if logging.getLevelName(event.level.upper()) >= least:
+                way(event)
+
+        with _logged(show, least):
+            yield show
+
+
+@contextmanager
+def _way(stream: TextIO, as_json: bool, has_bars: bool) -> Iterator[Show]:
     if as_json:
         yield lambda event: _write(stream, _json_line(event))
+    elif not has_bars:
+        yield lambda event: _write(stream, f"{time.strftime('%H:%M:%S')} {event.text}")
     elif stream.isatty():
         with _bars(stream) as show:
             yield show
     else:
         yield _lines(stream)
+
+
+class _Logged(logging.Handler):
+    """Shows what is logged."""
+
+    def __init__(self, show: Show) -> None:
+        super().__init__()
+        self._show = show
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Shows a record as an event."""
+        kind = "warning" if record.levelno >= logging.WARNING else "debug"
+        self._show(Event(kind, record.getMessage(), {"logger": record.name}))
+
+
+@contextmanager
+def _logged(show: Show, least: int) -> Iterator[None]:
+    handler = _Logged(show)
+    loggers = [logging.getLogger(name) for name in _LOGGED]
+    before = [(logger.level, logger.propagate) for logger in loggers]
+    for logger in loggers:
+        logger.addHandler(handler)
+        logger.setLevel(least)
+        logger.propagate = False
+    try:
+        yield
+    finally:
+        for logger, (level, propagates) in zip(loggers, before, strict=True):
+            logger.removeHandler(handler)
+            logger.setLevel(level)
+            logger.propagate = propagates
 
 
 def _write(stream: TextIO, line: str) -> None:
@@ -60,7 +125,8 @@ def _write(stream: TextIO, line: str) -> None:
 
 
 def _json_line(event: Event) -> str:
-    record = {"event": event.kind, "time": round(time.time(), 3), **event.facts, "text": event.text}
+    told = {"event": event.kind, "level": event.level, "time": round(time.time(), 3)}
+    record = {**told, **event.facts, "text": event.text}
     return msgspec.json.encode(record).decode()
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any, NoReturn
 
 from typer import Option
 
-from converters.command import OUTPUT, SETTINGS, Command, examples
+from converters.command import OUTPUT, SETTINGS, Command, LogLevel, LogLevelOption, examples
 
 EXAMPLES = examples(
     "tunefleet join --broker mqtt://HOST --fleet home --device-id laptop \\",
@@ -197,6 +197,7 @@ def join(
         bool,
         Option("--print-config", rich_help_panel=SETTINGS, help="Print all settings as TOML and end."),
     ] = False,
+    log_level: LogLevelOption = LogLevel.info,
     as_json: Annotated[
         bool,
         Option("--json", rich_help_panel=OUTPUT, help="Print each event as one JSON object a line."),
@@ -234,7 +235,8 @@ def join(
 
         sys.stdout.write(tomli_w.dumps(config_table(settings)))
         return
-    _become_client(msgspec.json.encode(settings), ["--json"] if as_json else [])
+    flags = ["--log-level", log_level.value, *(["--json"] if as_json else [])]
+    _become_client(msgspec.json.encode(settings), flags)
 
 
 def _become_client(settings: bytes, flags: list[str]) -> NoReturn:

@@ -3,9 +3,10 @@
 `tunefleet join` becomes this process once its command line is read: a client waits for days, and without the
 command line's libraries it does so in 51 MB instead of 62.
 
-Run as: python -m edge.process [--json] < settings.json
+Run as: python -m edge.process [--log-level info] [--json] < settings.json
 """
 
+import argparse
 import asyncio
 import signal
 import sys
@@ -50,9 +51,13 @@ async def run_client(config: DeviceConfig, show: Show) -> None:
 
 def main() -> None:
     """Runs the client; an error that the user can mend is one line, and exit status 1."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--log-level", default="info")
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
     config = msgspec.json.decode(sys.stdin.buffer.read(), type=DeviceConfig)
     try:
-        with shown(as_json="--json" in sys.argv) as show:
+        with shown(options.json, log_level=options.log_level) as show:
             asyncio.run(run_client(config, show))
     except TunefleetError as error:
         sys.exit(f"tunefleet: {error}")

@@ -233,7 +233,7 @@ class Fleet:
                 transport,
                 score=score,
                 calibrator=calibrator,
-                say=self.said.append,
+                show=lambda event: self.said.append(event.text),
                 clock=lambda: self.now,
             )
             task = asyncio.create_task(coordinator.run())

@@ -101,7 +101,13 @@ class Home:
             transport = transport or MemoryTransport(
                 self.broker, "coordinator", coordinator_presence("home", 1)
             )
-            coordinator = Coordinator(config, state, transport, calibrator=calibrator, say=self.said.append)
+            coordinator = Coordinator(
+                config,
+                state,
+                transport,
+                calibrator=calibrator,
+                show=lambda event: self.said.append(event.text),
+            )
             task = asyncio.create_task(coordinator.run())
             try:
                 yield coordinator
