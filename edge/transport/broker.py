@@ -1,9 +1,12 @@
 """An MQTT 3.1.1 broker inside this process, for the demo and for trying things out: amqtt, pure Python.
 
-Nothing outlives it: for real fleets run Mosquitto with persistence on.
+Nothing outlives it: for real fleets run Mosquitto with persistence on. It ends at once, whatever its clients
+do.
 """
 
+import asyncio
 import hmac
+import logging
 import socket
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -19,6 +22,8 @@ try:
     from amqtt.session import Session
 except ImportError as error:
     raise MissingExtra("amqtt, the embedded broker,", "broker") from error
+
+CLOSING_S = 1.0  # its connections are cut by then, so it needs milliseconds
 
 
 class PasswordPlugin(BaseAuthPlugin):  # type: ignore[misc]
@@ -43,6 +48,33 @@ class PasswordPlugin(BaseAuthPlugin):  # type: ignore[misc]
         return expected is not None and hmac.compare_digest(expected.encode(), given.encode())
 
 
+class CuttingBroker(Broker):  # type: ignore[misc]
+    """amqtt's broker, which can cut the connections of all its clients."""
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        super().__init__(config)
+        self._open: set[asyncio.StreamWriter] = set()
+        self._is_cut = False
+
+    async def stream_connected(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, listener_name: str
+    ) -> None:
+        """Serves one connection until its end."""
+        self._open.add(writer)
+        if self._is_cut:
+            writer.transport.abort()
+        try:
+            await super().stream_connected(reader, writer, listener_name)
+        finally:
+            self._open.discard(writer)
+
+    def cut(self) -> None:
+        """Ends every connection, those to come as well."""
+        self._is_cut = True
+        for writer in self._open:
+            writer.transport.abort()
+
+
 class EmbeddedBroker:
     """A broker on 127.0.0.1 while the context is entered.
 
@@ -54,7 +86,7 @@ class EmbeddedBroker:
     def __init__(self, port: int = 0, users: dict[str, str] | None = None) -> None:
         self.port = port or _free_port()
         self._users = users or {}
-        self._broker: Any = None
+        self._broker: CuttingBroker | None = None
 
     @property
     def url(self) -> str:
@@ -71,7 +103,7 @@ class EmbeddedBroker:
             "listeners": {"default": {"type": "tcp", "bind": f"127.0.0.1:{self.port}"}},
             "plugins": {f"{__name__}.PasswordPlugin": {"users": self._users}},
         }
-        self._broker = Broker(config)
+        self._broker = CuttingBroker(config)
         try:
             await self._broker.start()
         except (AMQTTError, OSError) as error:
@@ -81,7 +113,16 @@ class EmbeddedBroker:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self._broker.shutdown()
+        assert self._broker is not None
+        # amqtt asks each connection's reader to stop, once, and waits for it. A reader that has just been
+        # given a packet misses that, and reads on for as long as its client talks; at an end of the stream
+        # it stops by itself.
+        self._broker.cut()
+        try:
+            async with asyncio.timeout(CLOSING_S):
+                await self._broker.shutdown()
+        except TimeoutError:
+            logging.getLogger(__name__).warning("port %d: amqtt did not end in %g s", self.port, CLOSING_S)
 
 
 def _free_port() -> int:
