@@ -34,7 +34,7 @@ def sum_score(
 ) -> Score:
     """Sums over a batch from the loss and the most likely token at each label."""
     is_correct = predicted == labels.targets
-    example = _example_ids(batch).ravel()[labels.places]
+    example = number_examples(batch).ravel()[labels.places]
     num_labels, num_wrong = np.bincount(example), np.bincount(example, ~is_correct)
     return Score(
         loss_sum=float(losses.astype(np.float64) @ labels.weights),
@@ -46,10 +46,25 @@ def sum_score(
     )
 
 
+def number_examples(batch: Batch) -> NDArray[np.int64]:
+    """The example of each position, from 1 in order of row and segment; 0 is padding: (rows, width).
+
+    An example is a pair of row and segment, whatever the numbers of segments are: a row cut out of a wider one
+    may bear a number above its own width.
+    """
+    num_rows = len(batch.segments)
+    above = int(batch.segments.max(initial=0)) + 1
+    pairs = batch.segments + above * np.arange(num_rows, dtype=np.int64)[:, None]
+    used = batch.segments > 0
+    numbers = np.zeros(pairs.shape, np.int64)
+    numbers[used] = np.unique(pairs[used], return_inverse=True)[1] + 1
+    return numbers
+
+
 def average_examples(batch: Batch, hidden: NDArray[np.float32]) -> NDArray[np.float32]:
     """Means of `hidden` (rows, width, size) over each example: (examples, size), by row and segment."""
     used = batch.segments > 0
-    _, example = np.unique(_example_ids(batch)[used], return_inverse=True)
+    example = number_examples(batch)[used] - 1
     sums = np.zeros((int(example.max(initial=-1)) + 1, hidden.shape[-1]), np.float64)
     np.add.at(sums, example, hidden[used])
     means: NDArray[np.float32] = (sums / np.bincount(example)[:, None]).astype(np.float32)
@@ -63,7 +78,7 @@ def mean_weights(batch: Batch) -> NDArray[np.float32]:
     to the last bit on a GPU, too.
     """
     used = np.flatnonzero(batch.segments)
-    _, example = np.unique(_example_ids(batch).ravel()[used], return_inverse=True)
+    example = number_examples(batch).ravel()[used] - 1
     weights = np.zeros((int(example.max(initial=-1)) + 1, batch.segments.size), np.float32)
     weights[:, used] = mean_rows(example)
     return weights
@@ -80,7 +95,7 @@ def mean_rows(example: NDArray[np.integer]) -> NDArray[np.float32]:
 def unpack(batch: Batch) -> Batch:
     """The same examples, one a row: for models in which packed examples would see each other."""
     used = batch.segments > 0
-    _, row = np.unique(_example_ids(batch)[used], return_inverse=True)
+    row = number_examples(batch)[used] - 1
     place = (row, batch.positions[used])
     shape = (int(row.max(initial=0)) + 1, int(place[1].max(initial=0)) + 1)
     unpacked = Batch._make(np.zeros(shape, field.dtype) for field in batch)
@@ -93,9 +108,8 @@ def unpack(batch: Batch) -> Batch:
 def flatten(batch: Batch) -> Batch:
     """The same examples in one row without padding, segments numbered through: shape (1, useful tokens)."""
     used = batch.segments > 0
-    _, example = np.unique(_example_ids(batch)[used], return_inverse=True)
     flat = Batch._make(field[used][None] for field in batch)
-    return flat._replace(segments=(example[None] + 1).astype(np.int32))
+    return flat._replace(segments=number_examples(batch)[used][None].astype(np.int32))
 
 
 def group_by_length(batch: Batch) -> list[Batch]:
@@ -112,9 +126,10 @@ def group_by_length(batch: Batch) -> list[Batch]:
         columns = np.arange(width)
         is_used = columns < lengths[chosen, None]
         place = np.where(is_used, starts[chosen, None] + columns, 0)
+        group = Batch._make(np.where(is_used, field[0][place], 0).astype(field.dtype) for field in flat)
         groups.append(
-            Batch._make(np.where(is_used, field[0][place], 0).astype(field.dtype) for field in flat)
-        )
+            group._replace(segments=is_used.astype(np.int32))
+        )  # each row's only example is its first
     return groups
 
 
@@ -133,10 +148,3 @@ def check_fit(adapter: LoraAdapter, modules: Mapping[str, tuple[int, int]], base
             faults.append(f"{name}: has (in, out) {came}, expected {expected}")
     if faults:
         raise UnsupportedAdapter(f"adapter does not fit {base}: " + "; ".join(faults))
-
-
-def _example_ids(batch: Batch) -> NDArray[np.int64]:
-    # Ascending in order of row and segment; padding has ids of its own.
-    num_rows, width = batch.segments.shape
-    ids: NDArray[np.int64] = batch.segments + np.arange(num_rows, dtype=np.int64)[:, None] * (width + 1)
-    return ids

@@ -29,7 +29,16 @@ def toy_base(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def llama_base(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("llama")
+    return write_llama(tmp_path_factory.mktemp("llama"))
+
+
+@pytest.fixture(scope="session")
+def long_base(tmp_path_factory) -> Path:
+    """The same model with room for examples of very unlike lengths."""
+    return write_llama(tmp_path_factory.mktemp("long"), max_tokens=512)
+
+
+def write_llama(folder: Path, max_tokens: int = 128) -> Path:
     vocab_size = _write_tokenizer(folder)
     config = {
         "architectures": ["LlamaForCausalLM"],
@@ -40,7 +49,7 @@ def llama_base(tmp_path_factory) -> Path:
         "num_hidden_layers": LAYERS,
         "num_attention_heads": HEADS,
         "num_key_value_heads": KV_HEADS,
-        "max_position_embeddings": 128,
+        "max_position_embeddings": max_tokens,
         "rms_norm_eps": 1e-5,
         "rope_theta": 10000.0,
         "hidden_act": "silu",

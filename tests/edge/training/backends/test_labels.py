@@ -10,9 +10,12 @@ from edge.training.backends.labels import (
     find_labels,
     flatten,
     group_by_length,
+    mean_weights,
+    number_examples,
     sum_score,
     unpack,
 )
+from edge.training.packing import Example, build_batch
 
 
 @pytest.fixture
@@ -82,3 +85,38 @@ def test_every_misfit_is_named_at_once():
     assert "wide: has (in, out) (3, 4), expected (5, 4)" in str(caught.value)
     assert "gone: no such linear layer" in str(caught.value)
     assert "there" not in str(caught.value)
+
+
+def many_short_and_one_long():
+    """Rows with more examples than the shortest groups have columns."""
+    random = np.random.default_rng(0)
+    examples = [
+        Example(random.integers(0, 99, length).astype(np.int32), np.arange(length) > 0)
+        for length in [*random.integers(2, 6, 400), 200, 90, 90, 2, 2]
+    ]
+    return build_batch(examples, [list(range(300)), list(range(300, 405))], seq_tokens=4096)
+
+
+def test_grouping_by_length_keeps_the_number_of_examples():
+    batch = many_short_and_one_long()
+    groups = group_by_length(batch)
+    assert sum(group.num_examples for group in groups) == batch.num_examples == 405
+    sums = np.zeros(6)
+    for part in groups:
+        labels = find_labels(part)
+        sums += sum_score(part, labels, np.ones(len(labels.targets)), labels.targets)
+    labels = find_labels(batch)
+    assert tuple(sums) == sum_score(batch, labels, np.ones(len(labels.targets)), labels.targets)
+    assert sums[4] == sums[5] == 405
+
+
+def test_grouping_by_length_keeps_the_mean_of_every_example():
+    batch = many_short_and_one_long()
+    whole = average_examples(batch, batch.tokens[..., None].astype(np.float32))[:, 0]
+    parts = [mean_weights(part) @ part.tokens.ravel() for part in group_by_length(batch)]
+    np.testing.assert_allclose(sorted(np.concatenate(parts)), sorted(whole), rtol=1e-6)
+
+
+def test_examples_are_told_apart_by_any_numbers_of_segments(batch):
+    far = batch._replace(segments=np.where(batch.segments > 0, batch.segments * 7, 0))
+    assert number_examples(far).tolist() == [[1, 1, 1, 2, 2], [3, 3, 3, 3, 0]]
