@@ -1,6 +1,6 @@
 """Commands of this package; heavy imports happen inside the command that needs them."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from enum import StrEnum
 from pathlib import Path
@@ -14,6 +14,8 @@ from coordinator.demo.command import EXAMPLES as DEMO
 from coordinator.demo.command import demo
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
+
     from coordinator.journal import Journal
     from coordinator.versions import VersionStore
 
@@ -49,6 +51,9 @@ app.command(cls=Command, epilog=DEMO)(demo)
 
 State = Annotated[
     Path, Option(metavar="FOLDER", rich_help_panel=FLEET, help="The coordinator's --state folder.")
+]
+Watch = Annotated[
+    bool, Option("--watch", rich_help_panel=OUTPUT, help="Keep the report up to date until Ctrl-C.")
 ]
 Json = Annotated[bool, Option("--json", rich_help_panel=OUTPUT, help="Print the report as one line of JSON.")]
 
@@ -446,18 +451,24 @@ def serve(
 
 
 @app.command(cls=Command, epilog=STATUS)
-def status(state: State, as_json: Json = False) -> None:
+def status(state: State, watch: Watch = False, as_json: Json = False) -> None:
     """The fleet now: the current version, the buffer, the devices; also while the coordinator runs."""
-    from coordinator.reports import fleet_status
+    import time
 
-    with _opened(state) as (journal, versions):
-        report = fleet_status(journal, versions)
+    from coordinator.reports import FleetStatus, fleet_status
+
+    def read() -> FleetStatus:
+        with _opened(state) as (journal, versions):
+            return fleet_status(journal, versions, time.time())
+
     if as_json:
-        _print_json(report)
-    else:
-        from coordinator.screen import show_status
+        _report(read, watch)
+        return
+    from functools import partial
 
-        show_status(report)
+    from coordinator.screen import status_view
+
+    _show(lambda: partial(status_view, report=read(), now=time.time()), watch)
 
 
 @app.command(cls=Command, epilog=HISTORY)
@@ -467,20 +478,25 @@ def history(
         int,
         Option(metavar="N", min=1, rich_help_panel=FLEET, help="The latest N versions, and N rejections."),
     ] = 50,
+    watch: Watch = False,
     as_json: Json = False,
 ) -> None:
     """Versions with their lineage and contributors, and updates that were rejected, with the reason."""
     from coordinator.reports import rejections, version_status
 
-    with _opened(state) as (journal, versions):
-        made = [version_status(version) for version in versions.history(limit)]
-        rejected = rejections(journal, limit)
-    if as_json:
-        _print_json({"versions": made, "rejections": rejected})
-    else:
-        from coordinator.screen import show_history
+    def read() -> dict[str, Any]:
+        with _opened(state) as (journal, versions):
+            made = [version_status(version) for version in versions.history(limit)]
+            return {"versions": made, "rejections": rejections(journal, limit)}
 
-        show_history(made, rejected)
+    if as_json:
+        _report(read, watch)
+        return
+    from functools import partial
+
+    from coordinator.screen import history_view
+
+    _show(lambda: partial(history_view, **read()), watch)
 
 
 @app.command(cls=Command, epilog=ROLLBACK)
@@ -544,14 +560,20 @@ def export(
     """Writes a version as an adapter that other tools load."""
     from converters.base import read_base
     from converters.formats import check_free, save_as
+    from coordinator.reports import caution, num_merged
 
     check_free(to.value, out)
     with _opened(state) as (_, versions):
         chosen = versions.version(version) if version is not None else versions.history(limit=1)[0]
         adapter = versions.whole(chosen)
+        told = caution(versions, chosen, adapter)
+        num_updates = num_merged(versions, chosen)
     save_as(to.value, adapter, out, read_base(base) if base else None)
+    if told:
+        typer.echo(f"tunefleet: {told}", err=True)
     if as_json:
-        _print_json({"version": chosen.version, "to": to.value, "path": str(out), "sha256": chosen.master})
+        facts = {"version": chosen.version, "to": to.value, "path": str(out), "sha256": chosen.master}
+        _print_json(facts | {"num_updates": num_updates, "caution": told})
     else:
         typer.echo(f"version {chosen.version} → {out} ({to.value})")
 
@@ -584,6 +606,28 @@ def _numbers(text: str | None) -> tuple[int, ...] | None:
         from edge.errors import ConfigError
 
         raise ConfigError(f"--rank is {text!r}, expected numbers such as 8 or 8,4") from error
+
+
+def _report(read: "Callable[[], object]", watch: bool) -> None:
+    """Prints a report as JSON, with `watch` again whenever it has changed."""
+    import msgspec
+
+    if watch:
+        from coordinator.screen import watch_lines
+
+        watch_lines(lambda: msgspec.json.encode(read()).decode())
+    else:
+        _print_json(read())
+
+
+def _show(look: "Callable[[], Callable[[int], RenderableType]]", watch: bool) -> None:
+    """Prints a report for people, with `watch` until Ctrl-C."""
+    from coordinator import screen
+
+    if watch:
+        screen.watch(look)
+    else:
+        screen.show(look())
 
 
 def _print_json(report: object) -> None:
