@@ -46,6 +46,11 @@ PLACES = {  # in the settings, of options that bear another name there
     "wait": "waits_for_broker",
 } | {name: f"recipe.{name}" for name in ("steps", "seconds", "lr", "seq_tokens", "batch_tokens", "attempts")}
 
+SEEN_BY_ALL = (
+    "every user of this machine can read the broker's password in the list of processes; "
+    "give --broker-user and --broker-password-file, or the URL in TUNEFLEET_BROKER"
+)
+
 app = typer.Typer()
 app.command(cls=Command, epilog=DEMO)(demo)
 
@@ -139,7 +144,7 @@ def serve(
         Option(
             metavar="URL",
             rich_help_panel=FLEET,
-            help="mqtt://user:password@host:port, or mqtts:// for TLS. Required.",
+            help="mqtt://user:password@host:port, or mqtts:// for TLS; or TUNEFLEET_BROKER. Required.",
         ),
     ] = None,
     base: Annotated[
@@ -369,6 +374,23 @@ def serve(
             help="Wait for a broker that is not there yet.",
         ),
     ] = None,
+    broker_user: Annotated[
+        str | None,
+        Option(
+            metavar="NAME",
+            rich_help_panel=BROKER,
+            help="The user at the broker, if the URL names none; or TUNEFLEET_BROKER_USER.",
+        ),
+    ] = None,
+    broker_password_file: Annotated[
+        str | None,
+        Option(
+            metavar="FILE",
+            rich_help_panel=BROKER,
+            help="A file whose first line is the password; or TUNEFLEET_BROKER_PASSWORD_FILE. In a URL on "
+            "the command line every user of this machine can read it.",
+        ),
+    ] = None,
     protocol: Annotated[
         str | None,
         Option(
@@ -436,6 +458,7 @@ def serve(
         "max_staleness": max_staleness, "server_lr": server_lr, "encoding": encoding, "recipe": recipe,
         "enrolment": enrolment, "eval_data": eval_data, "eval_every": eval_every,
         "max_versions": max_versions,
+        "broker_user": broker_user, "broker_password_file": broker_password_file,
         "protocol": protocol, "tls_ca": tls_ca, "tls_cert": tls_cert, "tls_key": tls_key,
         "waits_for_broker": wait,
     }  # fmt: skip
@@ -444,9 +467,12 @@ def serve(
         typer.echo(config_text(settings), nl=False)
         return
     from coordinator.serve import serve_fleet
-    from edge.events import shown
+    from edge.events import Event, shown
+    from edge.transport.settings import has_password
 
     with shown(as_json, log_level=log_level.value, has_bars=False) as show:
+        if broker and has_password(broker):
+            show(Event("warning", SEEN_BY_ALL, {}))
         serve_fleet(settings, show)
 
 

@@ -285,11 +285,7 @@ def caution(versions: VersionStore, version: Version, adapter: LoraAdapter) -> s
         kept = "its B is zero, and every device keeps its own (fedsa-lora)"
         return f"version {version.version} changes nothing by itself: {kept}" if is_zero else ""
     what = "the base model itself, for its B is zero" if is_zero else "the adapter that the fleet began from"
-    why = (
-        "no step was taken so far, see `tunefleet history`"
-        if version.depth
-        else "no update is in it yet"
-    )
+    why = "no step was taken so far, see `tunefleet history`" if version.depth else "no update is in it yet"
     return f"version {version.version} has learnt nothing, {why}; it is {what}"
 
 

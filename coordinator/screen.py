@@ -152,9 +152,9 @@ def _devices(devices: Sequence[DeviceStatus], width: int, now: float) -> Table:
 
 
 def _fitting(columns: Sequence[Column], width: int) -> list[Column]:
-    """Columns that are not empty, the last ones left out until the rest fits; two stay."""
+    """Columns that are not empty, the last ones left out until the rest fits; the first one stays."""
     kept = [column for column in columns if any(column.cells)]
-    while len(kept) > 2 and sum(column.width + SPACE for column in kept) - SPACE > width:
+    while len(kept) > 1 and sum(column.width + SPACE for column in kept) - SPACE > width:
         kept.pop()
     return kept
 
