@@ -1,6 +1,6 @@
 """Commands of this package; heavy imports happen inside the command that needs them."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from enum import StrEnum
 from pathlib import Path
@@ -14,6 +14,8 @@ from coordinator.demo.command import EXAMPLES as DEMO
 from coordinator.demo.command import demo
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
+
     from coordinator.journal import Journal
     from coordinator.versions import VersionStore
 
@@ -44,11 +46,19 @@ PLACES = {  # in the settings, of options that bear another name there
     "wait": "waits_for_broker",
 } | {name: f"recipe.{name}" for name in ("steps", "seconds", "lr", "seq_tokens", "batch_tokens", "attempts")}
 
+SEEN_BY_ALL = (
+    "every user of this machine can read the broker's password in the list of processes; "
+    "give --broker-user and --broker-password-file, or the URL in TUNEFLEET_BROKER"
+)
+
 app = typer.Typer()
 app.command(cls=Command, epilog=DEMO)(demo)
 
 State = Annotated[
     Path, Option(metavar="FOLDER", rich_help_panel=FLEET, help="The coordinator's --state folder.")
+]
+Watch = Annotated[
+    bool, Option("--watch", rich_help_panel=OUTPUT, help="Keep the report up to date until Ctrl-C.")
 ]
 Json = Annotated[bool, Option("--json", rich_help_panel=OUTPUT, help="Print the report as one line of JSON.")]
 
@@ -134,7 +144,7 @@ def serve(
         Option(
             metavar="URL",
             rich_help_panel=FLEET,
-            help="mqtt://user:password@host:port, or mqtts:// for TLS. Required.",
+            help="mqtt://user:password@host:port, or mqtts:// for TLS; or TUNEFLEET_BROKER. Required.",
         ),
     ] = None,
     base: Annotated[
@@ -364,6 +374,23 @@ def serve(
             help="Wait for a broker that is not there yet.",
         ),
     ] = None,
+    broker_user: Annotated[
+        str | None,
+        Option(
+            metavar="NAME",
+            rich_help_panel=BROKER,
+            help="The user at the broker, if the URL names none; or TUNEFLEET_BROKER_USER.",
+        ),
+    ] = None,
+    broker_password_file: Annotated[
+        str | None,
+        Option(
+            metavar="FILE",
+            rich_help_panel=BROKER,
+            help="A file whose first line is the password; or TUNEFLEET_BROKER_PASSWORD_FILE. In a URL on "
+            "the command line every user of this machine can read it.",
+        ),
+    ] = None,
     protocol: Annotated[
         str | None,
         Option(
@@ -431,6 +458,7 @@ def serve(
         "max_staleness": max_staleness, "server_lr": server_lr, "encoding": encoding, "recipe": recipe,
         "enrolment": enrolment, "eval_data": eval_data, "eval_every": eval_every,
         "max_versions": max_versions,
+        "broker_user": broker_user, "broker_password_file": broker_password_file,
         "protocol": protocol, "tls_ca": tls_ca, "tls_cert": tls_cert, "tls_key": tls_key,
         "waits_for_broker": wait,
     }  # fmt: skip
@@ -439,25 +467,34 @@ def serve(
         typer.echo(config_text(settings), nl=False)
         return
     from coordinator.serve import serve_fleet
-    from edge.events import shown
+    from edge.events import Event, shown
+    from edge.transport.settings import has_password
 
     with shown(as_json, log_level=log_level.value, has_bars=False) as show:
+        if broker and has_password(broker):
+            show(Event("warning", SEEN_BY_ALL, {}))
         serve_fleet(settings, show)
 
 
 @app.command(cls=Command, epilog=STATUS)
-def status(state: State, as_json: Json = False) -> None:
+def status(state: State, watch: Watch = False, as_json: Json = False) -> None:
     """The fleet now: the current version, the buffer, the devices; also while the coordinator runs."""
-    from coordinator.reports import fleet_status
+    import time
 
-    with _opened(state) as (journal, versions):
-        report = fleet_status(journal, versions)
+    from coordinator.reports import FleetStatus, fleet_status
+
+    def read() -> FleetStatus:
+        with _opened(state) as (journal, versions):
+            return fleet_status(journal, versions, time.time())
+
     if as_json:
-        _print_json(report)
-    else:
-        from coordinator.screen import show_status
+        _report(read, watch)
+        return
+    from functools import partial
 
-        show_status(report)
+    from coordinator.screen import status_view
+
+    _show(lambda: partial(status_view, report=read(), now=time.time()), watch)
 
 
 @app.command(cls=Command, epilog=HISTORY)
@@ -467,20 +504,25 @@ def history(
         int,
         Option(metavar="N", min=1, rich_help_panel=FLEET, help="The latest N versions, and N rejections."),
     ] = 50,
+    watch: Watch = False,
     as_json: Json = False,
 ) -> None:
     """Versions with their lineage and contributors, and updates that were rejected, with the reason."""
     from coordinator.reports import rejections, version_status
 
-    with _opened(state) as (journal, versions):
-        made = [version_status(version) for version in versions.history(limit)]
-        rejected = rejections(journal, limit)
-    if as_json:
-        _print_json({"versions": made, "rejections": rejected})
-    else:
-        from coordinator.screen import show_history
+    def read() -> dict[str, Any]:
+        with _opened(state) as (journal, versions):
+            made = [version_status(version) for version in versions.history(limit)]
+            return {"versions": made, "rejections": rejections(journal, limit)}
 
-        show_history(made, rejected)
+    if as_json:
+        _report(read, watch)
+        return
+    from functools import partial
+
+    from coordinator.screen import history_view
+
+    _show(lambda: partial(history_view, **read()), watch)
 
 
 @app.command(cls=Command, epilog=ROLLBACK)
@@ -544,14 +586,20 @@ def export(
     """Writes a version as an adapter that other tools load."""
     from converters.base import read_base
     from converters.formats import check_free, save_as
+    from coordinator.reports import caution, num_merged
 
     check_free(to.value, out)
     with _opened(state) as (_, versions):
         chosen = versions.version(version) if version is not None else versions.history(limit=1)[0]
         adapter = versions.whole(chosen)
+        told = caution(versions, chosen, adapter)
+        num_updates = num_merged(versions, chosen)
     save_as(to.value, adapter, out, read_base(base) if base else None)
+    if told:
+        typer.echo(f"tunefleet: {told}", err=True)
     if as_json:
-        _print_json({"version": chosen.version, "to": to.value, "path": str(out), "sha256": chosen.master})
+        facts = {"version": chosen.version, "to": to.value, "path": str(out), "sha256": chosen.master}
+        _print_json(facts | {"num_updates": num_updates, "caution": told})
     else:
         typer.echo(f"version {chosen.version} → {out} ({to.value})")
 
@@ -584,6 +632,28 @@ def _numbers(text: str | None) -> tuple[int, ...] | None:
         from edge.errors import ConfigError
 
         raise ConfigError(f"--rank is {text!r}, expected numbers such as 8 or 8,4") from error
+
+
+def _report(read: "Callable[[], object]", watch: bool) -> None:
+    """Prints a report as JSON, with `watch` again whenever it has changed."""
+    import msgspec
+
+    if watch:
+        from coordinator.screen import watch_lines
+
+        watch_lines(lambda: msgspec.json.encode(read()).decode())
+    else:
+        _print_json(read())
+
+
+def _show(look: "Callable[[], Callable[[int], RenderableType]]", watch: bool) -> None:
+    """Prints a report for people, with `watch` until Ctrl-C."""
+    from coordinator import screen
+
+    if watch:
+        screen.watch(look)
+    else:
+        screen.show(look())
 
 
 def _print_json(report: object) -> None:

@@ -14,7 +14,7 @@ from coordinator.strategies.stages import NEEDS_CALIBRATION, Stages
 from edge.errors import ConfigError
 from edge.protocol.messages import EncodingName, Id, Recipe, Sha256, Space
 from edge.settings import read_toml, type_faults
-from edge.transport.settings import MqttSettings, ProtocolName
+from edge.transport.settings import MqttSettings, ProtocolName, from_environment
 
 MIB = 1 << 20
 
@@ -23,7 +23,8 @@ class CoordinatorConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only
     """Everything `tunefleet serve` can be told.
 
     Attributes:
-        broker: `mqtt://[user[:password]@]host[:port]`, or `mqtts://` for TLS.
+        broker: `mqtt://[user[:password]@]host[:port]`, or `mqtts://` for TLS; else `TUNEFLEET_BROKER` of the
+            environment.
         fleet: The fleet's name, one topic level.
         base: Folder of the base model; only its headers are read, unless `eval_data` is given or the strategy
             asks for `calibration_data`.
@@ -62,6 +63,8 @@ class CoordinatorConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only
         max_versions: The coordinator ends when this version is made; 0 goes on for ever.
         eval_data: JSONL that every version is scored on (needs the torch extra).
         eval_every: Every how many versions.
+        broker_user: Instead of the URL's; else `TUNEFLEET_BROKER_USER`, where the URL has none.
+        broker_password_file: Its first line is the password; else `TUNEFLEET_BROKER_PASSWORD_FILE`, likewise.
         protocol: MQTT version: 5, 3.1.1, or auto for the first of them that the broker speaks.
         waits_for_broker: A broker that cannot be reached at the start is tried again, for ever.
         tls_ca: Certificates to check the broker against, instead of the system's.
@@ -101,6 +104,8 @@ class CoordinatorConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only
     max_versions: int = 0
     eval_data: str | None = None
     eval_every: int = 1
+    broker_user: str | None = None
+    broker_password_file: str | None = None
     protocol: ProtocolName = "auto"
     waits_for_broker: bool = False
     tls_ca: str | None = None
@@ -142,7 +147,7 @@ def read_config(path: Path | None, overrides: Mapping[str, Any]) -> CoordinatorC
     settings = read_toml(path) if path else {}
     given = {name: value for name, value in overrides.items() if value is not None}
     recipe = {name: value for name, value in given.pop("recipe", {}).items() if value is not None}
-    settings |= given
+    settings = from_environment(settings | given)
     if recipe:
         settings["recipe"] = {**settings.get("recipe", {"steps": 20}), **recipe}
     faults = list(type_faults(settings, CoordinatorConfig))
@@ -163,6 +168,8 @@ def mqtt_settings(config: CoordinatorConfig) -> MqttSettings:
     return MqttSettings.from_url(
         config.broker,
         f"{config.fleet}-coordinator",
+        user=config.broker_user,
+        password_file=config.broker_password_file,
         protocol=config.protocol,
         ca_file=config.tls_ca,
         cert_file=config.tls_cert,

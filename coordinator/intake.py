@@ -66,6 +66,7 @@ class Intake:
         try:
             header, key = read_header(payload, device_id, update)
             desk.roster.enrol(device_id, key, desk.clock())
+            desk.roster.finish(device_id, header.base_version, desk.clock())
         except Rejected as rejected:
             desk.journal.refuse(Refusal(desk.clock(), device_id, update, rejected.reason, rejected.detail))
             desk.tell(

@@ -79,7 +79,8 @@ def read_pace(journal: Journal) -> FleetPace | None:
 
 def describe_pace(pace: FleetPace, now: float) -> str:
     """One line, as `1 of 4 updates, 1 device online, merging in 40 s`."""
-    return f"{pace.have} of {pace.needed} updates, {_devices(pace)}{_wait(pace, now)}"
+    updates = f"{pace.have} of {pace.needed} update{'' if pace.needed == 1 else 's'}"
+    return f"{updates}, {_devices(pace)}{_wait(pace, now)}"
 
 
 def _devices(pace: FleetPace) -> str:

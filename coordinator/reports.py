@@ -1,14 +1,18 @@
 """What `status` and `history` tell, read from a journal that a coordinator may be writing to."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from typing import NamedTuple
 
 from msgspec import Struct
 
+from converters.adapter import LoraAdapter
 from coordinator.events import Tell
-from coordinator.journal import Journal, Update
+from coordinator.journal import Journal
+from coordinator.pace import FleetPace, read_pace
 from coordinator.roster import Device, read_devices
 from coordinator.strategies.base import Report, Share
 from coordinator.versions import Version, VersionStore
+from edge.protocol.messages import Telemetry
 
 
 class DeviceStatus(Struct, frozen=True):
@@ -24,8 +28,8 @@ class DeviceStatus(Struct, frozen=True):
     merged: int
     mean_staleness: float | None  # of its merged updates
     weight_share: float  # of all weight in all versions
-    tokens_per_s: float | None
-    step: int | None  # of the task under way, or the last one
+    tokens_per_s: float | None  # of the task under way, or the last one
+    step: int | None  # of the task under way; None: it trains nothing
     steps: int | None  # 0: bounded by time
 
 
@@ -45,6 +49,7 @@ class FleetStatus(Struct, frozen=True):
     refused: int  # messages that proved nobody's, the latest thousand
     fairness: float | None  # Jain's index of the devices' weight shares; None: nothing is merged yet
     devices: tuple[DeviceStatus, ...]
+    pace: FleetPace | None  # what the coordinator waits for; None: none is running
 
 
 class VersionStatus(Struct, frozen=True):
@@ -82,11 +87,45 @@ class Rejection(Struct, frozen=True):
     at: float  # Unix time
 
 
-def fleet_status(journal: Journal, versions: VersionStore) -> FleetStatus:
-    """The fleet as the journal has it; None where no version was made yet."""
-    updates = journal.updates(limit=1 << 30)
+class Tally(NamedTuple):
+    """What the journal has of one device's updates."""
+
+    device: str
+    accepted: int
+    rejected: int
+    discarded: int
+    merged: int
+    mean_staleness: float | None
+    weight: float
+    num_tokens: int  # of the latest
+    seconds: float
+
+
+_TALLIES = """
+SELECT device, total(status = 'accepted'), total(status = 'rejected'), total(status = 'discarded'),
+    count(merged_into), avg(CASE WHEN merged_into IS NOT NULL THEN coalesce(staleness, 0) END),
+    total(abs(weight)), num_tokens, seconds, max(seq)
+FROM updates GROUP BY device
+"""  # of SQLite's bare columns in a row with max(), num_tokens and seconds are those of that row
+
+
+def fleet_status(journal: Journal, versions: VersionStore, now: float) -> FleetStatus:
+    """The fleet as the journal has it, where a version was made.
+
+    Args:
+        journal: A coordinator may be writing to it.
+        versions: Its versions.
+        now: Unix time in seconds.
+    """
     current = versions.history(limit=1)[0]
-    devices = tuple(_device_status(device, updates) for device in read_devices(journal))
+    tallies = {row[0]: Tally(row[0], *map(int, row[1:5]), *row[5:9]) for row in journal.rows(_TALLIES)}
+    pace = read_pace(journal)
+    pace = pace if pace and pace.is_current(now) else None
+    weight = sum(tally.weight for tally in tallies.values())
+    devices = tuple(
+        _device_status(device, tallies.get(device.device, _nothing(device.device)), weight, pace is not None)
+        for device in read_devices(journal)
+    )
     return FleetStatus(
         fleet=journal.meta("fleet") or "",
         base=journal.meta("base") or "",
@@ -95,12 +134,13 @@ def fleet_status(journal: Journal, versions: VersionStore) -> FleetStatus:
         loss=current.loss,
         exact=current.exact,
         waiting=len(journal.waiting()),
-        accepted=_count(updates, "accepted"),
-        rejected=_count(updates, "rejected"),
-        discarded=_count(updates, "discarded"),
+        accepted=sum(tally.accepted for tally in tallies.values()),
+        rejected=sum(tally.rejected for tally in tallies.values()),
+        discarded=sum(tally.discarded for tally in tallies.values()),
         refused=len(journal.refusals(limit=1 << 30)),
         fairness=jain_index([device.weight_share for device in devices]),
         devices=devices,
+        pace=pace,
     )
 
 
@@ -229,31 +269,63 @@ def rejections(journal: Journal, limit: int) -> list[Rejection]:
     return sorted([*known, *refused], key=lambda one: one.at)[-limit:]
 
 
-def _device_status(device: Device, updates: list[Update]) -> DeviceStatus:
-    own = [update for update in updates if update.device == device.device]
-    merged = [update for update in own if update.merged_into is not None]
-    staleness = [update.staleness or 0 for update in merged]
-    weight = _weight(updates)
+def caution(versions: VersionStore, version: Version, adapter: LoraAdapter) -> str:
+    """Tells what a user of a version should know before they wonder why it changes nothing.
+
+    Args:
+        versions: Its fleet's.
+        version: The version.
+        adapter: What it is to those who use it.
+
+    Returns:
+        A sentence, or nothing where updates of devices are in it.
+    """
+    is_zero = is_without_effect(adapter)
+    if num_merged(versions, version):
+        kept = "its B is zero, and every device keeps its own (fedsa-lora)"
+        return f"version {version.version} changes nothing by itself: {kept}" if is_zero else ""
+    what = "the base model itself, for its B is zero" if is_zero else "the adapter that the fleet began from"
+    why = "no step was taken so far, see `tunefleet history`" if version.depth else "no update is in it yet"
+    return f"version {version.version} has learnt nothing, {why}; it is {what}"
+
+
+def num_merged(versions: VersionStore, version: Version) -> int:
+    """The updates that a version and its ancestors hold, those of refused steps left out."""
+    line = versions.lineage(version.version)
+    reports = [one.report for one in versions.history() if one.version in line and one.report]
+    return sum(share.weight != 0 for one in reports if one.step_scale for share in one.shares)
+
+
+def is_without_effect(adapter: LoraAdapter) -> bool:
+    """Whether an adapter's products are zero, as those of a new one are."""
+    return not any(factors.a.any() and factors.b.any() for _, factors in adapter)
+
+
+def _nothing(device: str) -> Tally:
+    return Tally(device, 0, 0, 0, 0, None, 0.0, 0, 0.0)
+
+
+def _device_status(device: Device, tally: Tally, weight: float, is_served: bool) -> DeviceStatus:
+    is_online = device.online and is_served
+    task = device.telemetry if is_online and is_under_way(device.telemetry) else None
+    measured = tally.num_tokens / tally.seconds if tally.seconds else None
     return DeviceStatus(
         device=device.device,
-        online=device.online,
+        online=is_online,
         last_seen=device.last_seen,
         key=device.key,
         backend=device.hello.backend if device.hello else None,
-        accepted=_count(own, "accepted"),
-        rejected=_count(own, "rejected"),
-        merged=len(merged),
-        mean_staleness=sum(staleness) / len(staleness) if staleness else None,
-        weight_share=_weight(own) / weight if weight else 0.0,
-        tokens_per_s=device.telemetry.tokens_per_s if device.telemetry else None,
-        step=device.telemetry.step if device.telemetry else None,
-        steps=device.telemetry.steps if device.telemetry else None,
+        accepted=tally.accepted,
+        rejected=tally.rejected,
+        merged=tally.merged,
+        mean_staleness=tally.mean_staleness,
+        weight_share=tally.weight / weight if weight else 0.0,
+        tokens_per_s=task.tokens_per_s if task else measured,
+        step=task.step if task else None,
+        steps=task.steps if task else None,
     )
 
 
-def _count(updates: Iterable[Update], status: str) -> int:
-    return sum(update.status == status for update in updates)
-
-
-def _weight(updates: Iterable[Update]) -> float:
-    return sum(abs(update.weight or 0.0) for update in updates)
+def is_under_way(telemetry: Telemetry | None) -> bool:
+    """Whether a device's progress is of a task that it has not finished."""
+    return telemetry is not None and (telemetry.steps == 0 or telemetry.step < telemetry.steps)

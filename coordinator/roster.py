@@ -127,6 +127,12 @@ class Roster:
         self._change(device_id, at, telemetry=telemetry)
         self.hold(device_id, telemetry.base_version, at)
 
+    def finish(self, device_id: str, base_version: int, at: float) -> None:
+        """Notes that a device's task on a version is over: its update comes."""
+        device = self._devices.get(device_id)
+        if device and device.telemetry and device.telemetry.base_version <= base_version:
+            self._change(device_id, at, telemetry=None)
+
     def hold(self, device_id: str, version: int, at: float) -> None:
         """Notes that a device downloads a version, or trains on it; strangers are ignored."""
         held = self._devices[device_id].held if device_id in self._devices else ()

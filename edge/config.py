@@ -14,7 +14,7 @@ from edge.settings import read_toml, type_faults
 from edge.training.backends import BackendName
 from edge.training.backends.base import Precision
 from edge.training.dataset import DataSource
-from edge.transport.settings import MqttSettings, ProtocolName
+from edge.transport.settings import MqttSettings, ProtocolName, from_environment
 
 Positive = Annotated[int, Meta(ge=1)]
 
@@ -23,7 +23,8 @@ class DeviceConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     """Everything `tunefleet join` can be told.
 
     Attributes:
-        broker: `mqtt://[user[:password]@]host[:port]`, or `mqtts://` for TLS.
+        broker: `mqtt://[user[:password]@]host[:port]`, or `mqtts://` for TLS; else `TUNEFLEET_BROKER` of the
+            environment.
         fleet: The fleet's name.
         base: Folder or GGUF file of the base model.
         fingerprint: Of the base model; believed of a quantised one instead of a proof by the fleet's sample.
@@ -40,6 +41,8 @@ class DeviceConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
         max_pending: Updates that may wait for their receipt before another task begins.
         max_tasks: The client ends after this many tasks are receipted; 0 goes on for ever.
         coordinator_key: The coordinator's public key; by default the first one seen is pinned.
+        broker_user: Instead of the URL's; else `TUNEFLEET_BROKER_USER`, where the URL has none.
+        broker_password_file: Its first line is the password; else `TUNEFLEET_BROKER_PASSWORD_FILE`, likewise.
         protocol: MQTT version: 3.1.1, 5, or auto, the newest the broker takes.
         waits_for_broker: A broker that cannot be reached at the start is waited for.
         tls_ca: Certificates to check the broker against, instead of the system's.
@@ -64,6 +67,8 @@ class DeviceConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     max_pending: Positive = 2
     max_tasks: Count = 0
     coordinator_key: Sha256 | None = None
+    broker_user: str | None = None
+    broker_password_file: str | None = None
     protocol: ProtocolName = "auto"
     waits_for_broker: bool = False
     tls_ca: str | None = None
@@ -87,6 +92,7 @@ def read_config(path: Path | None, overrides: Mapping[str, Any]) -> DeviceConfig
     settings |= given
     if data:
         settings["data"] = data
+    settings = from_environment(settings)
     faults = [*type_faults(settings, DeviceConfig), *_path_faults(settings)]
     if not faults:
         config = msgspec.convert(settings, DeviceConfig)
@@ -105,6 +111,8 @@ def mqtt_settings(config: DeviceConfig) -> MqttSettings:
     return MqttSettings.from_url(
         config.broker,
         f"{config.fleet}-device-{config.device_id}",
+        user=config.broker_user,
+        password_file=config.broker_password_file,
         protocol=config.protocol,
         ca_file=config.tls_ca,
         cert_file=config.tls_cert,

@@ -49,7 +49,7 @@ def join(
         Option(
             metavar="URL",
             rich_help_panel=FLEET,
-            help="mqtt://user:password@host:port, or mqtts:// for TLS. Required.",
+            help="mqtt://user:password@host:port, or mqtts:// for TLS; or TUNEFLEET_BROKER. Required.",
         ),
     ] = None,
     device_id: Annotated[
@@ -162,6 +162,23 @@ def join(
     wait: Annotated[
         bool, Option("--wait", rich_help_panel=BROKER, help="Wait for a broker that is not there yet.")
     ] = False,
+    broker_user: Annotated[
+        str | None,
+        Option(
+            metavar="NAME",
+            rich_help_panel=BROKER,
+            help="The user at the broker, if the URL names none; or TUNEFLEET_BROKER_USER.",
+        ),
+    ] = None,
+    broker_password_file: Annotated[
+        str | None,
+        Option(
+            metavar="FILE",
+            rich_help_panel=BROKER,
+            help="A file whose first line is the password; or TUNEFLEET_BROKER_PASSWORD_FILE. In a URL on "
+            "the command line every user of this machine can read it.",
+        ),
+    ] = None,
     protocol: Annotated[
         str | None,
         Option(metavar="NAME", rich_help_panel=BROKER, help="The version of MQTT: auto, 5 or 3.1.1."),
@@ -223,6 +240,8 @@ def join(
         "patience_s": patience_s,
         "coordinator_key": coordinator_key,
         "fingerprint": fingerprint,
+        "broker_user": broker_user,
+        "broker_password_file": broker_password_file,
         "protocol": protocol,
         "tls_ca": tls_ca,
         "tls_cert": tls_cert,

@@ -43,7 +43,8 @@ def type_faults(settings: Mapping[str, Any], kind: type[Struct]) -> Iterator[str
             kinds = get_args(field.type) if get_origin(field.type) in (Union, UnionType) else (field.type,)
             names = [name for one in kinds if get_origin(one) is Literal for name in get_args(one)]
             told = f", expected one of {', '.join(names)}" if names else f": {error}"
-            yield f"{name} is {settings[name]!r}{told}"
+            value = "not a URL" if name == "broker" else repr(settings[name])  # it may hold a password
+            yield f"{name} is {value}{told}"
 
 
 def defaults_of(kind: type[Struct], options: Iterable[str], places: Mapping[str, str]) -> dict[str, Any]:

@@ -22,13 +22,13 @@ pytestmark = pytest.mark.broker
 def test_the_commands_of_the_readme_make_a_fleet(tmp_path: Path, mosquitto: int) -> None:
     commands = readme_commands(tmp_path, mosquitto)
     assert {"serve", "join", "history", "export", "train"} <= commands.keys()
-    serve = [*commands["serve"], "--buffer-size", "1", "--max-versions", "2"]
+    serve = [*commands["serve"], "--max-versions", "3"]
     with running(tmp_path, serve) as coordinator, running(tmp_path, commands["join"]) as device:
         assert coordinator.wait(timeout=120) == 0
         device.send_signal(signal.SIGTERM)
         assert device.wait(timeout=60) == 0
     history = json.loads(run(tmp_path, [*commands["history"], "--json"]))
-    assert [version["version"] for version in history["versions"]] == [0, 1, 2]
+    assert [version["version"] for version in history["versions"]] == [0, 1, 2, 3]
     run(tmp_path, commands["export"])
     assert (tmp_path / "adapter/adapter_config.json").exists()
     run(tmp_path, [*commands["train"], "--steps", "2"])

@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import Self
 
 from coordinator.errors import CoordinatorError
+from edge.transport.settings import ENVIRONMENT as BROKER
 
 GRACE_S = 8.0
 LAST_LINES = 6
@@ -39,6 +40,8 @@ class Children:
         self._command = command
         # Four thread pools on two cores: waiting threads must sleep, not spin.
         self._environment = os.environ | {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "passive"}
+        for variable in BROKER.values():  # the demo has a broker of its own, which needs no password
+            self._environment.pop(variable, None)
         self._running: dict[str, Process] = {}
 
     async def __aenter__(self) -> Self:

@@ -1,8 +1,15 @@
-"""How to reach an MQTT broker."""
+"""How to reach an MQTT broker.
 
+A password belongs neither on a command line, which every user of a machine can read, nor in a message: it
+comes from a file or from the environment, and URLs are told without it.
+"""
+
+import os
+import re
 import ssl
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 from urllib.parse import unquote, urlsplit
 
 import msgspec
@@ -10,6 +17,16 @@ import msgspec
 from edge.errors import ConfigError, TlsFailure
 
 ProtocolName = Literal["auto", "5", "3.1.1"]
+ENVIRONMENT = {  # settings to the variables that stand in for them
+    "broker": "TUNEFLEET_BROKER",
+    "broker_user": "TUNEFLEET_BROKER_USER",
+    "broker_password_file": "TUNEFLEET_BROKER_PASSWORD_FILE",
+}
+_FORM = "expected mqtt://[user:password@]host[:port], or mqtts:// for TLS"
+_ESCAPES = "in user and password write @ as %40, : as %3A, / as %2F, or give --broker-password-file"
+
+_SCHEMES = ("mqtt", "mqtts", "http", "https", "tcp", "ssl", "ws", "wss")
+_PLACE = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^:/?#\[\]]+)(:[0-9]+)?/?")
 
 
 class MqttSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -49,6 +66,8 @@ class MqttSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
         url: str,
         client_id: str,
         *,
+        user: str | None = None,
+        password_file: str | None = None,
         protocol: ProtocolName = "auto",
         ca_file: str | None = None,
         cert_file: str | None = None,
@@ -57,23 +76,40 @@ class MqttSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     ) -> "MqttSettings":
         """Settings from `mqtt://user:password@host:1883`, or `mqtts://…` for TLS; %-escapes are undone.
 
+        Args:
+            url: The broker's.
+            client_id: As the attribute.
+            user: Instead of the URL's.
+            password_file: Its first line goes instead of the URL's password.
+            protocol: As the attributes from here on.
+            ca_file: …
+            cert_file: …
+            key_file: …
+            wait_for_broker_s: …
+
         Raises:
-            ConfigError: If `url` is not of that form.
+            ConfigError: If `url` is not of that form, or the password's file holds none.
         """
-        parts = urlsplit(url)
-        form = "expected mqtt://[user:password@]host[:port], or mqtts:// for TLS"
         try:
+            parts = urlsplit(url)
             port = parts.port
-        except ValueError as error:
-            raise ConfigError(f"broker {_without_password(url)}: {error}; {form}") from error
+        except ValueError:  # its text may hold a part of the password
+            raise ConfigError(f"broker {without_password(url)}: {_FORM}; {_ESCAPES}") from None
         if parts.scheme not in ("mqtt", "mqtts") or not parts.hostname or parts.path not in ("", "/"):
-            raise ConfigError(f"broker {_without_password(url)}: {form}")
+            raise ConfigError(f"broker {without_password(url)}: {_FORM}")
+        username = user or (unquote(parts.username) if parts.username else None)
+        if password_file and not username:
+            raise ConfigError(
+                f"broker {without_password(url)}: there is a password file and no user; "
+                "give --broker-user, or mqtt://USER@host"
+            )
+        password = unquote(parts.password) if parts.password else None
         return cls(
             host=parts.hostname,
             port=port or (8883 if parts.scheme == "mqtts" else 1883),
             client_id=client_id,
-            username=unquote(parts.username) if parts.username else None,
-            password=unquote(parts.password) if parts.password else None,
+            username=username,
+            password=_read_password(password_file) if password_file else password,
             protocol=protocol,
             is_encrypted=parts.scheme == "mqtts",
             ca_file=ca_file,
@@ -110,5 +146,40 @@ class MqttSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
         return context
 
 
-def _without_password(url: str) -> str:
-    return url if "@" not in url else f"{url.split('://')[0]}://…@{url.rsplit('@', 1)[1]}"
+def from_environment(settings: Mapping[str, Any], environ: Mapping[str, str] = os.environ) -> dict[str, Any]:
+    """Fills in from `TUNEFLEET_BROKER` and the like what neither command line nor file says of the broker.
+
+    Args:
+        settings: Broker, user and password file by the names of a device's or coordinator's configuration.
+        environ: The environment.
+    """
+    found = {name: environ[variable] for name, variable in ENVIRONMENT.items() if environ.get(variable)}
+    if "@" in str(settings.get("broker", "")):  # it has its own
+        found = {}
+    return found | dict(settings)
+
+
+def has_password(url: str) -> bool:
+    """Whether a URL holds a password, be the rest of it well-formed or not."""
+    return ":" in url.partition("://")[2].rpartition("@")[0]
+
+
+def without_password(url: str) -> str:
+    """A URL as it may be shown, also where it is malformed: scheme, host and port, never user or password."""
+    scheme, mark, rest = url.partition("://")
+    if scheme not in _SCHEMES:
+        scheme, mark, rest = "", "", url
+    user, _, place = rest.rpartition("@")
+    shown = place if _PLACE.fullmatch(place) else f"{re.split('[:/?#]', place)[0]}…"
+    return f"{scheme}{mark}{'…@' if user else ''}{shown}"
+
+
+def _read_password(file: str) -> str:
+    try:
+        lines = Path(file).read_text("utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not UTF-8"
+        raise ConfigError(f"{file}: the broker's password cannot be read: {reason}") from error
+    if not lines or not lines[0]:
+        raise ConfigError(f"{file}: its first line is empty, expected the broker's password")
+    return lines[0]

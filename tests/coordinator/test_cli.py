@@ -1,7 +1,10 @@
 import asyncio
+import itertools
 import json
+import signal
 import subprocess
 import sys
+from contextlib import AsyncExitStack
 
 import pytest
 from typer.testing import CliRunner
@@ -12,6 +15,7 @@ from converters.formats import load_any
 from coordinator.cli import Strategy, app
 from coordinator.config import read_config
 from coordinator.errors import UnknownVersion
+from coordinator.reports import fleet_status
 from coordinator.strategies.presets import PRESETS
 from edge.errors import StateError
 
@@ -56,6 +60,78 @@ def test_history_tells_lineage_contributors_and_reasons(grown):
         ("rejected", "foreign-base"),
         ("refused", "malformed"),
     ]
+
+
+def test_status_tells_a_running_coordinators_pace_without_its_lock(fleet):
+    async def scenario():
+        async with AsyncExitStack() as stack:
+            await stack.enter_async_context(fleet.serving(buffer_size=None))
+            x, _ = [await stack.enter_async_context(fleet.device(name).joined()) for name in "xy"]
+            for told in ("0 of 2 updates", "1 of 2 updates"):
+                while not any(told in line for line in fleet.said):
+                    await asyncio.sleep(0.01)
+                if told.startswith("0"):
+                    await x.teach(seed=1)
+            with fleet.opened() as (journal, versions):
+                return fleet_status(journal, versions, fleet.now)
+
+    report = asyncio.run(scenario())
+    assert (report.pace.have, report.pace.needed, report.pace.due_at) == (1, 2, fleet.now + 60)
+    assert [one.online for one in report.devices] == [True, True]
+    stopped = json.loads(invoke("status", "--state", fleet.folder, "--json"))
+    assert stopped["pace"] is None
+    assert [one["online"] for one in stopped["devices"]] == [False, False]
+
+
+def test_an_export_of_a_version_that_nothing_trained_says_so(grown, tmp_path):
+    arguments = ["export", "--state", str(grown.folder), "--version", "0", "--json"]
+    result = CliRunner().invoke(app, [*arguments, "--out", str(tmp_path / "old")])
+    assert result.exit_code == 0
+    told = "version 0 has learnt nothing, no update is in it yet; it is the base model itself"
+    assert told in result.stderr
+    report = json.loads(result.stdout)
+    assert (report["num_updates"], report["caution"]) == (
+        0,
+        result.stderr.strip().removeprefix("tunefleet: "),
+    )
+    trained = CliRunner().invoke(
+        app, ["export", "--state", str(grown.folder), "--out", str(tmp_path / "new"), "--json"]
+    )
+    assert (json.loads(trained.stdout)["num_updates"], trained.stderr) == (2, "")
+
+
+def test_an_export_of_a_version_whose_merges_were_all_refused_says_so(fleet, tmp_path):
+    (tmp_path / "c.jsonl").write_text("")
+
+    class Stern:
+        """Finds every step worse than none."""
+
+        losses = itertools.count(1)
+
+        def loss(self, adapter):
+            return float(next(self.losses))
+
+    async def scenario():
+        settings = {"strategy": "fedbuff", "stages": {"guard": "backtrack"}}
+        settings |= {"calibration_data": str(tmp_path / "c.jsonl"), "calibrator": Stern()}
+        async with fleet.serving(buffer_size=1, **settings), fleet.device("x").joined() as x:
+            await x.teach(seed=1)
+            await x.manifest(version=1)
+
+    asyncio.run(scenario())
+    result = CliRunner().invoke(app, ["export", "--state", str(fleet.folder), "--out", str(tmp_path / "out")])
+    assert "version 1 has learnt nothing, no step was taken so far, see `tunefleet history`" in result.stderr
+
+
+def test_a_watched_report_is_printed_when_it_changes_and_ctrl_c_ends_it_in_order(grown):
+    command = [sys.executable, "-m", "tunefleet", "status", "--state", grown.folder, "--json", "--watch"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as watching:
+        assert json.loads(watching.stdout.readline())["version"] == 1
+        invoke("rollback", "--state", grown.folder, 0)
+        assert json.loads(watching.stdout.readline())["version"] == 2
+        watching.send_signal(signal.SIGINT)
+        assert watching.wait(timeout=30) == 0
+        assert watching.stderr.read() == ""
 
 
 def test_reports_are_tables_for_people(grown):

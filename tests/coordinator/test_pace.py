@@ -112,7 +112,7 @@ def test_a_device_that_can_train_no_tier_of_the_fleet_is_not_waited_for(fleet):
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(fleet.serving(buffer_size=None))
             x, _ = await joined(stack, fleet.device("x"), fleet.device("small", ranks=(1,)))
-            told = "0 of 1 updates, 2 devices online, 1 of them able to train a tier of this fleet"
+            told = "0 of 1 update, 2 devices online, 1 of them able to train a tier of this fleet"
             await until_said(fleet, told)
             await x.teach(seed=1)
             await x.manifest(version=1)
@@ -250,7 +250,7 @@ def test_the_journal_knows_the_pace_while_the_coordinator_runs(journal):
     [
         (FleetPace(1, 4, 1, 1, 40.0, 0.0), "1 of 4 updates, 1 device online, merging in 40 s"),
         (FleetPace(1, 4, 2, 2, 400.0, 0.0), "1 of 4 updates, 2 devices online, merging in 7 min"),
-        (FleetPace(0, 1, 0, 0, None, 0.0), "0 of 1 updates, no devices online"),
+        (FleetPace(0, 1, 0, 0, None, 0.0), "0 of 1 update, no devices online"),
     ],
 )
 def test_the_pace_in_words(pace, text):

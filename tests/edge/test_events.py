@@ -1,5 +1,8 @@
 import io
 import json
+import logging
+
+import pytest
 
 from edge.events import Event, shown
 
@@ -51,3 +54,51 @@ def test_a_task_bounded_by_time_has_a_bar_without_an_end():
     with shown(False, out) as show:
         show(Event("training", "on version 0, step 5 of ?", {"done": 5, "total": 0}))
     assert "step 5 of ?" in out.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("level", "kinds"),
+    [
+        ("debug", ["debug", "accepted", "rejected", "warning"]),
+        ("info", ["accepted", "rejected", "warning"]),
+        ("warning", ["rejected", "warning"]),
+        ("error", []),
+    ],
+)
+def test_what_matters_less_than_the_level_is_left_out(level, kinds):
+    out = io.StringIO()
+    with shown(True, out, log_level=level) as show:
+        logging.getLogger("edge.transport.mqtt").debug("%d bytes", 3)
+        show(Event("accepted", "a", {}))
+        show(Event("rejected", "b", {}))
+        logging.getLogger("coordinator.server").warning("attempt %d", 1)
+    assert [json.loads(line)["event"] for line in out.getvalue().splitlines()] == kinds
+
+
+def test_a_line_tells_its_level_and_a_log_record_where_it_is_from():
+    out = io.StringIO()
+    with shown(True, out) as show:
+        show(Event("accepted", "a", {"device": "lamp"}))
+        logging.getLogger("edge.transport.mqtt").warning("attempt %d", 1)
+    first, second = map(json.loads, out.getvalue().splitlines())
+    assert (first["level"], first["device"], first["text"]) == ("info", "lamp", "a")
+    assert (second["level"], second["logger"], second["text"]) == (
+        "warning",
+        "edge.transport.mqtt",
+        "attempt 1",
+    )
+
+
+def test_logging_is_as_before_when_nothing_is_shown_any_more():
+    logger = logging.getLogger("edge")
+    before = (logger.level, logger.propagate, list(logger.handlers))
+    with shown(True, io.StringIO(), log_level="debug"):
+        assert logger.level == logging.DEBUG
+    assert (logger.level, logger.propagate, list(logger.handlers)) == before
+
+
+def test_a_coordinator_on_a_terminal_has_lines_without_a_bar():
+    out = Terminal()
+    with shown(False, out, has_bars=False) as show:
+        show(Event("accepted", "update 1 of lamp accepted", {}))
+    assert out.getvalue()[8:] == " update 1 of lamp accepted\n"
