@@ -72,6 +72,8 @@ def _turn(message: Any, column: str) -> Turn:
         turn = _of_sharegpt(turn)
     if not isinstance(turn.get("role"), str):
         raise Unusable(f"have {column} with a turn without role and content")
+    if not isinstance(turn.get("tool_calls", []), list):
+        raise Unusable("have tool_calls that are no list")
     if "content" in turn:
         turn["content"] = _text(turn["content"])
     elif turn.keys() <= _NO_PAYLOAD and turn["role"] != "assistant":

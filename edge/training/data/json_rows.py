@@ -14,7 +14,8 @@ from edge.training.data.faults import Unusable, kind_of, shorten
 from edge.training.data.row import BOM, Row
 
 MAX_WHOLE_BYTES = 1 << 28  # of a file that is looked into only to say what it is
-_NOT_JSON = (b"NaN", b"Infinity")  # Python writes them unless it is told not to
+NO_JSON = "are not JSON"
+_PYTHONS = (b"NaN", b"Infinity")  # Python writes them unless it is told not to
 _RAW = msgspec.json.Decoder(list[msgspec.Raw])
 
 
@@ -32,7 +33,7 @@ def read_lines(path: Path) -> Iterator[Row]:
                 if not content.strip():
                     continue
                 columns = _decode(content)
-                if is_first and isinstance(columns, Unusable):
+                if is_first and isinstance(columns, Unusable) and columns.reason == NO_JSON:
                     _check_whole(path)
                 is_first = False
                 yield Row(number, columns)
@@ -69,8 +70,8 @@ def _decode(content: bytes | msgspec.Raw) -> dict[str, Any] | Unusable:
     except msgspec.ValidationError:
         return Unusable("hold a number that is too large for JSON")
     except msgspec.DecodeError:
-        is_python = any(word in bytes(content) for word in _NOT_JSON)
-        return Unusable("hold NaN or Infinity, which JSON lacks" if is_python else "are not JSON")
+        is_python = any(word in bytes(content) for word in _PYTHONS)
+        return Unusable("hold NaN or Infinity, which JSON lacks" if is_python else NO_JSON)
     if isinstance(row, dict):
         return row
     return Unusable(f"hold {kind_of(row)}, expected an object")
