@@ -9,7 +9,7 @@ OLDEST_LLAMA := $(shell sed -n 's/.*"llama-cpp-python>=\([0-9.]*\),.*/\1/p' pypr
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet -c constraints.txt --editable '.[torch,mlx,broker,demo,bench,dev]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt --editable '.[torch,mlx,broker,data,demo,bench,dev]'
 	CMAKE_ARGS=-DLLAVA_BUILD=OFF $(BIN)/python -m pip install --quiet -c constraints.txt --editable '.[llama]' \
 	  || echo 'llama.cpp cannot be compiled here (a C++ compiler is needed): its devices and tests are skipped'
 	touch $@

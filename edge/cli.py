@@ -11,7 +11,7 @@ import typer
 from typer import Argument, Option
 
 from converters.command import OUTPUT, Command, examples
-from edge import bench
+from edge import bench, data
 from edge.join import EXAMPLES, JoinCommand, join
 from edge.options import (
     ADAPTER,
@@ -59,6 +59,7 @@ LENGTH, OPTIMIZER, SAMPLING = "How long to train", "Optimizer", "Sampling"
 app = typer.Typer()
 app.command(cls=JoinCommand, epilog=EXAMPLES)(join)
 app.add_typer(bench.app)
+app.add_typer(data.app)
 
 
 @app.command(cls=Command, epilog=TRAIN)

@@ -140,8 +140,8 @@ def _path_faults(settings: Mapping[str, Any]) -> Iterator[str]:
         if isinstance(value, str) and not Path(value).exists():
             yield f"{name} is {value!r}, which does not exist"
     path = _table(settings.get("data", {})).get("path")
-    if isinstance(path, str) and not Path(path).is_file():
-        yield f"data.path is {path!r}, which is not a file"
+    if isinstance(path, str) and not Path(path).exists():
+        yield f"data.path is {path!r}, which is not a file or folder"
     if bool(settings.get("tls_cert")) != bool(settings.get("tls_key")):
         yield "tls_cert and tls_key belong together; one is missing"
 

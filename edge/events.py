@@ -14,6 +14,7 @@ from typing import Any, Literal, NamedTuple, TextIO
 import msgspec
 
 EventKind = Literal[
+    "checked",  # the data; before the broker is asked
     "joined",
     "waiting",
     "proved",  # the base model is a copy of the fleet's

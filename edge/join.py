@@ -4,11 +4,14 @@ import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 from typer import Option
 
 from converters.command import OUTPUT, SETTINGS, Command, LogLevel, LogLevelOption, examples
+
+if TYPE_CHECKING:
+    from edge.config import DeviceConfig
 
 EXAMPLES = examples(
     "tunefleet join --broker mqtt://HOST --fleet home --device-id laptop \\",
@@ -254,8 +257,21 @@ def join(
 
         sys.stdout.write(tomli_w.dumps(config_table(settings)))
         return
+    _check_data(settings, as_json)
     flags = ["--log-level", log_level.value, *(["--json"] if as_json else [])]
     _become_client(msgspec.json.encode(settings), flags)
+
+
+def _check_data(settings: "DeviceConfig", as_json: bool) -> None:
+    """Tells what is wrong with the data before the broker or the model is waited for."""
+    from edge.events import Event, shown
+    from edge.training.backends.hub import find_base
+    from edge.training.backends.tokenizers import load_tokenizer
+    from edge.training.data.check import check_source
+
+    checked = check_source(settings.data, lambda: load_tokenizer(find_base(settings.base)))
+    with shown(as_json) as show:
+        show(Event("checked", str(checked), checked._asdict()))
 
 
 def _become_client(settings: bytes, flags: list[str]) -> NoReturn:

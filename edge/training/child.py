@@ -28,6 +28,7 @@ from edge.disk import room_for
 from edge.errors import EdgeError
 from edge.training.backends import load_model
 from edge.training.backends.base import ModelCard, Precision, TrainableModel
+from edge.training.data.folders import stamp
 from edge.training.dataset import Dataset, DataSource, encode_prompt, load_dataset
 from edge.training.plan import Plan
 from edge.training.task import (
@@ -147,8 +148,7 @@ class Session:
 
     def _dataset(self, source: DataSource, seq_tokens: int) -> Dataset:
         # Kept over tasks: a fleet's device trains on the same file again and again.
-        stat = Path(source.path).stat() if Path(source.path).exists() else None
-        key = msgspec.json.encode([source, seq_tokens, stat and [stat.st_mtime_ns, stat.st_size]])
+        key = msgspec.json.encode([source, seq_tokens, stamp(Path(source.path))])
         if key not in self.datasets:
             self.datasets = {key: load_dataset(source, self.model.tokenizer, seq_tokens=seq_tokens)}
         return self.datasets[key]

@@ -6,10 +6,11 @@ shuffled again: so rows are full and batches still random. A position in the dat
 of batches taken so far.
 """
 
+from array import array
 from bisect import bisect_left, insort
 from collections.abc import Iterator, Sequence
 from itertools import count
-from typing import NamedTuple
+from typing import NamedTuple, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +28,45 @@ class Example(NamedTuple):
 
     tokens: NDArray[np.int32]  # (n,), n >= 2
     labels: NDArray[np.bool_]  # (n,), True where the token is to be predicted; the first never is
+
+
+class Examples(Sequence[Example]):
+    """Examples end to end in two buffers: an object for each would take more than its tokens do."""
+
+    def __init__(self) -> None:
+        self._tokens, self._labels = array("i"), bytearray()
+        self._ends = array("q", [0])
+
+    def append(self, example: Example) -> None:
+        """Adds one; views that were taken before must be gone."""
+        self._tokens.frombytes(example.tokens.astype(np.int32, copy=False).tobytes())
+        self._labels += example.labels.tobytes()
+        self._ends.append(len(self._labels))
+
+    def lengths(self) -> NDArray[np.int64]:
+        """Tokens of each example."""
+        ends = np.frombuffer(self._ends, np.int64)
+        return ends[1:] - ends[:-1]
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    @overload
+    def __getitem__(self, index: int) -> Example: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Example]: ...
+
+    def __getitem__(self, index: int | slice) -> Example | list[Example]:
+        """One example as views of the buffers, or several."""
+        if isinstance(index, slice):
+            return [self[at] for at in range(*index.indices(len(self)))]
+        at = range(len(self))[index]  # also from the end; beyond it is an IndexError
+        start, end = self._ends[at], self._ends[at + 1]
+        return Example(
+            np.frombuffer(self._tokens, np.int32, end - start, 4 * start),
+            np.frombuffer(self._labels, np.bool_, end - start, start),
+        )
 
 
 def iterate_batches(
@@ -54,6 +94,8 @@ def iterate_once(examples: Sequence[Example], *, seq_tokens: int, batch_tokens: 
 
 def row_lengths(examples: Sequence[Example]) -> NDArray[np.int64]:
     """Room that each example takes in a row: its last token is only ever a target."""
+    if isinstance(examples, Examples):
+        return examples.lengths() - 1
     return np.array([len(example.tokens) - 1 for example in examples], dtype=np.int64)
 
 

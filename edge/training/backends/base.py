@@ -79,11 +79,26 @@ class Tokenizer(Protocol):
         """Text of `tokens`, special tokens left out."""
         ...
 
-    def render(self, messages: Sequence[Mapping[str, str]], *, add_generation_prompt: bool) -> str:
+    def piece(self, token: int) -> str:
+        """One token as it stands in a text, special tokens by their names."""
+        ...
+
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        add_generation_prompt: bool,
+    ) -> str:
         """The chat template's text for `messages`.
 
+        Args:
+            messages: Turns with a role, mostly a content, and whatever else the template reads of them.
+            tools: JSON schemas of the functions that the assistant may call.
+            add_generation_prompt: The text goes on to where the assistant's next turn begins.
+
         Raises:
-            DataError: If the base model has no chat template.
+            DataError: If the base model has no chat template, or it does not take these messages.
         """
         ...
 

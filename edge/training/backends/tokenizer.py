@@ -1,9 +1,30 @@
-"""A Hugging Face tokenizer behind the contract; its library is imported by the backend that loads it."""
+"""A Hugging Face tokenizer behind the contract; folders of transformers and of MLX have one."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from edge.errors import DataError
+from converters.errors import BaseModelError
+from edge.errors import DataError, MissingExtra
+from edge.training.backends.chat import ChatTemplate
+
+
+def load_hub_tokenizer(base: Path) -> "HubTokenizer":
+    """Loads the tokenizer of a folder, and nothing else of it.
+
+    Raises:
+        MissingExtra: transformers is not installed.
+        BaseModelError: The folder has no tokenizer that transformers can load, and why.
+    """
+    try:
+        from transformers import AutoTokenizer
+    except ImportError as error:
+        raise MissingExtra(f"{base} is a folder of Hugging Face's kind, and transformers", "torch") from error
+    try:
+        return HubTokenizer(AutoTokenizer.from_pretrained(base, local_files_only=True))
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise BaseModelError(f"{base}: transformers cannot load its tokenizer: {reason}") from error
 
 
 class HubTokenizer:
@@ -11,6 +32,7 @@ class HubTokenizer:
 
     def __init__(self, loaded: Any) -> None:
         self._loaded = loaded
+        self._chats: dict[str, ChatTemplate] = {}
         self.bos_id: int | None = loaded.bos_token_id
         self.eos_id: int | None = loaded.eos_token_id
 
@@ -24,13 +46,27 @@ class HubTokenizer:
         text: str = self._loaded.decode(list(tokens), skip_special_tokens=True)
         return text
 
-    def render(self, messages: Sequence[Mapping[str, str]], *, add_generation_prompt: bool) -> str:
+    def piece(self, token: int) -> str:
+        """See `Tokenizer.piece`."""
+        # Some decoders drop the space before the first token of a text, so it is looked at as the second.
+        once, twice = (self._loaded.decode(tokens) for tokens in ([token], [token, token]))
+        text: str = twice[len(once) :]
+        return text
+
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        add_generation_prompt: bool,
+    ) -> str:
         """See `Tokenizer.render`."""
         if not self._loaded.chat_template:
             raise DataError("the base model has no chat template; use prompt and completion, or text")
-        text: str = self._loaded.apply_chat_template(
-            [dict(message) for message in messages],
-            tokenize=False,
-            add_generation_prompt=add_generation_prompt,
-        )
-        return text
+        try:
+            source = self._loaded.get_chat_template(None, tools)  # some models have another one for tools
+        except ValueError as error:
+            raise DataError(f"the base model's chat template cannot be used: {error}") from error
+        if source not in self._chats:
+            self._chats[source] = ChatTemplate(source, self._loaded.special_tokens_map)
+        return self._chats[source].render(messages, tools=tools, add_generation_prompt=add_generation_prompt)

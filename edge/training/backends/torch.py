@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers import AutoModelForCausalLM, GenerationConfig
 from transformers.utils.logging import disable_progress_bar
 
 from converters.adapter import LoraAdapter
@@ -40,7 +40,7 @@ from edge.training.backends.labels import (
     sum_score,
     unpack,
 )
-from edge.training.backends.tokenizer import HubTokenizer
+from edge.training.backends.tokenizer import HubTokenizer, load_hub_tokenizer
 from edge.training.backends.torch_device import choose_device, choose_dtype
 from edge.training.backends.torch_generate import complete
 from edge.training.backends.torch_layers import ATTENTION, HEAD_ROWS, HeadLoss, apply_lora, register_attention
@@ -60,14 +60,13 @@ def load(base: Path, *, precision: Precision = "auto", seed: int = 0) -> "TorchM
     device = choose_device()
     dtype = choose_dtype(precision, device)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(base, local_files_only=True)
         model = AutoModelForCausalLM.from_pretrained(
             base, local_files_only=True, dtype=dtype, use_safetensors=True
         )
     except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise BaseModelError(f"{base}: transformers cannot load it: {reason}") from error
-    return TorchModel(model.to(device), HubTokenizer(tokenizer), str(base))
+    return TorchModel(model.to(device), load_hub_tokenizer(base), str(base))
 
 
 class TorchModel:

@@ -11,7 +11,7 @@ A base is a folder that `make_toy_base` writes: `toy.json`, and weights under th
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -110,9 +110,19 @@ class ByteTokenizer:
         """Text of the bytes among `tokens`; broken UTF-8 is shown as U+FFFD."""
         return bytes(token for token in tokens if token < BOS).decode(errors="replace")
 
-    def render(self, messages: Sequence[Mapping[str, str]], *, add_generation_prompt: bool) -> str:
-        """`<role>content` and a line break for each message."""
-        turns = "".join(f"<{message['role']}>{message['content']}\n" for message in messages)
+    def piece(self, token: int) -> str:
+        """See `Tokenizer.piece`."""
+        return {BOS: "<bos>", EOS: "<eos>"}.get(token) or self.decode([token])
+
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        add_generation_prompt: bool,
+    ) -> str:
+        """`<role>content` and a line break for each message; tools are not shown."""
+        turns = "".join(f"<{message['role']}>{message.get('content', '')}\n" for message in messages)
         return turns + "<assistant>" * add_generation_prompt
 
 

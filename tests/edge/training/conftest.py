@@ -1,5 +1,6 @@
-"""A toy base, a small file of examples, and an adapter to begin with."""
+"""A toy base, a small file of examples, an adapter to begin with, and data in every kind of file."""
 
+import csv
 import json
 import resource
 import signal
@@ -69,3 +70,48 @@ def small_disk():
             signal.signal(signal.SIGXFSZ, ignored)
 
     return limited
+
+
+@pytest.fixture(scope="session")
+def write_data():
+    """`write_data(folder, kind, rows)` writes the same rows as one kind of file or folder."""
+    return _write_data
+
+
+def _write_data(folder: Path, kind: str, rows: list[dict]) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    match kind:
+        case "parquet" | "saved" | "saved-dict":
+            return _write_arrow(folder, kind, rows)
+        case "csv" | "semicolons" | "tsv":
+            return _write_table(folder, kind, rows)
+        case "json":
+            (folder / "data.json").write_text(json.dumps(rows, indent=1))
+            return folder / "data.json"
+    path = folder / ("train.jsonl" if kind == "mlx-lm" else "data.jsonl")
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder if kind == "mlx-lm" else path
+
+
+def _write_table(folder: Path, kind: str, rows: list[dict]) -> Path:
+    path = folder / ("data.tsv" if kind == "tsv" else "data.csv")
+    delimiter = {"csv": ",", "semicolons": ";", "tsv": "\t"}[kind]
+    with path.open("w", encoding="utf-8", newline="") as file:
+        table = csv.DictWriter(file, list(rows[0]), delimiter=delimiter)
+        table.writeheader()
+        table.writerows(rows)
+    return path
+
+
+def _write_arrow(folder: Path, kind: str, rows: list[dict]) -> Path:
+    datasets = pytest.importorskip("datasets", reason="needs the data extra")
+    datasets.disable_progress_bars()
+    dataset = datasets.Dataset.from_list(rows)
+    if kind == "parquet":
+        import pyarrow.parquet
+
+        pyarrow.parquet.write_table(dataset.data.table, folder / "data.parquet")
+        return folder / "data.parquet"
+    parts = datasets.DatasetDict({"train": dataset, "test": dataset.select([0])})
+    (dataset if kind == "saved" else parts).save_to_disk(folder / kind)
+    return folder / kind

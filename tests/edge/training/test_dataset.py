@@ -68,29 +68,45 @@ def test_every_bad_line_is_named_with_its_reason(read):
             b'{"prompt": "a"',
             [1],
             {"prompt": "a", "completion": 3},
-            {"instruction": "a", "response": "b"},
             {"prompt": "a", "completion": ""},
         )
     message = str(caught.value)
-    assert "data.jsonl: 5 of 6 lines cannot be used" in message
-    assert "line 2: not JSON" in message
-    assert "line 3: holds list, expected an object" in message
-    assert "line 4: completion is int, expected a string" in message
-    assert "line 5: lacks prompt and completion (has instruction, response)" in message
-    assert "line 6: has no text to train on: the completion is empty" in message
+    assert "data.jsonl: 4 of 5 rows cannot be used: " in message
+    assert "1 is not JSON (line 2)" in message
+    assert "1 holds a list, expected an object (line 3)" in message
+    assert "1 has a completion that is a number, expected a string (line 4)" in message
+    assert "1 has an empty completion (line 5)" in message
 
 
-def test_a_long_list_of_bad_lines_is_cut_and_counted(read):
+def test_a_reason_is_named_once_with_its_count_and_the_first_lines(read):
+    good, poor, empty = {"prompt": "a", "completion": "b"}, {"prompt": "a"}, {"prompt": "a", "completion": ""}
     with pytest.raises(DataError) as caught:
-        read(*[b"{"] * 40)
+        read(*[good, poor, empty] * 1000, poor, poor)
+    assert str(caught.value).endswith(
+        "data.jsonl: 2,002 of 3,002 rows cannot be used: "
+        '1,002 lack "completion" (lines 2, 5, 8, …); 1,000 have an empty completion (lines 3, 6, 9, …)'
+    )
+
+
+def test_columns_of_no_known_form_are_named_with_what_to_do(read):
+    with pytest.raises(DataError) as caught:
+        read(*[{"question": "a", "answer": "b"}] * 2)
     message = str(caught.value)
-    assert message.count("not JSON") == 5
-    assert "also lines 6, 7," in message
-    assert "and 15 more" in message
+    assert "2 have columns of no known form (question, answer) (lines 1, 2); expected text, prom" in message
+    assert message.endswith("name others by --prompt-column and --completion-column")
+
+
+def test_many_reasons_are_cut_and_counted(read):
+    with pytest.raises(DataError) as caught:
+        read(*[{f"column{number}": "a"} for number in range(1000)])
+    message = str(caught.value)
+    assert "1,000 of 1,000 rows" in message
+    assert "and 197 more reasons (tunefleet data check names all)" in message
+    assert len(message) < 700
 
 
 def test_bytes_that_are_not_utf_8_are_a_bad_line(read):
-    with pytest.raises(DataError, match="line 2: not "):
+    with pytest.raises(DataError, match=r"1 is not UTF-8 \(line 2\)"):
         read({"text": "good"}, b'{"text": "\xff\xfe"}')
 
 
@@ -99,9 +115,13 @@ def test_bytes_that_are_not_utf_8_are_a_bad_line(read):
     [
         ([], "no assistant turn"),
         ([{"role": "user", "content": "hi"}], "no assistant turn"),
-        ([{"role": "assistant"}], "role and content"),
-        ("hi", "role and content"),
-        ([{"role": "assistant", "content": [{"type": "text"}]}], "content is list, expected a string"),
+        ([{"role": "assistant"}], "has an empty assistant turn"),
+        ([{"role": "user"}, {"role": "assistant", "content": "a"}], "a turn without role and content"),
+        ([{"content": "a"}], "a turn without role and content"),
+        (["hi"], "a turn that is a string, expected an object"),
+        ("hi", "messages that are a string, expected a list of turns"),
+        ([{"role": "assistant", "content": 3}], "content that is a number"),
+        ([{"role": "assistant", "content": [{"type": "image"}]}], "a part that is of type 'image'"),
     ],
 )
 def test_messages_that_cannot_be_trained_on_say_why(read, messages, reason):

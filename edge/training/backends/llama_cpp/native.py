@@ -190,13 +190,18 @@ def to_float(kind: int) -> Callable[[int, int, int], None]:
 class Model:
     """A loaded GGUF model; its weights stay mapped from the file.
 
+    Args:
+        path: The file.
+        has_weights: Whether they are loaded too; without, there is the vocabulary and the metadata.
+
     Raises:
         BaseModelError: llama.cpp cannot load the file, with its own words.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, has_weights: bool = True) -> None:
         self.library = open_library()
         params = api.llama_model_default_params()
+        params.vocab_only = not has_weights
         params.n_gpu_layers = 0
         params.use_extra_bufts = False  # repacked weights have no rows to read, and AMX buffers crash
         self.library.log.clear()

@@ -7,13 +7,24 @@ process at a character that the vocabulary cannot spell, and puts a space before
 import ctypes
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from edge.errors import DataError
+from edge.training.backends.chat import ChatTemplate
 from edge.training.backends.llama_cpp.native import Model, api
 
 SPACE = "\u2581"  # how a SentencePiece vocabulary spells it
 PREFIX = "tunefleet.tokenizer.prefix"  # written by converters.gguf_model
+
+
+def load_tokenizer(base: Path) -> "GgufTokenizer":
+    """Loads the tokenizer of a GGUF file, and nothing else of it.
+
+    Raises:
+        BaseModelError: llama.cpp cannot load the file, with its own words.
+    """
+    return GgufTokenizer(Model(base, has_weights=False))
 
 
 class GgufTokenizer:
@@ -50,28 +61,29 @@ class GgufTokenizer:
                 return text.raw[:count].decode(errors="replace")
             room = -count
 
-    def render(self, messages: Sequence[Mapping[str, str]], *, add_generation_prompt: bool) -> str:
-        """See `Tokenizer.render`; the file's template runs in jinja2's sandbox."""
+    def piece(self, token: int) -> str:
+        """See `Tokenizer.piece`."""
+        return self._piece(token, is_special_shown=True).decode(errors="replace")
+
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        add_generation_prompt: bool,
+    ) -> str:
+        """See `Tokenizer.render`."""
+        if self._chat is None:
+            raise DataError("the base model has no chat template; use prompt and completion, or text")
+        return self._chat.render(messages, tools=tools, add_generation_prompt=add_generation_prompt)
+
+    @cached_property
+    def _chat(self) -> ChatTemplate | None:
         template = api.llama_model_chat_template(self._model.pointer, None)
         if not template:
-            raise DataError("the base model has no chat template; use prompt and completion, or text")
-        from jinja2 import TemplateError
-        from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-        environment.globals["raise_exception"] = _refuse
-        try:
-            text: str = environment.from_string(template.decode()).render(
-                messages=[dict(message) for message in messages],
-                add_generation_prompt=add_generation_prompt,
-                bos_token=self._text(self.bos_id),
-                eos_token=self._text(self.eos_id),
-            )
-            return text
-        except TemplateError as error:
-            raise DataError(
-                f"the base model's chat template does not take these messages: {error}"
-            ) from error
+            return None
+        special = {"bos_token": self._text(self.bos_id), "eos_token": self._text(self.eos_id)}
+        return ChatTemplate(template.decode(), special)
 
     @cached_property
     def _alphabet(self) -> frozenset[str] | None:
@@ -90,12 +102,12 @@ class GgufTokenizer:
         is_ours = self._model.text_of(PREFIX) is not None
         return token if is_there and token >= 0 and (is_added or is_ours or name == "eos") else None
 
-    def _piece(self, token: int) -> bytes:
+    def _piece(self, token: int, is_special_shown: bool = False) -> bytes:
         text = ctypes.create_string_buffer(256)
-        count = api.llama_token_to_piece(self._vocab, token, text, len(text), 0, False)
+        count = api.llama_token_to_piece(self._vocab, token, text, len(text), 0, is_special_shown)
         if count < 0:
             text = ctypes.create_string_buffer(-count)
-            count = api.llama_token_to_piece(self._vocab, token, text, len(text), 0, False)
+            count = api.llama_token_to_piece(self._vocab, token, text, len(text), 0, is_special_shown)
         return text.raw[:count]
 
     def _text(self, token: int | None) -> str:
@@ -103,7 +115,3 @@ class GgufTokenizer:
             return ""
         text: bytes = api.llama_vocab_get_text(self._vocab, token)
         return text.decode(errors="replace")
-
-
-def _refuse(message: str) -> Any:
-    raise DataError(f"the base model's chat template does not take these messages: {message}")

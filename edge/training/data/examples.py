@@ -1,0 +1,74 @@
+"""Examples of pieces of text: tokens with labels, cut to what a row may hold."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge.training.backends.base import Tokenizer
+from edge.training.data.conversations import Conversation
+from edge.training.data.faults import Unusable
+from edge.training.data.forms import Completion, Text
+from edge.training.data.turns import Piece, mark_turns
+from edge.training.packing import Example
+
+
+def make_examples(
+    value: Text | Completion | Conversation, tokenizer: Tokenizer, *, trains_on_prompt: bool
+) -> list[Example]:
+    """The examples of a row, uncut; only a conversation may make several.
+
+    Raises:
+        Unusable: There is nothing in it to train on.
+    """
+    match value:
+        case Text(text):
+            groups: list[list[Piece]] = [[(text, True)]]
+        case Completion(prompt, completion):
+            groups = [[(prompt, False), (completion, True)]]
+        case _:
+            groups = mark_turns(value, tokenizer)
+    return [_tokenize(pieces, tokenizer, trains_on_prompt) for pieces in groups]
+
+
+def cut_text(example: Example, seq_tokens: int) -> list[Example]:
+    """An example cut into several of at most `seq_tokens` + 1 tokens; every label is in one of them."""
+    # Neighbours share one token, the last of one and the first of the next: each label is trained on once.
+    starts = range(0, len(example.tokens) - 1, seq_tokens)
+    pieces = [_part(example, slice(at, at + seq_tokens + 1)) for at in starts]
+    for piece in pieces:
+        piece.labels[0] = False
+    return pieces
+
+
+def cut_example(example: Example, seq_tokens: int) -> Example:
+    """An example without what is too much of its beginning, and then of its end."""
+    excess = len(example.tokens) - (seq_tokens + 1)
+    if excess <= 0:
+        return example
+    first_label = int(np.argmax(example.labels))
+    cut = min(excess, first_label - 1)  # the first token stays, bos where there is one
+    keep = np.ones(len(example.tokens), np.bool_)
+    keep[1 : cut + 1] = False
+    return _part(example, np.flatnonzero(keep)[: seq_tokens + 1])
+
+
+def _tokenize(pieces: Sequence[Piece], tokenizer: Tokenizer, trains_on_prompt: bool) -> Example:
+    encoded = [tokenizer.encode(text) for text, _ in pieces]
+    tokens = [token for piece in encoded for token in piece]
+    marked = zip(encoded, pieces, strict=True)
+    labels = [trains_on_prompt or trained for piece, (_, trained) in marked for _ in piece]
+    if not encoded[-1]:
+        raise Unusable("have nothing to train on that the tokenizer can spell")
+    if tokenizer.eos_id is not None and tokenizer.eos_id not in encoded[-1]:
+        tokens, labels = [*tokens, tokenizer.eos_id], [*labels, True]
+    if tokenizer.bos_id is not None and tokens[0] != tokenizer.bos_id:
+        tokens, labels = [tokenizer.bos_id, *tokens], [False, *labels]
+    labels[0] = False
+    if not any(labels):
+        raise Unusable("are a single token, with nothing before it to predict it from")
+    return Example(np.array(tokens, np.int32), np.array(labels, np.bool_))
+
+
+def _part(example: Example, where: slice | NDArray[np.intp]) -> Example:
+    return Example(example.tokens[where].copy(), example.labels[where].copy())
