@@ -49,8 +49,8 @@ def sum_score(
 def number_examples(batch: Batch) -> NDArray[np.int64]:
     """The example of each position, from 1 in order of row and segment; 0 is padding: (rows, width).
 
-    An example is a pair of row and segment, whatever the numbers of segments are: a row cut out of a wider one
-    may bear a number above its own width.
+    An example is a pair of row and segment, whatever the numbers of segments are: a row cut out of a wider
+    one may bear a number above its own width.
     """
     num_rows = len(batch.segments)
     above = int(batch.segments.max(initial=0)) + 1

@@ -15,6 +15,7 @@ import numpy as np
 from edge.errors import OutOfMemory
 from edge.training.backends.base import Batch
 from edge.training.backends.labels import find_labels, mean_weights
+from edge.training.backends.shapes import round_up
 
 WIDTH_STEP = 32
 
@@ -69,12 +70,6 @@ def feed_means(batch: Batch, width: int, *, is_compiling: bool) -> mx.array:
     weights = mean_weights(batch._replace(segments=np.pad(batch.segments, room)))
     extra = round_up(len(weights)) - len(weights) if is_compiling else 0
     return mx.array(np.pad(weights, ((0, extra), (0, 0))))
-
-
-def round_up(count: int) -> int:
-    """Four sizes to each power of two: a compiled step for each, and an eighth wasted on average."""
-    step = max(16, 1 << max(0, count.bit_length() - 3))
-    return -(-max(count, 1) // step) * step
 
 
 def softmax_loss(logits: mx.array, targets: mx.array, weights: mx.array) -> tuple[mx.array, mx.array]:

@@ -12,6 +12,8 @@ from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_f
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from edge.training.backends.shapes import round_up
+
 HEAD_ROWS = 256  # labels whose logits are held at a time: 32 MB with a vocabulary of 32,000
 PRODUCT_TOKENS = 1024  # longest example whose attention scores are kept: 16 MB with 8 heads in bfloat16
 ATTENTION = "by_example"  # under this name transformers finds `attend_by_example`
@@ -92,7 +94,7 @@ def attend_by_example(
         value: (1, key heads, tokens, size).
         attention_mask: Read only without `example_lengths`, which is when generating.
         scaling: Of the scores; 1 / sqrt(size) if None.
-        example_lengths: Tokens of each example.
+        example_lengths: Tokens of each example; what is behind them is padding.
         sliding_window: How far back a token sees.
         options: Anything else that a model's attention wants.
 
@@ -110,14 +112,27 @@ def attend_by_example(
         raise NotImplementedError(f"attention with {', '.join(unknown)}")
     groups = query.shape[1] // key.shape[1]
     factor = query.shape[-1] ** -0.5 if scaling is None else scaling
-    parts = [p.split(example_lengths, 2) for p in (query, repeat_kv(key, groups), repeat_kv(value, groups))]
-    outputs = [
-        _attend(q, k, v, factor, sliding_window).transpose(1, 2) for q, k, v in zip(*parts, strict=True)
-    ]
+    rest = query.shape[2] - sum(example_lengths)
+    lengths = [*example_lengths, rest]
+    *parts, padding = zip(
+        *(part.split(lengths, 2) for part in (query, repeat_kv(key, groups), repeat_kv(value, groups))),
+        strict=True,
+    )
+    outputs = [_attend(*part, factor, sliding_window).transpose(1, 2) for part in parts]
+    outputs.append(torch.zeros_like(padding[2]).transpose(1, 2))
     return torch.cat(outputs, 1), None
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, scaling: float, window: int | None) -> Tensor:
+    length = query.shape[2]
+    if query.dtype != torch.float32:  # what is added comes last, so no token before it attends to it
+        room = (0, 0, 0, round_up(length) - length)
+        query, key, value = (F.pad(part, room) for part in (query, key, value))
+        return _attend_filled(query, key, value, scaling, window)[:, :, :length]
+    return _attend_filled(query, key, value, scaling, window)
+
+
+def _attend_filled(query: Tensor, key: Tensor, value: Tensor, scaling: float, window: int | None) -> Tensor:
     length = query.shape[2]
     is_whole = window is None or length <= window
     is_product = query.dtype == torch.bfloat16 and length <= PRODUCT_TOKENS

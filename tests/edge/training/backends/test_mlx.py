@@ -29,6 +29,7 @@ from edge.training.plan import Plan
 from edge.training.task import Task
 from edge.training.worker import Worker
 from edge.training.packing import Example, build_batch
+from edge.training.backends.shapes import round_up
 
 pytestmark = pytest.mark.mlx
 SMALL = {
@@ -236,5 +237,5 @@ def test_a_folder_that_is_no_model_is_refused_in_one_line(tmp_path):
 
 @pytest.mark.parametrize("count", [0, 1, 16, 17, 100, 1000, 2049])
 def test_label_counts_are_rounded_up_to_few_sizes(count):
-    rounded = mlx_layers.round_up(count)
+    rounded = round_up(count)
     assert max(count, 1) <= rounded <= max(32, count * 1.25)

@@ -10,6 +10,8 @@ torch = pytest.importorskip("torch", reason="needs the torch extra")
 peft = pytest.importorskip("peft", reason="needs the torch extra")
 transformers = pytest.importorskip("transformers", reason="needs the torch extra")
 
+from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
+
 from converters.adapter import Factors, LoraAdapter  # noqa: E402
 from converters.base import match_targets  # noqa: E402
 from converters.errors import BaseModelError  # noqa: E402
@@ -226,6 +228,55 @@ def test_bfloat16_follows_float32(llama_base, model, packed):
         losses.append([loaded.step([packed], 0.01) for _ in range(10)])
     assert losses[1] == pytest.approx(losses[0], rel=0.02)
     assert loaded.adapter().modules[next(iter(loaded.form))].a.dtype == np.float32
+
+
+class Products(TorchDispatchMode):
+    """The shapes that matrices are multiplied in."""
+
+    def __init__(self):
+        super().__init__()
+        self.shapes = set()
+
+    def __torch_dispatch__(self, op, types, args=(), kwargs=None):
+        if op.overloadpacket.__name__ in ("mm", "addmm", "addmm_", "bmm", "baddbmm"):
+            self.shapes.add((str(op), *(tuple(a.shape) for a in args if isinstance(a, torch.Tensor))))
+        return op(*args, **(kwargs or {}))
+
+
+def test_bfloat16_on_a_processor_multiplies_in_few_shapes_whatever_the_lengths(long_base):
+    # oneDNN compiles and keeps a kernel for each: memory grew for as long as new lengths came.
+    model = backend.load(long_base, precision="bfloat16")
+    model.set_adapter(adapter_for(model))
+    model.begin(weight_decay=0.0, clip_norm=1.0)
+    random = np.random.default_rng(0)
+    found = []
+    for _ in range(2):
+        with Products() as products:
+            for _ in range(25):
+                lengths = random.integers(2, 60, 4)
+                tokens = [random.integers(2, 250, length).astype(np.int32) for length in lengths]
+                examples = [Example(row, np.arange(len(row)) >= len(row) // 2) for row in tokens]
+                model.step([build_batch(examples, [[0, 1, 2, 3]], seq_tokens=512)], 0.001)
+        found.append(products.shapes)
+    assert len(found[0]) < 250
+    assert len(found[1] - found[0]) < 50
+
+
+def test_what_fills_up_a_row_changes_no_loss(long_base, examples):
+    model = backend.load(long_base, precision="float32")
+    model.set_adapter(adapter_for(model))
+    batch = build_batch(examples, [[0, 1, 2, 3, 4]], seq_tokens=64)
+    plain = model.score(batch), model.features(batch)
+    model.begin(weight_decay=0.0, clip_norm=0.0)
+    loss, gradient = model.gradient([batch])
+    model.fills_up = True
+    score, features = model.score(batch), model.features(batch)
+    filled_loss, filled = model.gradient([batch])
+    assert score[2:] == plain[0][2:]
+    assert score.loss_sum == pytest.approx(plain[0].loss_sum, rel=1e-6)
+    np.testing.assert_allclose(features, plain[1], atol=1e-5)
+    assert filled_loss == pytest.approx(loss, rel=1e-6)
+    np.testing.assert_allclose(to_vector(filled), to_vector(gradient), atol=1e-6)
 
 
 def test_a_target_of_no_probability_has_a_finite_loss(model):
