@@ -7,7 +7,6 @@ rejected, refused or dropped, and said so.
 """
 
 import asyncio
-import logging
 import time
 from collections.abc import Callable, Coroutine
 from typing import Any, NamedTuple
@@ -54,7 +53,6 @@ from edge.protocol.topics import Topics
 from edge.transport import base as transports
 from edge.transport.base import Message, Transport
 
-LOG = logging.getLogger(__name__)
 POLL_S = 0.25  # how soon a rollback by another process, or a time budget that ran out, is noticed
 SETTLE_S = 2.0  # until it is known who is here; only where updates wait from before
 RETRY_S = 5.0  # after a full disk, or a calibration set that could not be read
@@ -215,7 +213,6 @@ class Coordinator:
 
     async def _receive(self, levels: list[str], message: Message) -> None:
         at, payload = self._clock(), message.payload
-        LOG.debug("%s: %d bytes%s", message.topic, len(payload), ", retained" if message.retained else "")
         match levels:
             case ["device", device_id, "up", update, "header"]:
                 _check_ids(device_id, update)

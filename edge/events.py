@@ -20,7 +20,6 @@ EventKind = Literal[
     "proved",  # the base model is a copy of the fleet's
     "downloading",  # repeated, with `done` and `total` in chunks
     "training",  # repeated, with `done` and `total` in steps (0: bounded by time)
-    "trained",
     "spooled",
     "accepted",
     "rejected",
@@ -37,7 +36,7 @@ PLAIN_EVERY_S = 10.0
 class Event(NamedTuple):
     """One thing that happened."""
 
-    kind: str  # of a device `EventKind`, of a coordinator `coordinator.events.EventKind`; `debug` of both
+    kind: str  # `EventKind`, or `coordinator.events.EventKind`; of what is logged the level
     text: str
     facts: dict[str, Any]  # JSON values, units at the end of their names
 
@@ -98,7 +97,8 @@ class _Logged(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Shows a record as an event."""
-        kind = "warning" if record.levelno >= logging.WARNING else "debug"
+        kind = "debug" if record.levelno < logging.INFO else "info"
+        kind = "warning" if record.levelno >= logging.WARNING else kind
         self._show(Event(kind, record.getMessage(), {"logger": record.name}))
 
 

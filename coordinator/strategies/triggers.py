@@ -28,7 +28,7 @@ def automatic_size(num_devices: int) -> int:
 def automatic_budget_s(waiting: Sequence[Waiting]) -> float:
     """How long the oldest update waits for others: as long as it was trained, between one and ten minutes.
 
-    So two devices whose speeds differ by less than half meet in one version, be a task of seconds or of
+    So two devices of which one is less than twice as fast meet in one version, be a task of seconds or of
     minutes. A device that lies about its seconds delays a version by ten minutes at most.
     """
     trained_s = waiting[0].trained_s if waiting else 0.0

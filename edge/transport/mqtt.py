@@ -20,6 +20,7 @@ from edge.transport.dial import ProtocolRefused, Unanswered
 from edge.transport.paho import Incoming, Link, LinkLost
 from edge.transport.settings import MqttSettings
 
+LOG = logging.getLogger(__name__)
 MAX_QUEUED = 1000  # QoS 0 messages that no window bounds are dropped beyond this, as brokers do
 FAREWELL_S = 5.0
 PROBE_S = 2.0  # amqtt leaves MQTT 5 unanswered; a broker that is only slow is spoken to in 3.1.1 then
@@ -113,6 +114,7 @@ class MqttTransport:
         while True:
             link, window = await self._connected()
             async with window:
+                LOG.debug("to %s: %d bytes%s", topic, len(payload), ", retained" if retain else "")
                 try:
                     await link.publish(topic, payload, retain=retain, expiry_s=expiry_s)
                 except LinkLost:
@@ -153,7 +155,10 @@ class MqttTransport:
     async def messages(self) -> AsyncIterator[Message]:
         """See `Transport.messages`; a message counts as received when the next one is asked for."""
         while not self._is_left and (incoming := await self._queue.get()) is not None:
-            yield incoming.message
+            message = incoming.message
+            retained = ", retained" if message.retained else ""
+            LOG.debug("from %s: %d bytes%s", message.topic, len(message.payload), retained)
+            yield message
             incoming.acknowledge()
 
     async def _connect_first(self) -> None:
@@ -176,9 +181,9 @@ class MqttTransport:
 
     async def _mend(self) -> None:
         """Connects again whenever the connection has broken, for as long as the transport is used."""
-        log = logging.getLogger(__name__)
         while True:
             await self._lost.wait()
+            LOG.warning("broker %s: the connection is lost; connecting again", self._settings.place)
             attempt = 0
             while self._lost.is_set():
                 await self._sleep(self._backoff_s(attempt))
@@ -186,7 +191,9 @@ class MqttTransport:
                 try:
                     await self._connect()
                 except TransportError as error:
-                    log.warning("attempt %d: %s", attempt, error)
+                    LOG.warning("attempt %d: %s", attempt, error)
+                else:
+                    LOG.info("broker %s: connected again", self._settings.place)
 
     def _backoff_s(self, attempt: int) -> float:
         """Full jitter, so that a fleet does not come back at once when its broker does."""
