@@ -260,7 +260,7 @@ def evaluate(
     completion_column: CompletionColumn = None,
     train_on_prompt: TrainOnPrompt = False,
     backend: BackendOption = Backend.auto,
-    precision: PrecisionOption = Precision.auto,
+    precision: PrecisionOption = Precision.float32,
     seq_tokens: SeqTokens = 512,
     batch_tokens: BatchTokens = 2048,
     as_json: AsJson = False,
@@ -282,13 +282,22 @@ def evaluate(
     async def score() -> dict[str, Any]:
         found = find_base(base)
         async with Worker(found, backend.value, precision.value) as worker:
+            loaded = await worker.load()
+            display.stage(f"scoring {data} with {loaded.described}")
             evaluation = await score_alone(
-                worker, found, adapter, source, seq_tokens=seq_tokens, batch_tokens=batch_tokens
+                worker,
+                found,
+                adapter,
+                source,
+                seq_tokens=seq_tokens,
+                batch_tokens=batch_tokens,
+                precision=precision.value,
             )
-            return evaluation_report(evaluation)
+            why = {"backend": loaded.backend, "backend_why": loaded.backend_why}
+            return {**why, **evaluation_report(evaluation)}
 
     with Display() as display:
-        display.stage(f"scoring {data}")
+        display.stage(f"loading {base}")
         report = asyncio.run(score())
     print_report(report, as_json)
 

@@ -15,10 +15,12 @@ import msgspec
 
 EventKind = Literal[
     "checked",  # the data; before the broker is asked
+    "backend",  # what will train, and why
     "joined",
     "waiting",
     "proved",  # the base model is a copy of the fleet's
     "downloading",  # repeated, with `done` and `total` in chunks
+    "loaded",  # the base model, in which precision, and why
     "training",  # repeated, with `done` and `total` in steps (0: bounded by time)
     "spooled",
     "accepted",

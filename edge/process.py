@@ -19,9 +19,10 @@ from converters.errors import TunefleetError
 from edge.client import Client
 from edge.config import DeviceConfig, mqtt_settings
 from edge.device import device_presence, fresh_memory
-from edge.events import Show, shown
+from edge.events import Event, Show, shown
 from edge.state import DeviceState
 from edge.training.backends import resolve_backend
+from edge.training.task import Loaded
 from edge.training.worker import Worker
 from edge.transport.mqtt import MqttTransport
 
@@ -35,18 +36,27 @@ async def run_client(config: DeviceConfig, show: Show) -> None:
     """
     base = Path(config.base)
     presence = device_presence(config.fleet, config.device_id, epoch=time.time_ns() // 1_000_000)
+    backend = resolve_backend(config.backend, base)
+    show(Event("backend", f"{backend.name}: {backend.why}", {"backend": backend.name, "why": backend.why}))
     with DeviceState(Path(config.state), fresh_memory(config)) as state:
         client = Client(
             config,
-            backend=resolve_backend(config.backend, base),
+            backend=backend.name,
             state=state,
             transport=MqttTransport(mqtt_settings(config), presence),
-            worker=Worker(base, config.backend, config.precision),
+            worker=Worker(
+                base, config.backend, config.precision, on_loaded=lambda loaded: show(_loaded(loaded))
+            ),
             show=show,
         )
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, client.stop)
         await client.run()
+
+
+def _loaded(loaded: Loaded) -> Event:
+    facts = {"backend": loaded.backend, "precision": loaded.precision, "why": loaded.precision_why}
+    return Event("loaded", loaded.described, facts)
 
 
 def main() -> None:

@@ -28,7 +28,7 @@ from edge.training.backends.hub import find_base
 from edge.training.checkpoint import FILE
 from edge.training.dataset import DataSource
 from edge.training.plan import Plan
-from edge.training.task import Evaluation, Progress, Result, Task
+from edge.training.task import Evaluation, Loaded, Progress, Result, Task
 from edge.training.worker import Worker
 
 CHECKPOINT = "checkpoint"
@@ -57,6 +57,11 @@ class Run(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     def adapter_path(self) -> Path:
         """Where the adapter is written: the output folder, or a file in it."""
         return Path(self.out) / GGUF_FILE if self.form == "gguf" else Path(self.out)
+
+    @property
+    def scored_in(self) -> Precision:
+        """Float32, unless another precision was asked for."""
+        return "float32" if self.precision == "auto" else self.precision
 
 
 async def train_alone(
@@ -92,19 +97,17 @@ async def train_alone(
         loaded = await worker.load()
         if valid:
             on_stage(f"scoring {run.valid} before training")
-            scores["valid_before"] = evaluation_report(await _score(worker, begin, valid, run.plan))
-        on_stage(f"training with {loaded.backend} on {run.data.path}")
+            scores["valid_before"] = evaluation_report(await _score(worker, begin, valid, run))
+        on_stage(f"training with {loaded.described} on {run.data.path}")
         task = Task(adapter=str(begin), data=run.data, plan=run.plan, folder=str(folder))
         with _stopped_by_signals(worker):
             result = await worker.train(task, on_progress)
         if valid and result.is_complete:
             on_stage(f"scoring {run.valid} after training")
-            scores["valid_after"] = evaluation_report(
-                await _score(worker, Path(result.adapter), valid, run.plan)
-            )
+            scores["valid_after"] = evaluation_report(await _score(worker, Path(result.adapter), valid, run))
     with room_for("the adapter", out):
         save_as(run.form, load_adapter(Path(result.adapter)), run.adapter_path, model)
-    report = _report(run, loaded.backend, adapter, result) | scores
+    report = _report(run, loaded, adapter, result) | scores
     write_file(out / METRICS, msgspec.json.format(msgspec.json.encode({**report, "losses": result.losses})))
     if result.is_complete:
         shutil.rmtree(folder)
@@ -112,11 +115,20 @@ async def train_alone(
 
 
 async def score_alone(
-    worker: Worker, base: Path, adapter: Path | None, data: DataSource, *, seq_tokens: int, batch_tokens: int
+    worker: Worker,
+    base: Path,
+    adapter: Path | None,
+    data: DataSource,
+    *,
+    seq_tokens: int,
+    batch_tokens: int,
+    precision: Precision = "float32",
 ) -> Evaluation:
     """Scores data with an adapter of any format for `base`, or with the plain base."""
     with canonical_file(adapter, base) as path:
-        return await worker.score(path, data, seq_tokens=seq_tokens, batch_tokens=batch_tokens)
+        return await worker.score(
+            path, data, seq_tokens=seq_tokens, batch_tokens=batch_tokens, precision=precision
+        )
 
 
 @contextmanager
@@ -141,6 +153,7 @@ def evaluation_report(evaluation: Evaluation) -> dict[str, Any]:
         "num_examples": evaluation.num_examples,
         "num_labels": evaluation.num_labels,
         "num_truncated": evaluation.num_truncated,
+        "precision": evaluation.precision,
     }
 
 
@@ -166,8 +179,14 @@ def _prepare(folder: Path, adapter: LoraAdapter, *, resume: bool) -> Path:
     return path
 
 
-async def _score(worker: Worker, adapter: Path, data: DataSource, plan: Plan) -> Evaluation:
-    return await worker.score(adapter, data, seq_tokens=plan.seq_tokens, batch_tokens=plan.batch_tokens)
+async def _score(worker: Worker, adapter: Path, data: DataSource, run: Run) -> Evaluation:
+    return await worker.score(
+        adapter,
+        data,
+        seq_tokens=run.plan.seq_tokens,
+        batch_tokens=run.plan.batch_tokens,
+        precision=run.scored_in,
+    )
 
 
 @contextmanager
@@ -183,10 +202,13 @@ def _stopped_by_signals(worker: Worker) -> Iterator[None]:
             loop.remove_signal_handler(number)
 
 
-def _report(run: Run, backend: str, adapter: LoraAdapter, result: Result) -> dict[str, Any]:
+def _report(run: Run, loaded: Loaded, adapter: LoraAdapter, result: Result) -> dict[str, Any]:
     return {
         "base": run.base,
-        "backend": backend,
+        "backend": loaded.backend,
+        "backend_why": loaded.backend_why,
+        "precision": result.precision,
+        "precision_why": _precision_why(loaded, result),
         "adapter": str(run.adapter_path),
         "format": run.form,
         "rank": adapter.max_rank,
@@ -203,3 +225,9 @@ def _report(run: Run, backend: str, adapter: LoraAdapter, result: Result) -> dic
         "micro_batch_tokens": result.micro_batch_tokens,
         "is_complete": result.is_complete,
     }
+
+
+def _precision_why(loaded: Loaded, result: Result) -> str:
+    if result.precision != loaded.precision:
+        return f"the run that was resumed began in {result.precision}"
+    return loaded.precision_why

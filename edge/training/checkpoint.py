@@ -18,7 +18,7 @@ from converters.adapter import LoraAdapter
 from converters.canonical import dump_adapter
 from edge.disk import write_file
 from edge.errors import StateError
-from edge.training.backends.base import ModelCard, Snapshot
+from edge.training.backends.base import ModelCard, Precision, Snapshot
 from edge.training.plan import Plan
 
 FORMAT = 1
@@ -45,6 +45,7 @@ class Checkpoint(NamedTuple):
     tally: Tally
     losses: list[float]  # of every step so far
     model: Snapshot
+    precision: Precision | None = None  # trained in; None: an older file, which does not tell
 
 
 class _Header(Struct, frozen=True, forbid_unknown_fields=True):
@@ -52,6 +53,7 @@ class _Header(Struct, frozen=True, forbid_unknown_fields=True):
     task: str
     tensors: str  # sha256 of names, types, shapes and bytes
     tally: Tally
+    precision: Precision | None = None
 
 
 def task_digest(adapter: LoraAdapter, data_digest: str, plan: Plan, card: ModelCard) -> str:
@@ -73,7 +75,7 @@ def save_checkpoint(checkpoint: Checkpoint, folder: Path, task: str) -> None:
     """
     tensors: Snapshot = {PREFIX + name: array for name, array in checkpoint.model.items()}
     tensors[LOSSES] = np.array(checkpoint.losses, np.float64)
-    header = _Header(FORMAT, task, _digest(tensors), checkpoint.tally)
+    header = _Header(FORMAT, task, _digest(tensors), checkpoint.tally, checkpoint.precision)
     content = save(tensors, {METADATA: msgspec.json.encode(header).decode()})
     write_file(folder / FILE, content)
 
@@ -94,9 +96,17 @@ def load_checkpoint(folder: Path, task: str) -> Checkpoint | None:
             "restore them, or remove the file to begin anew"
         )
     losses = tensors.pop(LOSSES).tolist()
-    return Checkpoint(
-        header.tally, losses, {name.removeprefix(PREFIX): array for name, array in tensors.items()}
-    )
+    snapshot = {name.removeprefix(PREFIX): array for name, array in tensors.items()}
+    return Checkpoint(header.tally, losses, snapshot, header.precision)
+
+
+def checkpoint_precision(folder: Path) -> Precision | None:
+    """What the folder's checkpoint was trained in; None where there is none, or none that can be read."""
+    try:
+        with safe_open(folder / FILE, "numpy") as file:
+            return msgspec.json.decode((file.metadata() or {})[METADATA], type=_Header).precision
+    except (OSError, SafetensorError, KeyError, msgspec.MsgspecError):
+        return None  # `load_checkpoint` says what is wrong with it
 
 
 class _Format(Struct):

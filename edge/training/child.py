@@ -8,6 +8,7 @@ Run as: python -m edge.training.child BASE BACKEND PRECISION
 """
 
 import contextlib
+import gc
 import os
 import signal
 import sys
@@ -28,7 +29,11 @@ from edge.disk import room_for
 from edge.errors import EdgeError
 from edge.training.backends import load_model
 from edge.training.backends.base import ModelCard, Precision, TrainableModel
+<<<<<<< HEAD
 from edge.training.data.folders import stamp
+=======
+from edge.training.checkpoint import checkpoint_precision
+>>>>>>> 1fbc737 (Score in float32 unless asked, choose bfloat16 by trying, and backends by what the base is)
 from edge.training.dataset import Dataset, DataSource, encode_prompt, load_dataset
 from edge.training.plan import Plan
 from edge.training.task import (
@@ -88,10 +93,25 @@ class Inbox:
 
 
 class Session:
-    """A loaded model and the data that it was last asked about."""
+    """A loaded model and the data that it was last asked about.
 
-    def __init__(self, model: TrainableModel, stop: Event, send: Callable[[Reply], None]) -> None:
-        self.model, self.stop, self.send = model, stop, send
+    Args:
+        load: Loads the model in a precision.
+        precision: To train in; `auto` is tried out when the model is first loaded, and then stays.
+        stop: Ends a task under way.
+        send: Takes progress.
+    """
+
+    def __init__(
+        self,
+        load: Callable[[Precision], TrainableModel],
+        precision: Precision,
+        stop: Event,
+        send: Callable[[Reply], None],
+    ) -> None:
+        self.load, self.asked, self.stop, self.send = load, precision, stop, send
+        self.model = load(precision)
+        self.card = self.model.card  # as it trains
         self.datasets: dict[bytes, Dataset] = {}
 
     def answer(self, request: Request) -> Reply:
@@ -110,10 +130,12 @@ class Session:
         raise EdgeError(f"worker: {type(request).__name__} is not expected here")
 
     def _train(self, task: Task) -> Result:
-        plan = fit_plan(task.plan, self.model.card)
+        plan = fit_plan(task.plan, self.card)
         folder = Path(task.folder)
         with room_for("the task", folder):
             folder.mkdir(parents=True, exist_ok=True)
+        begun_in = checkpoint_precision(folder) if self.asked == "auto" else None
+        self._compute_in(begun_in or self.card.precision)
         return train(
             self.model,
             self._dataset(task.data, plan.seq_tokens),
@@ -127,12 +149,14 @@ class Session:
         )
 
     def _score(self, request: Scoring) -> Evaluation:
-        seq_tokens = min(request.seq_tokens, self.model.card.max_tokens)
+        seq_tokens = min(request.seq_tokens, self.card.max_tokens)
+        self._compute_in(self.card.precision if request.precision == "auto" else request.precision)
         self._set_adapter(request.adapter)
         data = self._dataset(request.data, seq_tokens)
         return score_dataset(self.model, data, seq_tokens=seq_tokens, batch_tokens=request.batch_tokens)
 
     def _generate(self, request: Generation) -> Texts:
+        self._compute_in(self.card.precision)
         self._set_adapter(request.adapter)
         tokenizer = self.model.tokenizer
         completions = self.model.generate(
@@ -142,6 +166,22 @@ class Session:
             seed=request.seed,
         )
         return Texts(texts=tuple(tokenizer.decode(completion) for completion in completions))
+
+    def _compute_in(self, precision: Precision) -> None:
+        """Loads the model again where it is there in another precision; the two never lie in memory together.
+
+        Raises:
+            OutOfMemory: It does not fit.
+        """
+        if self.model.card.precision == precision:
+            return
+        del self.model
+        gc.collect()  # a model of torch refers to itself
+        try:
+            self.model = self.load(precision)
+        except BaseException:
+            self.model = self.load(self.card.precision)
+            raise
 
     def _set_adapter(self, path: str | None) -> None:
         self.model.set_adapter(load_adapter(Path(path)) if path else LoraAdapter({}))
@@ -174,14 +214,28 @@ def fit_plan(plan: Plan, card: ModelCard) -> Plan:
     return structs.replace(plan, seq_tokens=min(plan.seq_tokens, card.max_tokens))
 
 
-def serve(inbox: Inbox, load: Callable[[], TrainableModel], send: Callable[[Reply], None]) -> None:
+def serve(
+    inbox: Inbox,
+    load: Callable[[Precision], TrainableModel],
+    precision: Precision,
+    send: Callable[[Reply], None],
+) -> None:
     """Loads the model and answers requests until the inbox is closed."""
     try:
-        session = Session(load(), inbox.stop, send)
+        session = Session(load, precision, inbox.stop, send)
     except TunefleetError as error:
         return send(_failed(error))
-    card = session.model.card
-    send(Loaded(backend=card.backend, num_parameters=card.num_parameters, max_tokens=card.max_tokens))
+    card = session.card
+    send(
+        Loaded(
+            backend=card.backend,
+            num_parameters=card.num_parameters,
+            max_tokens=card.max_tokens,
+            precision=card.precision,
+            backend_why="",  # the parent chose it
+            precision_why=card.why if precision == "auto" else "as asked",
+        )
+    )
     for request in inbox:
         try:
             send(session.answer(request))
@@ -207,7 +261,7 @@ def main(base: str, backend: str, precision: Precision) -> None:
         except BrokenPipeError:
             inbox.close()
 
-    serve(inbox, lambda: load_model(backend, Path(base), precision=precision), send)
+    serve(inbox, lambda chosen: load_model(backend, Path(base), precision=chosen), precision, send)
 
 
 def _failed(error: TunefleetError) -> Failed:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Self, TypeVar
 
 import msgspec
+from msgspec import structs
 
 import converters.errors
 import edge.errors
@@ -53,7 +54,7 @@ class Child:
         chosen = resolve_backend(backend, Path(base))
         child = cls(
             await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "edge.training.child", base, chosen, precision),
+                *(sys.executable, "-m", "edge.training.child", base, chosen.name, precision),
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.PIPE,
@@ -63,7 +64,7 @@ class Child:
             )
         )
         try:
-            child.loaded = await child.receive(Loaded)
+            child.loaded = structs.replace(await child.receive(Loaded), backend_why=chosen.why)
         except BaseException as error:
             child.terminate()
             await child.close()

@@ -4,6 +4,7 @@ import math
 
 from msgspec import Struct
 
+from edge.training.backends.base import Precision
 from edge.training.dataset import DataSource
 from edge.training.plan import Plan
 
@@ -57,6 +58,7 @@ class Result(Record, frozen=True, tag="result"):
     losses: tuple[float, ...]  # of every step
     micro_batch_tokens: int
     is_complete: bool
+    precision: Precision = "float32"  # trained in; a resumed run keeps what it began in
 
 
 class Scoring(Record, frozen=True, tag="score"):
@@ -66,6 +68,7 @@ class Scoring(Record, frozen=True, tag="score"):
     data: DataSource
     seq_tokens: int
     batch_tokens: int
+    precision: Precision = "float32"  # auto: what is trained in
 
 
 class Generation(Record, frozen=True, tag="generate"):
@@ -88,6 +91,15 @@ class Loaded(Record, frozen=True, tag="loaded"):
     backend: str
     num_parameters: int
     max_tokens: int
+    precision: Precision
+    backend_why: str  # this backend
+    precision_why: str  # this precision
+
+    @property
+    def described(self) -> str:
+        """For people."""
+        reasons = [why for why in (self.backend_why, self.precision_why) if why not in ("", "as asked")]
+        return f"{self.backend} in {self.precision}" + (f" ({'; '.join(reasons)})" if reasons else "")
 
 
 class Evaluation(Record, frozen=True, tag="evaluation"):
@@ -99,6 +111,7 @@ class Evaluation(Record, frozen=True, tag="evaluation"):
     num_labels: int
     num_examples: int
     num_truncated: int
+    precision: Precision  # of the forward pass
 
     @property
     def perplexity(self) -> float:

@@ -17,9 +17,9 @@ from converters.adapter import LoraAdapter
 from converters.canonical import save_adapter
 from converters.masking import train_mask
 from edge.disk import room_for
-from edge.errors import BackendError, OutOfMemory
+from edge.errors import BackendError, OutOfMemory, StateError
 from edge.training.backends.base import Batch, Model, TrainableModel
-from edge.training.checkpoint import Checkpoint, Tally, load_checkpoint, save_checkpoint, task_digest
+from edge.training.checkpoint import FILE, Checkpoint, Tally, load_checkpoint, save_checkpoint, task_digest
 from edge.training.dataset import Dataset
 from edge.training.packing import iterate_batches, iterate_once, pack_epoch, row_lengths, split_batch
 from edge.training.plan import Plan, lr_at
@@ -60,7 +60,7 @@ def train(
         UnsupportedRecipe: This backend cannot follow the plan.
         OutOfMemory: Not even one row at a time fits.
         BackendError: The loss is no longer finite.
-        StateError: The folder's checkpoint is damaged or belongs to another task.
+        StateError: The folder's checkpoint is damaged, belongs to another task, or is in another precision.
         DiskFull: No room for a checkpoint; the last one is still there.
     """
     run = _Run(model, dataset, plan, adapter, folder)
@@ -92,6 +92,7 @@ def score_dataset(model: Model, dataset: Dataset, *, seq_tokens: int, batch_toke
         num_labels=int(labels),
         num_examples=int(examples),
         num_truncated=dataset.num_truncated,
+        precision=model.card.precision,
     )
 
 
@@ -176,7 +177,8 @@ class _Run:
 
     def save(self) -> None:
         """Writes a checkpoint."""
-        save_checkpoint(Checkpoint(self.tally, self.losses, self.model.snapshot()), self.folder, self.task)
+        checkpoint = Checkpoint(self.tally, self.losses, self.model.snapshot(), self.model.card.precision)
+        save_checkpoint(checkpoint, self.folder, self.task)
 
     def finish(self) -> Result:
         """Writes a checkpoint and the adapter as it is now."""
@@ -196,6 +198,7 @@ class _Run:
             losses=tuple(self.losses),
             micro_batch_tokens=self.tally.micro_batch_tokens,
             is_complete=self.is_complete,
+            precision=self.model.card.precision,
         )
 
     def _num_epoch_steps(self) -> int:
@@ -205,6 +208,12 @@ class _Run:
         return sum(len(pack_epoch(lengths, seed=plan.seed, epoch=epoch, **sizes)) for epoch in epochs)
 
     def _resume(self, found: Checkpoint) -> None:
+        own = self.model.card.precision
+        if found.precision not in (None, own):
+            raise StateError(
+                f"{self.folder / FILE}: was trained in {found.precision}, and this run is in {own}; "
+                f"resume with precision {found.precision} or auto, or remove the file to begin anew"
+            )
         asked, used = self.plan.micro_batch_tokens, found.tally.micro_batch_tokens
         smaller = min(asked, used) if asked and used else asked or used
         self.tally = msgspec.structs.replace(found.tally, micro_batch_tokens=smaller)

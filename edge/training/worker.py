@@ -45,11 +45,17 @@ class Worker:
         base: Folder or GGUF file of the base model.
         backend: `auto` chooses by machine and base.
         precision: Of the forward and backward pass.
+        on_loaded: Called when a process has loaded the model.
     """
 
     def __init__(
-        self, base: Path | str, backend: BackendName = "auto", precision: Precision = "auto"
+        self,
+        base: Path | str,
+        backend: BackendName = "auto",
+        precision: Precision = "auto",
+        on_loaded: Callable[[Loaded], None] = lambda _: None,
     ) -> None:
+        self._on_loaded = on_loaded
         self._base, self._backend, self._precision = str(base), backend, precision
         self._child: Child | None = None
         self._turn = asyncio.Lock()
@@ -112,13 +118,36 @@ class Worker:
                 self._child.send(Stop())
 
     async def score(
-        self, adapter: Path | str | None, data: DataSource, *, seq_tokens: int = 512, batch_tokens: int = 2048
+        self,
+        adapter: Path | str | None,
+        data: DataSource,
+        *,
+        seq_tokens: int = 512,
+        batch_tokens: int = 2048,
+        precision: Precision = "float32",
     ) -> Evaluation:
-        """Loss, accuracy and exact match of the base with `adapter` (a canonical file), or without one."""
-        path = str(adapter) if adapter else None
+        """Loss, accuracy and exact match of the base with `adapter` (a canonical file), or without one.
+
+        In float32 whatever is trained in, so that scores of different runs and devices can be compared:
+        rounding to bfloat16 decides many an exact match. `auto` is what is trained in.
+        """
+        request = Scoring(
+            adapter=str(adapter) if adapter else None,
+            data=data,
+            seq_tokens=seq_tokens,
+            batch_tokens=batch_tokens,
+            precision=precision,
+        )
         async with self._turn:
-            request = Scoring(adapter=path, data=data, seq_tokens=seq_tokens, batch_tokens=batch_tokens)
-            return await self._ask(request, Evaluation)
+            try:
+                return await self._ask(request, Evaluation)
+            except OutOfMemory as error:
+                if precision == "float32":
+                    raise OutOfMemory(
+                        f"{error}; scores are taken in float32 unless asked: --precision bfloat16 takes half "
+                        "the memory"
+                    ) from error
+                raise
 
     async def generate(
         self,
@@ -163,6 +192,7 @@ class Worker:
             self._child = None
         if self._child is None:
             self._child = await Child.start(self._base, self._backend, self._precision)
+            self._on_loaded(self._child.loaded)
         return self._child
 
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from converters.adapter import LoraAdapter
 
-Precision = Literal["auto", "float32", "bfloat16"]
+Precision = Literal["auto", "float32", "bfloat16", "float16"]  # auto: what trains fastest on this model
 Snapshot = dict[str, NDArray[Any]]  # flat names to arrays: adapter, both AdamW moments, step counter
 
 
@@ -52,6 +52,8 @@ class ModelCard(NamedTuple):
     max_tokens: int  # context length
     vocab_size: int
     num_parameters: int
+    precision: Precision = "float32"  # of the forward and backward pass; never auto
+    why: str = ""  # this precision, where the backend chose it
 
 
 class Score(NamedTuple):
@@ -235,6 +237,8 @@ class Loader(Protocol):
 
         Raises:
             MissingExtra: The backend's library is not installed.
+            BackendError: It does not compute in that precision.
             BaseModelError: `base` is not a model that this backend can train, and why.
+            OutOfMemory: The model does not fit.
         """
         ...

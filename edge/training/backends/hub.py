@@ -5,25 +5,31 @@ import re
 from pathlib import Path
 
 from converters.errors import BaseModelError
-from edge.errors import MissingExtra
 
-_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]  # no pickled weights
+
+
+def is_hub_name(base: str) -> bool:
+    """Whether `base` can be the name of a model on the hub, and is no path here: `someone/model`."""
+    return bool(_NAME.fullmatch(base)) and not base.endswith(".gguf") and not Path(base).exists()
 
 
 def find_base(base: str) -> Path:
     """The local folder or GGUF file `base` itself, or a snapshot of the hub's model of that name.
 
     Raises:
-        BaseModelError: It is neither, or the hub cannot be reached.
-        MissingExtra: It is a hub name, and no backend is installed that brings the hub's client.
+        BaseModelError: It is neither, or the hub cannot be reached, or its client is not installed.
     """
-    if Path(base).exists() or base.endswith(".gguf") or not _NAME.fullmatch(base):
+    if not is_hub_name(base):
         return Path(base)
     try:
         hub = importlib.import_module("huggingface_hub")
     except ImportError as error:
-        raise MissingExtra(f"{base} is no local folder, and the hub's client", "torch") from error
+        raise BaseModelError(
+            f"{base}: no such folder, and the hub's client is not installed; run: pip install "
+            "huggingface_hub, or download the model (for llama.cpp a .gguf file of it) and give its path"
+        ) from error
     try:
         return Path(hub.snapshot_download(base, allow_patterns=_FILES))
     except Exception as error:  # any of the hub's, of its HTTP library's and the system's

@@ -65,6 +65,7 @@ from edge.training.backends.mlx_layers import (
     feed,
     feed_means,
     mapped_errors,
+    precision_of,
     shape_of,
     softmax_loss,
 )
@@ -95,9 +96,13 @@ def load(base: Path, *, precision: Precision = "auto", seed: int = 0) -> "MlxMod
         maybe_set_recommended_wired_limit()
     else:
         mx.disable_compile()
-    if precision != "auto" or not has_gpu:  # auto keeps what is stored, where a GPU computes in it
-        model.set_dtype(mx.bfloat16 if precision == "bfloat16" else mx.float32)
-    return MlxModel(model, HubTokenizer(tokenizer), config, name=str(base), is_compiling=has_gpu)
+    if precision != "auto" or not has_gpu:
+        model.set_dtype(getattr(mx, "float32" if precision == "auto" else precision))
+    loaded = MlxModel(model, HubTokenizer(tokenizer), config, name=str(base), is_compiling=has_gpu)
+    if precision == "auto":
+        why = "as it is stored: a GPU computes in it" if has_gpu else "MLX is fastest in it on a processor"
+        loaded.card = loaded.card._replace(why=why)
+    return loaded
 
 
 class MlxModel:
@@ -124,6 +129,7 @@ class MlxModel:
             max_tokens=int(config.get("max_position_embeddings", 2048)),
             vocab_size=int(config["vocab_size"]),
             num_parameters=sum(count_weights(module) for module in model.modules()),
+            precision=precision_of(model),
         )
         self.form: Form = {}
         self.set_adapter(LoraAdapter({}))

@@ -11,13 +11,19 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
+from mlx.utils import tree_flatten
 
 from edge.errors import OutOfMemory
-from edge.training.backends.base import Batch
+from edge.training.backends.base import Batch, Precision
 from edge.training.backends.labels import find_labels, mean_weights
 from edge.training.backends.shapes import round_up
 
 WIDTH_STEP = 32
+_PRECISIONS: dict[mx.Dtype, Precision] = {  # a mixed model computes in the first that it has
+    mx.float32: "float32",
+    mx.bfloat16: "bfloat16",
+    mx.float16: "float16",
+}
 
 
 class PackedRows:
@@ -92,6 +98,12 @@ def shape_of(linear: Any) -> tuple[int, int]:
     """In and out features of a layer, packed or not."""
     num_out, num_in = linear.weight.shape
     return (num_in * 32 // linear.bits if isinstance(linear, nn.QuantizedLinear) else num_in), num_out
+
+
+def precision_of(model: Any) -> Precision:
+    """What a model computes in: of a packed one the type of its scales."""
+    found = {value.dtype for _, value in tree_flatten(model.parameters()) if value.dtype in _PRECISIONS}
+    return next(name for dtype, name in _PRECISIONS.items() if dtype in found)
 
 
 def count_weights(module: Any) -> int:

@@ -2,10 +2,11 @@
 
 Three things make it faster than a padded full-logits loop, and none of them changes the loss: no padding
 (on a processor examples lie end to end in one row, and attention is computed example by example), logits
-only at labels, and bfloat16 where the processor multiplies in it. All factors lie in one flat vector, so that
-clipping, AdamW and snapshots are a few operations whatever the number of modules.
+only at labels, and bfloat16 where it is faster. All factors lie in one flat vector, so that clipping, AdamW
+and snapshots are a few operations whatever the number of modules.
 """
 
+import gc
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -29,7 +30,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from converters.adapter import LoraAdapter
 from converters.errors import BaseModelError
-from edge.errors import OutOfMemory
+from edge.errors import BackendError, OutOfMemory
 from edge.training.backends.base import Batch, ModelCard, Precision, Score, Snapshot
 from edge.training.backends.flat import Form, form_of, from_vector, mask_vector, to_vector
 from edge.training.backends.labels import (
@@ -42,9 +43,15 @@ from edge.training.backends.labels import (
     sum_score,
     unpack,
 )
+from edge.training.backends.precision import load_faster
 from edge.training.backends.shapes import fill_labels, fill_row, round_up
+<<<<<<< HEAD
 from edge.training.backends.tokenizer import HubTokenizer, load_hub_tokenizer
 from edge.training.backends.torch_device import choose_device, choose_dtype
+=======
+from edge.training.backends.tokenizer import HubTokenizer
+from edge.training.backends.torch_device import DTYPES, choose_device, free_bytes, multiplies_bfloat16
+>>>>>>> 1fbc737 (Score in float32 unless asked, choose bfloat16 by trying, and backends by what the base is)
 from edge.training.backends.torch_generate import complete
 from edge.training.backends.torch_layers import ATTENTION, HEAD_ROWS, HeadLoss, apply_lora, register_attention
 
@@ -56,13 +63,29 @@ def load(base: Path, *, precision: Precision = "auto", seed: int = 0) -> "TorchM
     """Loads a Hugging Face folder; nothing in it depends on `seed`.
 
     Raises:
+        BackendError: For float16, in which small gradients vanish.
         BaseModelError: `base` is not a causal language model that transformers can load, and why.
+        OutOfMemory: It does not fit.
     """
+    if precision == "float16":
+        raise BackendError("backend torch trains in float32 or bfloat16; choose one of them, or auto")
+    device = choose_device()
+    if precision != "auto":
+        return _load(base, device, precision)
+    if multiplies_bfloat16(device):
+        model, why = load_faster(partial(_load, base, device), partial(free_bytes, device))
+        gc.collect()  # the slower one refers to itself
+    else:
+        model, why = _load(base, device, "float32"), "not tried: this machine does not multiply in bfloat16"
+    model.card = model.card._replace(why=why)
+    return model
+
+
+def _load(base: Path, device: torch.device, precision: Precision) -> "TorchModel":
     disable_progress_bar()
     register_attention()
-    device = choose_device()
-    dtype = choose_dtype(precision, device)
     try:
+<<<<<<< HEAD
         model = AutoModelForCausalLM.from_pretrained(
             base, local_files_only=True, dtype=dtype, use_safetensors=True
         )
@@ -70,6 +93,17 @@ def load(base: Path, *, precision: Precision = "auto", seed: int = 0) -> "TorchM
         reason = str(error).strip().partition("\n")[0]
         raise BaseModelError(f"{base}: transformers cannot load it: {reason}") from error
     return TorchModel(model.to(device), load_hub_tokenizer(base), str(base))
+=======
+        with _mapped_errors():
+            tokenizer = AutoTokenizer.from_pretrained(base, local_files_only=True)
+            model = AutoModelForCausalLM.from_pretrained(
+                base, local_files_only=True, dtype=DTYPES[precision], use_safetensors=True
+            ).to(device)
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise BaseModelError(f"{base}: transformers cannot load it: {reason}") from error
+    return TorchModel(model, HubTokenizer(tokenizer), str(base))
+>>>>>>> 1fbc737 (Score in float32 unless asked, choose bfloat16 by trying, and backends by what the base is)
 
 
 class TorchModel:
@@ -96,6 +130,7 @@ class TorchModel:
             max_tokens=int(model.config.get_text_config().max_position_embeddings),
             vocab_size=int(self.head.weight.shape[0]),
             num_parameters=sum(weight.numel() for weight in model.parameters()),
+            precision="bfloat16" if model.dtype == torch.bfloat16 else "float32",
         )
         # In bfloat16 oneDNN compiles a kernel for each shape of a product, of half a megabyte or more, and
         # two caches, its own and torch's, keep 1,024 each: on rows of all lengths a model of 2.6 million

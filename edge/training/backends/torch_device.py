@@ -1,8 +1,11 @@
-"""Where torch computes, and in which precision."""
+"""Where torch computes, and whether bfloat16 is worth a try there."""
+
+import os
+from pathlib import Path
 
 import torch
 
-from edge.training.backends.base import Precision
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def choose_device() -> torch.device:
@@ -12,18 +15,22 @@ def choose_device() -> torch.device:
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
-def choose_dtype(precision: Precision, device: torch.device) -> torch.dtype:
-    """Of the forward and backward pass; `auto` is bfloat16 where `device` multiplies in it."""
-    if precision == "auto":
-        return torch.bfloat16 if _multiplies_bfloat16(device) else torch.float32
-    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[precision]
-
-
-def _multiplies_bfloat16(device: torch.device) -> bool:
+def multiplies_bfloat16(device: torch.device) -> bool:
+    """Whether it has instructions for it; without them it computes in float32 and converts on top."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device.type == "mps":
         return True
-    # Without these instructions oneDNN computes in float32, and converting costs more than it saves.
     instructions = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
     return any(getattr(torch.cpu, name, bool)() for name in instructions)
+
+
+def free_bytes(device: torch.device) -> float:
+    """Memory that could be taken now; where the system does not tell, half of what is built in."""
+    if device.type == "cuda":
+        return float(torch.cuda.mem_get_info()[0])
+    meminfo = Path("/proc/meminfo")
+    if not meminfo.exists():
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2
+    line = next(line for line in meminfo.read_text().splitlines() if line.startswith("MemAvailable:"))
+    return 1024.0 * int(line.split()[1])

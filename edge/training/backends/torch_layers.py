@@ -118,7 +118,7 @@ def attend_by_example(
         *(part.split(lengths, 2) for part in (query, repeat_kv(key, groups), repeat_kv(value, groups))),
         strict=True,
     )
-    outputs = [_attend(*part, factor, sliding_window).transpose(1, 2) for part in parts]
+    outputs = [_attend(q, k, v, factor, sliding_window).transpose(1, 2) for q, k, v in parts]
     outputs.append(torch.zeros_like(padding[2]).transpose(1, 2))
     return torch.cat(outputs, 1), None
 

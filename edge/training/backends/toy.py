@@ -82,10 +82,10 @@ def load(base: Path, *, precision: Precision = "auto", seed: int = 0) -> "ToyMod
     """Loads a folder of `make_toy_base`; nothing in it depends on `seed`.
 
     Raises:
-        BackendError: For bfloat16, which numpy lacks.
+        BackendError: For another precision than float32.
         BaseModelError: `base` is no toy base.
     """
-    if precision == "bfloat16":
+    if precision not in ("auto", "float32"):
         raise BackendError("backend toy computes in float32 only; choose precision auto or float32")
     try:
         settings = json.loads((base / "toy.json").read_text())

@@ -39,10 +39,11 @@ def load(base: Path, *, precision: Precision = "auto", seed: int = 0) -> "LlamaC
 
     Raises:
         BaseModelError: `base` is not a GGUF model that llama.cpp can load, and why.
-        BackendError: For bfloat16, or if the installed llama.cpp is not one that can be trained with.
+        BackendError: For another precision than float32, or if the installed llama.cpp is not one that can be
+            trained with.
         OutOfMemory: This machine has too little memory for it.
     """
-    if precision == "bfloat16":
+    if precision not in ("auto", "float32"):
         raise BackendError("backend llama_cpp computes in float32 only; choose precision auto or float32")
     gguf = read_gguf(base)
     Room(gguf).take(0, 0, keeps=False)

@@ -63,7 +63,7 @@ def test_every_module_that_can_be_trained_is_read_from_the_files(toy_base):
 
 
 def test_a_toy_base_chooses_its_backend(toy_base):
-    assert choose_backend(toy_base) == "toy"
+    assert choose_backend(toy_base).name == "toy"
 
 
 def test_a_folder_that_is_no_toy_base_is_refused(tmp_path):
