@@ -82,7 +82,8 @@ def join(
         Option(
             metavar="FILE",
             rich_help_panel=DATA,
-            help="Examples to train on, one JSON object a line; they stay here. Required.",
+            help="Examples to train on, which stay here: JSONL, a JSON array, CSV, Parquet, or a folder. "
+            "Required.",
         ),
     ] = None,
     prompt_column: Annotated[
@@ -257,12 +258,12 @@ def join(
 
         sys.stdout.write(tomli_w.dumps(config_table(settings)))
         return
-    _check_data(settings, as_json)
+    _check_data(settings, as_json, log_level)
     flags = ["--log-level", log_level.value, *(["--json"] if as_json else [])]
     _become_client(msgspec.json.encode(settings), flags)
 
 
-def _check_data(settings: "DeviceConfig", as_json: bool) -> None:
+def _check_data(settings: "DeviceConfig", as_json: bool, log_level: LogLevel) -> None:
     """Tells what is wrong with the data before the broker or the model is waited for."""
     from edge.events import Event, shown
     from edge.training.backends.hub import find_base
@@ -270,7 +271,7 @@ def _check_data(settings: "DeviceConfig", as_json: bool) -> None:
     from edge.training.data.check import check_source
 
     checked = check_source(settings.data, lambda: load_tokenizer(find_base(settings.base)))
-    with shown(as_json) as show:
+    with shown(as_json, log_level=log_level.value) as show:
         show(Event("checked", str(checked), checked._asdict()))
 
 
