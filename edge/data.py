@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from edge.training.data.summary import Lengths, Shown, Summary
 
 BAR = 30  # characters of the histogram's longest bar
+MAX_REASONS = 20
 MAX_NUMBERS = 8  # rows named for each reason
 LONG_RUN, RUN_END = 64, 20  # tokens of one kind in a row; of a longer run so many at each end are shown
 
@@ -118,8 +119,12 @@ def _facts(summary: "Summary") -> Iterator[tuple[str, str]]:
         yield f"over {summary.seq_tokens:,}", _cut(summary)
         yield "duplicates", _rows(summary.num_duplicates)
     yield "unusable", _rows(summary.num_unusable)
-    for fault in summary.faults:
+    for fault in summary.faults[:MAX_REASONS]:
         yield "", tell(fault, summary.unit, MAX_NUMBERS)
+    if len(summary.faults) > MAX_REASONS:
+        yield "", f"and {len(summary.faults) - MAX_REASONS} more reasons (--json names all)"
+    for hint in summary.hints:
+        yield "", hint
 
 
 def _cut(summary: "Summary") -> str:

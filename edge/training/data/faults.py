@@ -7,6 +7,7 @@ from edge.errors import DataError
 
 MAX_SHOWN = 4  # reasons in an error, most frequent first
 MAX_NUMBERS = 3  # rows named for each of them
+MAX_HINTS = 2
 MAX_KEPT = 100  # rows remembered for each reason
 MAX_REASONS = 200  # kept apart; a hostile file has a new one in every row
 OTHER = "have other faults"
@@ -46,10 +47,16 @@ class Faults:
         """Rows that cannot be used."""
         return sum(self._counts.values())
 
+    @property
+    def hints(self) -> list[str]:
+        """What to do about them."""
+        return sorted(self._hints)
+
     def add(self, number: int, fault: Unusable) -> None:
         """Notes what is wrong with a row."""
         reason = fault.reason
-        self._hints |= {fault.hint} - {""}
+        if fault.hint and len(self._hints) < MAX_HINTS:
+            self._hints.add(fault.hint)
         if reason not in self._counts and len(self._counts) >= MAX_REASONS:
             reason = OTHER
         self._counts[reason] = self._counts.get(reason, 0) + 1
@@ -81,7 +88,7 @@ class Faults:
         reasons = [tell(fault, self.unit, MAX_NUMBERS) for fault in self.report()]
         rest = len(reasons) - MAX_SHOWN
         more = [f"and {rest} more reasons (tunefleet data check names all)"] if rest > 0 else []
-        shown = "; ".join([*reasons[:MAX_SHOWN], *more, *sorted(self._hints)])
+        shown = "; ".join([*reasons[:MAX_SHOWN], *more, *self.hints])
         return f"{self.num_unusable:,} of {self.num_rows:,} rows cannot be used: {shown}"
 
 
