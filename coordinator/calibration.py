@@ -19,6 +19,8 @@ from coordinator.server import Quality
 from edge.errors import DataError
 from edge.training.backends import load_model
 from edge.training.backends.base import Batch, TrainableModel
+from edge.training.data.check import check_source
+from edge.training.data.folders import locate
 from edge.training.dataset import Dataset, DataSource, load_dataset
 from edge.training.packing import Example, iterate_once
 from edge.training.trainer import score_dataset
@@ -38,7 +40,7 @@ class Calibration:
 
     Args:
         base: The base model's folder.
-        data: JSONL.
+        data: A file or folder of any form that training reads; of a folder the part that is held out.
         seq_tokens: Longest sequence.
         batch_tokens: Tokens of one forward pass.
         probe_tokens: Features are taken of every n-th example, so that those hold about so many tokens: the
@@ -50,7 +52,7 @@ class Calibration:
         self, base: Path, data: Path, *, seq_tokens: int, batch_tokens: int, probe_tokens: int = 256
     ) -> None:
         self._base = base
-        self._source = DataSource(path=str(data))
+        self._source = DataSource(path=str(locate(data, is_held_out=True)))
         self._seq_tokens = seq_tokens
         self._batch_tokens = batch_tokens
         self._probe_tokens = probe_tokens
@@ -116,6 +118,7 @@ class Calibration:
     def _load(self) -> _Loaded:
         with self._lock:
             if self._loaded is None:
+                check_source(self._source)  # before the model is loaded
                 model = load_model("auto", self._base)
                 seq_tokens = min(self._seq_tokens, model.card.max_tokens)
                 dataset = load_dataset(self._source, model.tokenizer, seq_tokens=seq_tokens)

@@ -37,7 +37,7 @@ class CoordinatorConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only
             quantised one there is no sample for devices to prove their own by.
         strategy: How a buffer becomes a version; None is tunefleet with calibration data, fedbuff without.
         stages: Fields of `coordinator.strategies.stages.Stages` that are other than the strategy's own.
-        calibration_data: JSONL that the guard, the cosine filter and the alignment judge by (needs the torch
+        calibration_data: What the guard, the cosine filter and the alignment judge by (needs the torch
             extra); a few dozen examples, none of which any device trains on or versions are scored on.
         space: What is added up: true products, or increments of the factors; None is the strategy's own.
         buffer_size: Updates that make a version; for `fedavg` without a cohort, distinct devices. None
@@ -61,7 +61,7 @@ class CoordinatorConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only
             while a device holds one, its files stay until its update would be too stale.
         hold_s: A device of which nothing was heard for so long holds no version.
         max_versions: The coordinator ends when this version is made; 0 goes on for ever.
-        eval_data: JSONL that every version is scored on (needs the torch extra).
+        eval_data: What every version is scored on (needs the torch extra).
         eval_every: Every how many versions.
         broker_user: Instead of the URL's; else `TUNEFLEET_BROKER_USER`, where the URL has none.
         broker_password_file: Its first line is the password; else `TUNEFLEET_BROKER_PASSWORD_FILE`, likewise.

@@ -268,12 +268,13 @@ def evaluate(
     """Scores a base model on data, with an adapter or without: loss, perplexity, accuracy, exact match."""
     from edge.training.alone import evaluation_report, score_alone
     from edge.training.backends.hub import find_base
+    from edge.training.data.folders import locate
     from edge.training.dataset import DataSource
     from edge.training.display import Display
     from edge.training.worker import Worker
 
     source = DataSource(
-        path=str(data),
+        path=str(locate(data, is_held_out=True)),
         prompt_column=prompt_column,
         completion_column=completion_column,
         train_on_prompt=train_on_prompt,
@@ -283,7 +284,7 @@ def evaluate(
         found = find_base(base)
         async with Worker(found, backend.value, precision.value) as worker:
             loaded = await worker.load()
-            display.stage(f"scoring {data} with {loaded.described}")
+            display.stage(f"scoring {source.path} with {loaded.described}")
             evaluation = await score_alone(
                 worker,
                 found,

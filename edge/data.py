@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from edge.options import AsJson, BaseOption, CompletionColumn, PromptColumn, SeqTokens, TrainOnPrompt
+from converters.command import Command, Program, examples
+from edge.options import DATA, AsJson, BaseOption, CompletionColumn, PromptColumn, SeqTokens, TrainOnPrompt
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -15,9 +16,17 @@ if TYPE_CHECKING:
     from edge.training.data.summary import Lengths, Shown, Summary
 
 BAR = 30  # characters of the histogram's longest bar
+MAX_REASONS = 20
+MAX_NUMBERS = 8  # rows named for each reason
 LONG_RUN, RUN_END = 64, 20  # tokens of one kind in a row; of a longer run so many at each end are shown
 
-app = typer.Typer(name="data", help="Looks at training data.", no_args_is_help=True)
+CHECK = examples(
+    "tunefleet data check chats.jsonl --base Qwen/Qwen3-0.6B",
+    "tunefleet data check faq.csv --base model.gguf \\",
+    "  --prompt-column question --completion-column answer",
+)
+
+app = typer.Typer(name="data", cls=Program, help="Looks at training data.", no_args_is_help=True)
 
 
 @app.callback()
@@ -25,25 +34,24 @@ def group() -> None:
     """Looks at training data."""
 
 
-@app.command()
+@app.command(cls=Command, epilog=CHECK)
 def check(
     file: Annotated[
-        Path, typer.Argument(help="Data: JSONL, a JSON array, CSV, Parquet, or a folder (docs/data.md).")
+        Path,
+        typer.Argument(
+            metavar="FILE", rich_help_panel=DATA, help="JSONL, a JSON array, CSV, Parquet, or a folder."
+        ),
     ],
     base: BaseOption,
-    seq_tokens: SeqTokens = 512,
     prompt_column: PromptColumn = None,
     completion_column: CompletionColumn = None,
     train_on_prompt: TrainOnPrompt = False,
+    seq_tokens: SeqTokens = 512,
     as_json: AsJson = False,
 ) -> None:
     """Shows what training makes of a file: counts, lengths, what is cut, faults, and three examples.
 
-    Needs the base model's tokenizer, and not its weights. Ends with status 1 if a row cannot be used.
-
-    tunefleet data check data.jsonl --base PATH
-
-    tunefleet data check faq.csv --base model.gguf --prompt-column question --completion-column answer
+    It loads the model's tokenizer, and not its weights. It ends with status 1 if a row cannot be used.
     """
     import msgspec
 
@@ -91,6 +99,8 @@ def _print(summary: "Summary") -> None:
 
 
 def _facts(summary: "Summary") -> Iterator[tuple[str, str]]:
+    from edge.training.data.faults import tell
+
     for form, count in summary.forms.items():
         yield "form", form if len(summary.forms) == 1 else f"{form}: {count:,} rows"
     if summary.lengths:
@@ -109,9 +119,12 @@ def _facts(summary: "Summary") -> Iterator[tuple[str, str]]:
         yield f"over {summary.seq_tokens:,}", _cut(summary)
         yield "duplicates", _rows(summary.num_duplicates)
     yield "unusable", _rows(summary.num_unusable)
-    for fault in summary.faults:
-        numbers = ", ".join(map(str, fault["first"][:8])) + (", …" if fault["count"] > 8 else "")
-        yield "", f"{fault['count']:,} {fault['reason']} ({summary.unit}s {numbers})"
+    for fault in summary.faults[:MAX_REASONS]:
+        yield "", tell(fault, summary.unit, MAX_NUMBERS)
+    if len(summary.faults) > MAX_REASONS:
+        yield "", f"and {len(summary.faults) - MAX_REASONS} more reasons (--json names all)"
+    for hint in summary.hints:
+        yield "", hint
 
 
 def _cut(summary: "Summary") -> str:

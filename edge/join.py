@@ -82,7 +82,8 @@ def join(
         Option(
             metavar="FILE",
             rich_help_panel=DATA,
-            help="Examples to train on, one JSON object a line; they stay here. Required.",
+            help="Examples to train on, which stay here: JSONL, a JSON array, CSV, Parquet, or a folder. "
+            "Required.",
         ),
     ] = None,
     prompt_column: Annotated[

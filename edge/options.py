@@ -70,7 +70,7 @@ DataOption = Annotated[
     Option(
         metavar="FILE",
         rich_help_panel=DATA,
-        help="Examples, one JSON object a line: text, prompt and completion, or messages.",
+        help="Examples: JSONL, a JSON array, CSV, Parquet, or a folder. `tunefleet data check` shows them.",
     ),
 ]
 BackendOption = Annotated[

@@ -16,7 +16,7 @@ from edge.config import DeviceConfig
 
 ALONE = ["train", "eval", "generate", "demo", "convert"]
 FLEET = ["join", "serve", "status", "history", "rollback", "export"]
-COMMANDS = [*((name,) for name in ALONE + FLEET), ("bench", "device")]
+COMMANDS = [*((name,) for name in ALONE + FLEET), ("bench", "device"), ("data", "check")]
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ BLOCKED_IMPORTS = """
 import importlib, pkgutil, sys
 
 HEAVY = {"torch", "transformers", "peft", "mlx", "mlx_lm", "llama_cpp", "gguf", "matplotlib", "amqtt"}
+HEAVY |= {"pyarrow", "datasets"}
 
 class Refuse:
     def find_spec(self, name, path=None, target=None):

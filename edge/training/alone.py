@@ -26,6 +26,8 @@ from edge.training.backends import BackendName
 from edge.training.backends.base import Precision
 from edge.training.backends.hub import find_base
 from edge.training.checkpoint import FILE
+from edge.training.data.check import check_source
+from edge.training.data.folders import locate
 from edge.training.dataset import DataSource
 from edge.training.plan import Plan
 from edge.training.task import Evaluation, Loaded, Progress, Result, Task
@@ -88,9 +90,11 @@ async def train_alone(
     model = read_base(base)
     if run.form == "gguf":
         naming_of(model)  # what GGUF has no names for is told before hours of training
+    on_stage(f"reading {run.data.path}")
+    on_stage(f"reads {check_source(run.data)}")
+    valid = _held_out(run)
     adapter = _first_adapter(run, model)
     begin = _prepare(folder, adapter, resume=run.resume)
-    valid = structs.replace(run.data, path=run.valid) if run.valid else None
     scores: dict[str, Any] = {}
     async with Worker(base, run.backend, run.precision) as worker:
         on_stage(f"loading {run.base}")
@@ -125,6 +129,7 @@ async def score_alone(
     precision: Precision = "float32",
 ) -> Evaluation:
     """Scores data with an adapter of any format for `base`, or with the plain base."""
+    check_source(data)  # before the model is loaded
     with canonical_file(adapter, base) as path:
         return await worker.score(
             path, data, seq_tokens=seq_tokens, batch_tokens=batch_tokens, precision=precision
@@ -155,6 +160,14 @@ def evaluation_report(evaluation: Evaluation) -> dict[str, Any]:
         "num_truncated": evaluation.num_truncated,
         "precision": evaluation.precision,
     }
+
+
+def _held_out(run: Run) -> DataSource | None:
+    if run.valid is None:
+        return None
+    source = structs.replace(run.data, path=str(locate(Path(run.valid), is_held_out=True)))
+    check_source(source)
+    return source
 
 
 def _first_adapter(run: Run, model: Base) -> LoraAdapter:

@@ -4,6 +4,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from edge.errors import DataError, MissingExtra
+from edge.training.data.faults import shorten
 from edge.training.data.row import Row
 
 
@@ -27,5 +28,5 @@ def read_saved(path: Path, wanted: Collection[str]) -> Iterator[Row]:
         for number, row in enumerate(rows, 1):
             yield Row(number, dict.fromkeys(names) | row)
     except (OSError, ValueError, KeyError, TypeError) as error:  # Arrow's errors are among them
-        reason = str(error).strip().partition("\n")[0]
+        reason = shorten(str(error).strip().partition("\n")[0], 120)
         raise DataError(f"{path}: cannot be read as a saved dataset: {reason}") from error

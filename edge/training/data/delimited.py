@@ -42,7 +42,7 @@ def _header(path: Path, reader: Any) -> list[str]:
     try:
         header: list[str] = next(reader, [])
     except csv.Error as error:
-        raise DataError(f"{path}: its header is not CSV: {error}") from error
+        raise DataError(f"{path}: its header is not CSV: {shorten(str(error), 80)}") from error
     names = [name for name in header if name]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:

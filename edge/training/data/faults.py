@@ -1,12 +1,13 @@
 """What is wrong with a file's rows: each reason once, with its count and the first rows that have it."""
 
-from collections.abc import Iterator
+from collections.abc import Mapping
 from typing import Any
 
 from edge.errors import DataError
 
 MAX_SHOWN = 4  # reasons in an error, most frequent first
 MAX_NUMBERS = 3  # rows named for each of them
+MAX_HINTS = 2
 MAX_KEPT = 100  # rows remembered for each reason
 MAX_REASONS = 200  # kept apart; a hostile file has a new one in every row
 OTHER = "have other faults"
@@ -46,10 +47,16 @@ class Faults:
         """Rows that cannot be used."""
         return sum(self._counts.values())
 
+    @property
+    def hints(self) -> list[str]:
+        """What to do about them."""
+        return sorted(self._hints)
+
     def add(self, number: int, fault: Unusable) -> None:
         """Notes what is wrong with a row."""
         reason = fault.reason
-        self._hints |= {fault.hint} - {""}
+        if fault.hint and len(self._hints) < MAX_HINTS:
+            self._hints.add(fault.hint)
         if reason not in self._counts and len(self._counts) >= MAX_REASONS:
             reason = OTHER
         self._counts[reason] = self._counts.get(reason, 0) + 1
@@ -78,20 +85,20 @@ class Faults:
 
     def summary(self) -> str:
         """All faults in one sentence."""
-        reasons = list(self.sentences())
+        reasons = [tell(fault, self.unit, MAX_NUMBERS) for fault in self.report()]
         rest = len(reasons) - MAX_SHOWN
         more = [f"and {rest} more reasons (tunefleet data check names all)"] if rest > 0 else []
-        shown = "; ".join([*reasons[:MAX_SHOWN], *more, *sorted(self._hints)])
+        shown = "; ".join([*reasons[:MAX_SHOWN], *more, *self.hints])
         return f"{self.num_unusable:,} of {self.num_rows:,} rows cannot be used: {shown}"
 
-    def sentences(self) -> Iterator[str]:
-        """Each reason with its count and first rows: `3 lack "completion" (lines 4, 9, 17)`."""
-        for fault in self.report():
-            count, numbers = fault["count"], fault["first"][:MAX_NUMBERS]
-            unit = self.unit if count == 1 else f"{self.unit}s"
-            more = ", …" if count > len(numbers) else ""
-            named = f"({unit} {', '.join(map(str, numbers))}{more})"
-            yield f"{count:,} {_agree(count, fault['reason'])} {named}"
+
+def tell(fault: Mapping[str, Any], unit: str, max_numbers: int) -> str:
+    """One of `Faults.report` in words: `3 lack "completion" (lines 4, 9, 17)`."""
+    count, numbers = fault["count"], fault["first"][:max_numbers]
+    units = unit if count == 1 else f"{unit}s"
+    more = ", …" if count > len(numbers) else ""
+    named = f"({units} {', '.join(map(str, numbers))}{more})"
+    return f"{count:,} {_agree(count, fault['reason'])} {named}"
 
 
 def shorten(text: str, length: int = 40) -> str:

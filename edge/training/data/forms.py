@@ -24,9 +24,9 @@ COLUMNS = frozenset(
     ("messages", "conversations", "tools", "prompt", "completion", "instruction", "input", "output", "text")
 )
 MAX_NAMED = 8  # columns in a message
+_BY_NAME = "name others by --prompt-column and --completion-column"
 _EXPECTED = (
-    "expected text, prompt and completion, messages, conversations, or instruction and output; "
-    "name others by --prompt-column and --completion-column"
+    f"expected text, prompt and completion, messages, conversations, or instruction and output; {_BY_NAME}"
 )
 # Of Stanford Alpaca, https://github.com/tatsu-lab/stanford_alpaca, with the line break of its data set.
 _ALPACA = (
@@ -95,7 +95,8 @@ def _conversation(row: Mapping[str, Any], column: str) -> Conversation:
 
 
 def _completion(row: Mapping[str, Any], prompt: str, completion: str) -> Completion:
-    _require(row, (prompt, completion))
+    if prompt not in row or completion not in row:
+        raise Unusable(_lack(row, (prompt, completion)))
     return Completion(_string(row, prompt), _trained(row, completion))
 
 
@@ -107,20 +108,20 @@ def _alpaca(row: Mapping[str, Any]) -> Completion:
 
 
 def _formless(row: Mapping[str, Any], names: Sequence[str]) -> Unusable:
-    for pair in (("prompt", "completion"), ("instruction", "output")):
-        if any(name in row for name in pair):
-            _require(row, pair)
     if not names:
         return Unusable("have no columns", _EXPECTED)
     named = ", ".join(shorten(name, 24) for name in names[:MAX_NAMED])
-    more = ", …" if len(names) > MAX_NAMED else ""
-    return Unusable(f"have columns of no known form ({named}{more})", _EXPECTED)
+    named += ", …" if len(names) > MAX_NAMED else ""
+    for pair in (("prompt", "completion"), ("instruction", "output")):
+        if any(name in row for name in pair):
+            hint = "" if COLUMNS.issuperset(names) else f"the columns are {named}; {_BY_NAME}"
+            return Unusable(_lack(row, pair), hint)
+    return Unusable(f"have columns of no known form ({named})", _EXPECTED)
 
 
-def _require(row: Mapping[str, Any], names: Sequence[str]) -> None:
+def _lack(row: Mapping[str, Any], names: Sequence[str]) -> str:
     absent = [f'"{shorten(name)}"' for name in names if name not in row]
-    if absent:
-        raise Unusable(f"lack {' and '.join(absent)}")
+    return f"lack {' and '.join(absent)}"
 
 
 def _trained(row: Mapping[str, Any], column: str) -> str:

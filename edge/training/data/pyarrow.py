@@ -4,6 +4,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from edge.errors import DataError, MissingExtra
+from edge.training.data.faults import shorten
 from edge.training.data.row import Row
 
 BATCH_ROWS = 256
@@ -31,5 +32,5 @@ def read_parquet(path: Path, wanted: Collection[str]) -> Iterator[Row]:
                     number += 1
                     yield Row(number, dict.fromkeys(names) | row)
     except (ArrowException, OSError, UnicodeDecodeError) as error:
-        reason = str(error).strip().partition("\n")[0]
+        reason = shorten(str(error).strip().partition("\n")[0], 120)
         raise DataError(f"{path}: cannot be read as Parquet: {reason}") from error

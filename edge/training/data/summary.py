@@ -68,6 +68,7 @@ class Summary(Struct, frozen=True, kw_only=True):
     num_empty: int  # rows without anything to train on, all of which are unusable
     num_unusable: int
     faults: list[dict[str, Any]]  # each reason with its count and first rows
+    hints: list[str]  # what to do about them
     examples: list[Shown]  # the first ones
 
 
@@ -107,6 +108,7 @@ def summarise(source: DataSource, tokenizer: Tokenizer, *, seq_tokens: int) -> S
         num_empty=sum(fault["count"] for fault in report if fault["reason"].startswith(_EMPTY)),
         num_unusable=faults.num_unusable,
         faults=report,
+        hints=faults.hints,
         examples=shown,
         **{name: sums[name] for name in _SUMS},
     )

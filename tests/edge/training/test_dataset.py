@@ -96,6 +96,15 @@ def test_columns_of_no_known_form_are_named_with_what_to_do(read):
     assert message.endswith("name others by --prompt-column and --completion-column")
 
 
+def test_columns_beside_a_known_one_are_named_with_what_to_do(read):
+    with pytest.raises(DataError) as caught:
+        read({"instruction": "a", "context": "", "response": "b"})
+    assert str(caught.value).endswith(
+        '1 lacks "output" (line 1); the columns are instruction, context, response; '
+        "name others by --prompt-column and --completion-column"
+    )
+
+
 def test_many_reasons_are_cut_and_counted(read):
     with pytest.raises(DataError) as caught:
         read(*[{f"column{number}": "a"} for number in range(1000)])

@@ -1,5 +1,6 @@
 import asyncio
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -222,6 +223,29 @@ def test_scores_and_completions_are_those_of_the_adapter(base, task, source):
     assert trained.loss < 0.2 * plain.loss
     assert trained.num_examples == plain.num_examples == 8
     assert texts == ["LEFT"]
+
+
+@pytest.mark.parametrize("kind", ["mlx-lm", "saved-dict"])
+def test_a_file_that_changes_inside_a_folder_is_read_again_and_is_other_data(
+    base, task, tmp_path, write_data, kind
+):
+    rows = [{"prompt": f"turn {word} ", "completion": word.upper()} for word in ("on", "off", "up", "down")]
+    source = DataSource(path=str(write_data(tmp_path / "data", kind, rows)))
+    task = structs.replace(task, data=source)
+
+    async def run():
+        async with Worker(base) as worker:
+            assert (await worker.score(None, source)).num_examples == 4
+            await worker.train(task)
+            shutil.rmtree(tmp_path / "data")
+            write_data(tmp_path / "data", kind, [*rows[:3], {"prompt": "turn DOWN ", "completion": "down"}])
+            with pytest.raises(StateError, match="another task"):
+                await worker.train(task)
+            shutil.rmtree(tmp_path / "data")
+            write_data(tmp_path / "data", kind, rows)  # the same rows in new files are the same data
+            assert (await worker.train(task)).is_complete
+
+    asyncio.run(run())
 
 
 def test_errors_keep_their_kind_over_the_pipe(base, task):

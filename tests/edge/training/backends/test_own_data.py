@@ -25,11 +25,12 @@ PLAIN = {
         }
     ],
 }
+INPUT = f"{ALPACA}, paired with an input that provides further context. Write a response that appropriately "
 SPEAKERS = {"system": "system", "user": "human", "assistant": "gpt"}
+PARTS = [{**t, "content": [{"type": "text", "text": t["content"]}]} for t in PLAIN["chats"][0]["messages"]]
 CHAT = PLAIN["chats"][0]["messages"]
 FORMS = [  # name, rows, plain rows of the same content, how the source is read
-    ("list content", [{"messages": [{**t, "content": [{"type": "text", "text": t["content"]}]} for t in CHAT]}],
-     PLAIN["chats"], {}),
+    ("list content", [{"messages": PARTS}], PLAIN["chats"], {}),
     ("sharegpt", [{"conversations": [{"from": SPEAKERS[t["role"]], "value": t["content"]} for t in CHAT]}],
      PLAIN["chats"], {}),
     ("sharegpt roles", [{"conversations": CHAT, "id": 3}], PLAIN["chats"], {}),
@@ -38,9 +39,8 @@ FORMS = [  # name, rows, plain rows of the same content, how the source is read
     ("named", [{"q": r["prompt"], "a": r["completion"], "text": "?"} for r in PLAIN["pairs"]],
      PLAIN["pairs"], {"prompt_column": "q", "completion_column": "a"}),
     ("alpaca", [{"instruction": "Add.", "input": "1, 2", "output": "3", "text": "all of it"}],
-     [{"prompt": f"{ALPACA}, paired with an input that provides further context. Write a response that "
-       "appropriately completes the request.\n\n### Instruction:\nAdd.\n\n### Input:\n1, 2\n\n### Response:\n",
-       "completion": "3"}], {}),
+     [{"prompt": f"{INPUT}completes the request.\n\n### Instruction:\nAdd.\n\n### Input:\n1, 2\n\n"
+       "### Response:\n", "completion": "3"}], {}),
     ("alpaca without input", [{"instruction": "Say {x}.", "input": "", "output": "{x}"}],
      [{"prompt": f"{ALPACA}. Write a response that appropriately completes the request.\n\n"
        "### Instruction:\nSay {x}.\n\n### Response:\n", "completion": "{x}"}], {}),

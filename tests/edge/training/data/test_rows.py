@@ -5,6 +5,7 @@ import gzip
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from edge.errors import DataError, EdgeError
+from edge.training.backends.toy import ByteTokenizer
 
 PAIRS = [
     {"prompt": "turn on ", "completion": "ON"},
@@ -252,6 +254,18 @@ def test_the_base_install_reads_what_its_library_reads(tmp_path, write_data):
     assert done[0] == f"3 rows of prompt and completion in {paths[0]}"
     assert done[3] == f"3 rows of prompt and completion in {paths[3] / 'train.jsonl'}"
     assert done[4] == "set()"
+
+
+def test_the_examples_of_the_docs_are_read_as_they_stand(tmp_path, read):
+    text = (Path(__file__).parents[4] / "docs" / "data.md").read_text()
+    rows = [json.loads(row) for row in re.findall(r"`(\{.*?\})` \|", text)]
+    assert len(rows) == 6
+    for number, row in enumerate(rows):
+        (tmp_path / "a.jsonl").write_text(json.dumps(row))
+        how = {"prompt_column": "question", "completion_column": "answer"} if number == 0 else {}
+        (example,) = read(tmp_path / "a.jsonl", **how).examples
+        said = ByteTokenizer().decode(example.tokens[example.labels].tolist())
+        assert said.strip() == ("4" if number < 5 else row["text"])
 
 
 def test_a_table_is_read_in_little_more_memory_than_its_tokens_take(tmp_path):
