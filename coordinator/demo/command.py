@@ -1,24 +1,21 @@
-"""`tunefleet demo`: the whole kit on this machine, in under three minutes."""
+"""`tunefleet demo`: the whole kit on this machine, in about three minutes."""
 
-import asyncio
 import logging
-import shutil
-import signal
 import sys
-from collections.abc import Coroutine
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from converters.command import OUTPUT, examples
-from edge.errors import ConfigError
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
+    from coordinator.demo.interruption import Interruption
+    from coordinator.demo.plan import DemoPlan
     from coordinator.demo.result import DemoResult
 
-MARK = ".tunefleet-demo"  # a folder that bears it may be replaced by another run
-PLAIN_WIDTH = 130  # of the table, where the output is no terminal
 RUN = "The run"
 Folder = Annotated[
     Path,
@@ -26,7 +23,7 @@ Folder = Annotated[
         "--out",
         metavar="FOLDER",
         rich_help_panel=RUN,
-        help="Where data, logs, plot, page and adapters go.",
+        help="Where data, logs, plots, page and adapters go; where it holds a demo, beside it.",
     ),
 ]
 Seed = Annotated[
@@ -35,74 +32,98 @@ Seed = Annotated[
         metavar="N", min=0, rich_help_panel=RUN, help="Other sentences and another training for each N."
     ),
 ]
+Versions = Annotated[
+    int,
+    typer.Option(
+        metavar="N", min=1, rich_help_panel=RUN, help="Stop at this version, if not all is learnt before."
+    ),
+]
+Seconds = Annotated[
+    float,
+    typer.Option(
+        metavar="S", min=1, rich_help_panel=RUN, help="Stop after so long, whatever has been learnt."
+    ),
+]
 Json = Annotated[
     bool, typer.Option("--json", rich_help_panel=OUTPUT, help="Print the result as one JSON object.")
 ]
 EXAMPLES = examples("tunefleet demo", "tunefleet demo --seed 1 --out second-demo")
 
 
-def demo(out: Folder = Path("tunefleet-demo"), seed: Seed = 0, json: Json = False) -> None:
+def demo(
+    out: Folder = Path("tunefleet-demo"),
+    seed: Seed = 0,
+    max_versions: Versions = 80,
+    max_seconds: Seconds = 900,
+    json: Json = False,
+) -> None:
     """Broker, coordinator and four devices here: they fine-tune a small model together, over MQTT."""
     from coordinator.demo.plan import make_plan
 
-    plan = make_plan()._replace(seed=seed)  # first: it names every library that is missing, at once
+    plan = make_plan()  # first: it names every library that is missing, at once
+    plan = plan._replace(seed=seed, num_versions=max_versions, fleet_seconds=max_seconds)
+    present(plan, out, as_json=json)
+
+
+def present(plan: "DemoPlan", out: Path, *, as_json: bool) -> None:
+    """Runs the demo and shows what it came to; a signal ends it in order.
+
+    Raises:
+        typer.Exit: The fleet is not better than every device alone, or a signal came.
+        ConfigError: `out` holds something else.
+        CoordinatorError: As `run_demo`.
+    """
     from rich.console import Console
 
-    from coordinator.demo.page import render_page
-    from coordinator.demo.plot import draw_plot
-    from coordinator.demo.result import save_result
-    from coordinator.demo.run import run_demo
-    from coordinator.demo.screen import Screen, result_table
+    from coordinator.demo.folder import fresh_folder, leave
+    from coordinator.demo.interruption import Interruption
 
-    console = Console(stderr=json)
-    if not console.is_terminal:
-        console.width = PLAIN_WIDTH
-    folder = fresh_folder(out)
-    # What the broker grumbles when a device leaves is for the curious.
-    logging.basicConfig(filename=folder / "broker.log", level=logging.WARNING)
-    with Screen(console) as screen:
-        result = _interruptible(run_demo(folder, plan, screen))
-    save_result(result, folder / "result.json")
-    draw_plot(result, folder / "plot.png")
-    page = render_page(result, (folder / "plot.png").read_bytes(), out)
-    (folder / "index.html").write_text(page, "utf-8")
-    if json:
-        print((folder / "result.json").read_text("utf-8"))
-    else:
-        console.print(result_table(result))
-    forms = ", ".join(form.upper() for form in result.forms)
-    closing = f"{result.verdict} Page, plot, adapter ({forms}), logs and configurations: {out}/"
-    console.print(closing, markup=False, highlight=False, soft_wrap=True)
+    console = Console(stderr=as_json)
+    with Interruption() as interruption:
+        folder = fresh_folder(out)
+        try:
+            result = _run(plan, out, folder, console, interruption)
+        except KeyboardInterrupt:
+            interruption.ignore()
+            print(f"tunefleet: stopped; {leave(folder, plan.forms)}", file=sys.stderr)
+            raise typer.Exit(interruption.status) from None
+    _show(result, folder, console, as_json=as_json)
     if not result.fleet_wins:
         raise typer.Exit(1)
 
 
-def fresh_folder(out: Path) -> Path:
-    """Makes the folder, in the place of an earlier demo's.
+def _run(
+    plan: "DemoPlan", out: Path, folder: Path, console: "Console", interruption: "Interruption"
+) -> "DemoResult":
+    """The whole run, to the page."""
+    from coordinator.demo.screen import open_screen
 
-    Raises:
-        ConfigError: It holds something else.
-    """
-    if out.exists():
-        if not (out / MARK).is_file() and any(out.iterdir()):
-            raise ConfigError(f"{out}: is not empty, and no earlier demo's; give another --out")
-        shutil.rmtree(out)
-    out.mkdir(parents=True)
-    (out / MARK).touch()
-    return out.resolve()
+    # What the broker grumbles when a device leaves is for the curious.
+    logging.basicConfig(filename=folder / "broker.log", level=logging.WARNING)
+    with open_screen(console, str(folder)) as screen:
+        if folder != out:
+            screen.step(f"{out}/ holds an earlier demo and stays as it is")
+        # Imported now that something is to be seen: it takes a second.
+        from coordinator.demo.page import write_page
+        from coordinator.demo.result import save_result
+        from coordinator.demo.run import run_demo
+
+        result = interruption.run(run_demo(folder.resolve(), plan, screen))
+        screen.stage("Plots and page")
+        save_result(result, folder / "result.json")
+        write_page(result, folder)
+    interruption.check()
+    return result
 
 
-def _interruptible(run: "Coroutine[Any, Any, DemoResult]") -> "DemoResult":
-    """Runs to the end; Ctrl-C, SIGTERM and a closed terminal end all children first."""
+def _show(result: "DemoResult", folder: Path, console: "Console", *, as_json: bool) -> None:
+    from coordinator.demo.screen import result_table
 
-    async def main() -> "DemoResult":
-        task = asyncio.current_task()
-        assert task is not None
-        for number in (signal.SIGTERM, signal.SIGHUP):
-            asyncio.get_running_loop().add_signal_handler(number, task.cancel)
-        return await run
-
-    try:
-        return asyncio.run(main())
-    except (KeyboardInterrupt, asyncio.CancelledError):
-        sys.exit("tunefleet: stopped; all processes of the demo have ended")
+    if as_json:
+        print((folder / "result.json").read_text("utf-8"))
+    else:
+        console.print(result_table(result))
+    forms = ", ".join(form.upper() for form in result.forms)
+    beside = f"the plots, the adapter ({forms}), all versions, configurations and logs lie beside it."
+    console.print(result.verdict, markup=False, highlight=False)
+    console.print(f"Open {folder}/index.html; {beside}", markup=False, highlight=False)

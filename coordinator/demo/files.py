@@ -6,9 +6,8 @@ from typing import Any, NamedTuple
 import tomli_w
 
 from coordinator.demo.household import held_out, own_examples, save_examples
-from coordinator.demo.plan import RANK, SCALE, TARGETS, DemoPlan, Member
+from coordinator.demo.plan import MODEL, RANK, SCALE, DemoPlan, Member
 
-MODEL = Path(__file__).parent / "model"
 HELD_OUT = "held-out"
 CALIBRATION = "calibration"
 
@@ -22,6 +21,7 @@ class Paths(NamedTuple):
     """Where things lie in the demo's folder."""
 
     folder: Path
+    model: Path = MODEL
 
     @property
     def state(self) -> Path:
@@ -42,8 +42,8 @@ class Paths(NamedTuple):
         return self.folder / "configs" / f"{name}.toml"
 
     def base(self, quant: str | None) -> Path:
-        """The shipped model, or the GGUF file of a type that is made from it."""
-        return self.folder / "models" / f"{quant}.gguf" if quant else MODEL
+        """The fleet's model, or the GGUF file of a type that is made from it."""
+        return self.folder / "models" / f"{quant}.gguf" if quant else self.model
 
     def adapter(self, form: str) -> Path:
         """The fleet's adapter in a form: a folder for `peft` and `mlx`, a file for `gguf`."""
@@ -78,13 +78,14 @@ def write_configs(paths: Paths, plan: DemoPlan, broker: str) -> None:
 def _coordinator(paths: Paths, plan: DemoPlan) -> dict[str, Any]:
     return {
         "state": str(paths.state),
-        "base": str(MODEL),
+        "base": str(paths.model),
         "ranks": [RANK],
         "scale": SCALE,
-        "targets": list(TARGETS),
+        "targets": list(plan.targets),
         "seed": plan.seed,
         "strategy": plan.strategy,
         "buffer_size": plan.buffer_size,
+        "time_budget_s": 0.0,
         "space": plan.space,
         "eval_data": str(paths.data(CALIBRATION)),
         "calibration_data": str(paths.data(CALIBRATION)),

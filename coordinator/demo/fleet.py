@@ -1,124 +1,84 @@
-"""The fleet's part of the demo: broker, coordinator and devices run, and the journal tells what they did."""
+"""The fleet's part of the demo: broker, coordinator and devices run, until they have learnt their task."""
 
 import asyncio
 import time
-from collections.abc import Sequence
-from contextlib import closing
-from pathlib import Path
-from typing import NamedTuple
+from collections.abc import Mapping
 
+from coordinator.demo.devices import Events
 from coordinator.demo.files import Paths, write_configs
-from coordinator.demo.plan import DemoPlan
+from coordinator.demo.plan import DemoPlan, Member
 from coordinator.demo.processes import Children
-from coordinator.demo.result import UpdatePoint, VersionPoint
+from coordinator.demo.record import FleetRecord, read_record
 from coordinator.demo.screen import Screen
+from coordinator.demo.views import DeviceView, FleetView
 from coordinator.errors import CoordinatorError
-from coordinator.journal import FILE, Journal, Update
-from coordinator.versions import Version, VersionStore
 from edge.transport.broker import EmbeddedBroker
 
 POLL_S = 0.3
 COORDINATOR = "coordinator"
 
 
-class FleetRecord(NamedTuple):
-    """What the journal holds."""
-
-    versions: list[Version]  # oldest first
-    updates: list[Update]  # those that were merged, oldest first
-
-    def own(self, device_id: str) -> list[Update]:
-        """A device's merged updates."""
-        return [update for update in self.updates if update.device == device_id]
-
-    def num_steps(self, device_id: str) -> int:
-        """Optimizer steps behind a device's merged updates."""
-        return sum(update.num_steps for update in self.own(device_id))
-
-    def version_points(self) -> list[VersionPoint]:
-        """Versions against the time since version 0."""
-        start = self.versions[0].created_at
-        return [
-            VersionPoint(
-                version=version.version,
-                seconds=version.created_at - start,
-                loss=version.loss,
-                exact=version.exact,
-            )
-            for version in self.versions
-        ]
-
-    def update_points(self) -> list[UpdatePoint]:
-        """Merged updates against the time since version 0."""
-        start = self.versions[0].created_at
-        return [
-            UpdatePoint(
-                device_id=update.device,
-                seconds=update.received_at - start,
-                staleness=update.staleness or 0,
-                loss=update.loss_before,
-            )
-            for update in self.updates
-            if update.loss_before is not None
-        ]
-
-
-def read_record(state: Path) -> FleetRecord:
-    """All versions and merged updates of a coordinator's journal."""
-    with closing(Journal(state)) as journal:
-        versions = sorted(VersionStore(state, journal).history(), key=lambda version: version.version)
-        updates = [update for update in journal.updates(1 << 30) if update.merged_into is not None]
-    return FleetRecord(versions, updates[::-1])
-
-
-async def run_fleet(children: Children, paths: Paths, plan: DemoPlan, screen: Screen) -> FleetRecord:
-    """Runs until the versions are made or the time is over.
+async def run_fleet(paths: Paths, plan: DemoPlan, screen: Screen) -> FleetRecord:
+    """Runs a fleet until it has learnt its task, or learns no more.
 
     Raises:
         ChildFailed: A process ended that should not have.
         CoordinatorError: No version was made.
     """
-    screen.stage("A broker, a coordinator and four devices", total=plan.num_versions)
     devices = [member.home.device_id for member in plan.members]
-    async with EmbeddedBroker() as broker:
+    # The children are inside: a broker that ends before its clients would have them search for it.
+    async with EmbeddedBroker() as broker, Children(paths.logs, plan.threads) as children:
+        screen.stage(f"A broker, a coordinator and {len(devices)} devices")
         write_configs(paths, plan, broker.url)
         await children.start(COORDINATOR, ["serve", "--config", str(paths.config(COORDINATOR))])
         for name in devices:
-            await children.start(name, ["join", "--config", str(paths.config(name))])
-        await _watch(children, devices, paths, plan, screen)
-        await asyncio.gather(*(children.stop(name) for name in [*devices, COORDINATOR]))
+            await children.start(name, ["join", "--config", str(paths.config(name)), "--json"])
+        await _watch(children, paths, plan, screen)
     record = read_record(paths.state)
     if not record.updates:
-        raise CoordinatorError(f"the fleet made no version in {plan.fleet_seconds:.0f} s; see {paths.logs}")
+        raise CoordinatorError(f"the fleet made no version in {plan.stall_seconds:.0f} s; see {paths.logs}")
     return record
 
 
-async def _watch(
-    children: Children, devices: Sequence[str], paths: Paths, plan: DemoPlan, screen: Screen
-) -> None:
-    """Shows each version as it is made, until all are there and every device has its share, or time is up."""
-    deadline = time.monotonic() + plan.fleet_seconds
-    seen = 0
-    while time.monotonic() < deadline:
+async def _watch(children: Children, paths: Paths, plan: DemoPlan, screen: Screen) -> None:
+    """Shows what each device does and each version as it is made, until the fleet is to stop."""
+    names = [member.home.device_id for member in plan.members]
+    events = {name: Events(paths.logs / f"{name}.out") for name in names}
+    start = moved = time.monotonic()
+    num_versions = 0
+    while True:
         await asyncio.sleep(POLL_S)
-        children.check(COORDINATOR, *devices)
-        if not (paths.state / FILE).is_file():
-            continue
+        children.check(COORDINATOR, *names)
         record = read_record(paths.state)
-        if len(record.versions) > seen:
-            seen = len(record.versions)
-            screen.advance(record.versions[-1].version, _describe(record.versions))
-        is_shared = all(len(record.own(name)) >= plan.min_updates for name in devices)
-        if seen > plan.num_versions and is_shared:
+        now = time.monotonic()
+        if len(record.versions) > num_versions:
+            num_versions, moved = len(record.versions), now
+        screen.fleet(
+            FleetView(
+                devices=tuple(_device_view(member, record, events) for member in plan.members),
+                versions=record.version_points(),
+                most=plan.num_versions,
+                most_s=start + plan.fleet_seconds - now,
+            )
+        )
+        if is_done(record, plan) or now > min(start + plan.fleet_seconds, moved + plan.stall_seconds):
             return
 
 
-def _describe(versions: Sequence[Version]) -> str:
-    text = f"version {versions[-1].version}"
-    scored = [version for version in versions if version.exact is not None]
-    if scored:
-        last = scored[-1]
-        text += (
-            f"; at version {last.version} {last.exact:.0%} of unseen sentences right, loss {last.loss:.2f}"
-        )
-    return text
+def is_done(record: FleetRecord, plan: DemoPlan) -> bool:
+    """Whether every device has its share, and the fleet has learnt its task or made all its versions."""
+    is_shared = all(len(record.own(member.home.device_id)) >= plan.min_updates for member in plan.members)
+    latest = [version.exact for version in record.versions if version.exact is not None][-plan.num_steady :]
+    has_learnt = len(latest) == plan.num_steady and min(latest) >= plan.enough
+    return is_shared and (has_learnt or len(record.versions) > plan.num_versions)
+
+
+def _device_view(member: Member, record: FleetRecord, events: Mapping[str, Events]) -> DeviceView:
+    name = member.home.device_id
+    return DeviceView(
+        device_id=name,
+        backend=member.trains_with,
+        slowdown=member.slowdown,
+        activity=events[name].now(),
+        updates=record.accepted.get(name, 0),
+    )

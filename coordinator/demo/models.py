@@ -1,9 +1,9 @@
-"""The bases of the demo's llama.cpp devices: GGUF files made from the shipped model when the demo begins."""
+"""The bases of the demo's llama.cpp devices: GGUF files made from its model when the demo begins."""
 
 import sys
 
 from converters.gguf_model import write_gguf
-from coordinator.demo.files import MODEL, Paths
+from coordinator.demo.files import Paths
 from coordinator.demo.plan import DemoPlan
 from coordinator.demo.processes import Children
 
@@ -21,7 +21,7 @@ async def make_models(paths: Paths, plan: DemoPlan) -> None:
         return
     full = paths.base(FULL)
     full.parent.mkdir()
-    write_gguf(MODEL, full)
+    write_gguf(paths.model, full)
     async with Children(paths.logs, plan.threads, QUANTIZE) as children:
         for kind in plan.quants:
             await children.run(f"quantize-{kind}", [str(full), str(paths.base(kind)), kind])

@@ -1,4 +1,4 @@
-"""The demo's page: one HTML file that stands by itself, with the plot inside."""
+"""The demo's page: one HTML file that stands by itself, with the plots inside, for desks and for phones."""
 
 import base64
 from html import escape
@@ -7,16 +7,26 @@ from pathlib import Path
 from string import Template
 
 from coordinator.demo.files import adapter_name
-from coordinator.demo.plot import device_colours
+from coordinator.demo.plot import DESK, PHONE, device_colours, draw_plot
 from coordinator.demo.result import DemoResult, DeviceResult, Sample
 
 
-def render_page(result: DemoResult, plot: bytes, folder: Path) -> str:
+def write_page(result: DemoResult, folder: Path) -> None:
+    """Draws the plots and writes `index.html` around them."""
+    desk, phone = folder / "plot.png", folder / "plot-phone.png"
+    draw_plot(result, desk, DESK)
+    draw_plot(result, phone, PHONE)
+    page = render_page(result, desk.read_bytes(), phone.read_bytes(), folder)
+    (folder / "index.html").write_text(page, "utf-8")
+
+
+def render_page(result: DemoResult, plot: bytes, plot_for_phones: bytes, folder: Path) -> str:
     """HTML of a run.
 
     Args:
         result: What the run came to.
-        plot: PNG bytes.
+        plot: PNG bytes, for wide windows.
+        plot_for_phones: The same for narrow ones.
         folder: Where the adapters were exported to, for the commands at the end.
     """
     colours = device_colours(result)
@@ -27,14 +37,20 @@ def render_page(result: DemoResult, plot: bytes, folder: Path) -> str:
         bars=_bars(result),
         rows="".join(_row(device, colours[device.device_id]) for device in result.devices),
         samples="".join(_sample(sample) for sample in result.samples),
-        plot=base64.b64encode(plot).decode(),
+        plot=_data_url(plot),
+        plot_for_phones=_data_url(plot_for_phones),
         notes="".join(f"<li>{escape(note)}</li>" for note in result.notes),
+        num_devices=len(result.devices),
         num_versions=len(result.versions) - 1,
         num_updates=len(result.updates),
         seconds=f"{result.seconds:.0f}",
         adapters="\n".join(escape(_adapter(form, folder)) for form in result.forms),
         folder=escape(str(folder)),
     )
+
+
+def _data_url(picture: bytes) -> str:
+    return f"data:image/png;base64,{base64.b64encode(picture).decode()}"
 
 
 def _adapter(form: str, folder: Path) -> str:
@@ -63,19 +79,23 @@ def _bars(result: DemoResult) -> str:
 
 
 def _row(device: DeviceResult, colour: str) -> str:
-    pace = "full speed" if device.slowdown == 1 else f"{device.slowdown:g} x slower"
-    cells = (
-        str(device.updates),
-        f"{device.mean_staleness:.1f}",
-        f"{device.weight_share:.0%}",
-        f"{device.before.exact:.1%}",
-        f"{device.alone.exact:.1%}",
-        f"<b>{device.fleet.exact:.1%}</b>",
-    )
+    cells = {
+        "is asked for": escape(device.kind),
+        "backend": escape(device.backend),
+        "pace": "full speed" if device.slowdown == 1 else f"{device.slowdown:g} x slower",
+    }
+    numbers = {
+        "updates": str(device.updates),
+        "mean staleness": f"{device.mean_staleness:.1f}",
+        "weight": f"{device.weight_share:.0%}",
+        "before": f"{device.before.exact:.1%}",
+        "alone": f"{device.alone.exact:.1%}",
+        "with the fleet": f"<b>{device.fleet.exact:.1%}</b>",
+    }
     return (
-        f'<tr><td><i style="background:{colour}"></i>{escape(device.device_id)}</td>'
-        f"<td>{escape(device.kind)}</td><td>{escape(device.backend)}</td><td>{pace}</td>"
-        + "".join(f'<td class="n">{cell}</td>' for cell in cells)
+        f'<tr><td><i style="background:{colour}"></i><b>{escape(device.device_id)}</b></td>'
+        + "".join(f'<td data-label="{label}">{cell}</td>' for label, cell in cells.items())
+        + "".join(f'<td class="n" data-label="{label}">{cell}</td>' for label, cell in numbers.items())
         + "</tr>"
     )
 
@@ -83,8 +103,10 @@ def _row(device: DeviceResult, colour: str) -> str:
 def _sample(sample: Sample) -> str:
     right = "right" if sample.fleet == sample.expected else "wrong"
     return (
-        f"<tr><td>{escape(sample.prompt.strip())}</td><td><code>{escape(_first_line(sample.base))}</code></td>"
-        f'<td class="{right}"><code>{escape(_first_line(sample.fleet))}</code></td></tr>'
+        f"<tr><td>{escape(sample.prompt.strip())}</td>"
+        f'<td data-label="before"><code>{escape(_first_line(sample.base))}</code></td>'
+        f'<td class="{right}" data-label="with the fleet">'
+        f"<code>{escape(_first_line(sample.fleet))}</code></td></tr>"
     )
 
 

@@ -1,15 +1,18 @@
-"""What the demo does: who takes part, on which backend, how slowed, for how long.
+"""What the demo does: who takes part, on which backend, how slowed, until when.
 
-The numbers were chosen on two cores so that the whole run ends within three minutes there.
+The numbers were chosen on two cores so that the whole run ends within three minutes there. On a busy machine
+it takes longer: the fleet stops for what it has learnt, and the clock only ends one that learns no more.
 """
 
 import os
 from importlib.util import find_spec
+from pathlib import Path
 from typing import NamedTuple
 
 from coordinator.demo.household import BOAT, FARM, FLAT, WORKSHOP, Household
 from edge.errors import MissingExtra
 
+MODEL = Path(__file__).parent / "model"
 RANK, SCALE = 8, 2.0
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 _NEEDED = {
@@ -44,9 +47,13 @@ class DemoPlan(NamedTuple):
 
     members: tuple[Member, ...]
     notes: tuple[str, ...]  # what is other than planned on this machine
-    num_versions: int = 80  # the fleet stops when they are made and every device has its share,
-    min_updates: int = 3  # at least so many updates,
-    fleet_seconds: float = 80.0  # or when this time is over
+    # The fleet stops when every device has its share, at least so many updates,
+    min_updates: int = 3
+    num_versions: int = 80  # and so many versions are made
+    num_steady: int = 5  # or so many, one after the other, know
+    enough: float = 0.97  # this share of the sentences that versions are watched by;
+    fleet_seconds: float = 900.0  # at the latest after so long,
+    stall_seconds: float = 240.0  # or so long without a new version
     strategy: str = "fedbuff"
     buffer_size: int = 3  # updates that make a version: it never waits for the slowest
     # 99 to 100 % right at the end, seeds 0 to 2; `product`, without llama.cpp yet, 68 to 100 %.
@@ -59,6 +66,8 @@ class DemoPlan(NamedTuple):
     num_held_out: int = 240
     num_calibration: int = 48  # sentences that every version is scored on, apart from those of the end
     seed: int = 0
+    model: Path = MODEL
+    targets: tuple[str, ...] = TARGETS
 
     @property
     def quants(self) -> list[str]:

@@ -1,10 +1,12 @@
 """The demo's child processes: started, watched and ended together.
 
-Each child writes to log files of its own. When the block is left, by its end, an error or Ctrl-C, every child
-that still runs is asked to stop and, after a grace time, killed: nothing outlives the demo.
+Each child writes to log files of its own, and leads a process group with all that it starts. When the block
+is left, by its end, an error or Ctrl-C, every child that still runs is asked to stop; after a grace time, or
+when the waiting for it is cancelled, its group is killed: nothing outlives the demo.
 """
 
 import asyncio
+import contextlib
 import os
 import signal
 import sys
@@ -17,7 +19,7 @@ from typing import Self
 from coordinator.errors import CoordinatorError
 from edge.transport.settings import ENVIRONMENT as BROKER
 
-GRACE_S = 8.0
+GRACE_S = 3.0  # all is on disk already, so that a kill loses a few seconds of training
 LAST_LINES = 6
 TUNEFLEET = (sys.executable, "-m", "tunefleet")
 
@@ -43,6 +45,7 @@ class Children:
         for variable in BROKER.values():  # the demo has a broker of its own, which needs no password
             self._environment.pop(variable, None)
         self._running: dict[str, Process] = {}
+        self._is_over = False
 
     async def __aenter__(self) -> Self:
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -51,24 +54,32 @@ class Children:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._is_over = True
         await asyncio.gather(*(self.stop(name) for name in list(self._running)))
 
     async def start(self, name: str, arguments: Sequence[str]) -> None:
-        """Starts a child: what it prints goes to `<name>.out`, what it reports to `<name>.log`."""
+        """Starts a child: what it prints goes to `<name>.out`, what it reports to `<name>.log`.
+
+        Raises:
+            ChildFailed: The block is being left, by another task.
+        """
         with self._path(name, "log").open("wb") as log, self._path(name, "out").open("wb") as out:
             self._running[name] = await asyncio.create_subprocess_exec(
                 *self._command, *arguments,
                 stdin=DEVNULL, stdout=out, stderr=log, env=self._environment,
                 start_new_session=True,  # Ctrl-C reaches the demo alone, which then ends them in order
             )  # fmt: skip
+        if self._is_over:
+            await self.stop(name)
+            raise ChildFailed(f"{name} was stopped with the others")
 
     async def finish(self, name: str) -> bytes:
         """Waits for a child's end and returns what it printed.
 
         Raises:
-            ChildFailed: It ended with an error.
+            ChildFailed: It ended with an error, or was stopped.
         """
-        if await self._running[name].wait() != 0:
+        if await self._running[name].wait() != 0 or name not in self._running:
             self.check(name)
         del self._running[name]
         return self._path(name, "out").read_bytes()
@@ -82,13 +93,16 @@ class Children:
         """Looks whether children still run.
 
         Raises:
-            ChildFailed: One has ended.
+            ChildFailed: One has ended, or was stopped.
         """
         for name in names:
+            if name not in self._running:
+                raise ChildFailed(f"{name} was stopped with the others")
             status = self._running[name].returncode
             if status is not None:
                 raise ChildFailed(
-                    f"{name} ended with status {status}; its last lines:\n{self._last_lines(name)}"
+                    f"{name} ended with status {status}, its log is {self._path(name, 'log')}; "
+                    f"its last lines:\n{self._last_lines(name)}"
                 )
 
     def pid(self, name: str) -> int:
@@ -96,34 +110,27 @@ class Children:
         return self._running[name].pid
 
     async def stop(self, name: str) -> None:
-        """Asks a child to end, and kills it and what it started when it does not."""
+        """Asks a child to end, and kills what is left of it and of what it started."""
         process = self._running.pop(name)
-        if process.returncode is None:
-            _signal(process, signal.SIGTERM)
-            try:
-                await asyncio.wait_for(process.wait(), GRACE_S)
-            except TimeoutError:
-                _signal(process, signal.SIGKILL, group=True)
-                await process.wait()
+        try:
+            if process.returncode is None:
+                with contextlib.suppress(ProcessLookupError):
+                    process.terminate()
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(GRACE_S):
+                        await process.wait()
+        finally:
+            # macOS answers with a PermissionError where only the dead are left of a group.
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(process.pid, signal.SIGKILL)
+            await process.wait()
 
     def _path(self, name: str, ending: str) -> Path:
         return self._folder / f"{name}.{ending}"
 
     def _last_lines(self, name: str) -> str:
-        lines = [
-            line
-            for ending in ("out", "log")
-            for line in self._path(name, ending).read_text("utf-8", "replace").splitlines()
-            if line.strip()
-        ]
+        said = (self._path(name, ending).read_text("utf-8", "replace") for ending in ("log", "out"))
+        lines = next(
+            filter(None, ([line for line in text.splitlines() if line.strip()] for text in said)), []
+        )
         return "\n".join(f"  {line}" for line in lines[-LAST_LINES:]) or "  (it said nothing)"
-
-
-def _signal(process: Process, number: signal.Signals, *, group: bool = False) -> None:
-    try:
-        if group:
-            os.killpg(process.pid, number)
-        else:
-            process.send_signal(number)
-    except ProcessLookupError:
-        return  # it has ended in the meantime

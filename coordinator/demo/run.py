@@ -11,12 +11,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 
-from coordinator.demo.files import HELD_OUT, MODEL, Paths, write_data
-from coordinator.demo.fleet import FleetRecord, run_fleet
+from coordinator.demo.files import HELD_OUT, Paths, write_data
+from coordinator.demo.fleet import is_done, run_fleet
 from coordinator.demo.household import load_examples
 from coordinator.demo.models import make_models
 from coordinator.demo.plan import DemoPlan, Member
 from coordinator.demo.processes import Children
+from coordinator.demo.record import FleetRecord
 from coordinator.demo.result import DemoResult, DeviceResult, Sample, Score
 from coordinator.demo.scores import Scoring
 from coordinator.demo.screen import Screen
@@ -32,31 +33,39 @@ async def run_demo(folder: Path, plan: DemoPlan, screen: Screen) -> DemoResult:
         CoordinatorError: The fleet made no version in its time.
     """
     start = time.monotonic()
-    paths = Paths(folder)
+    paths = Paths(folder, plan.model)
     write_data(paths, plan)
-    async with Children(paths.logs, plan.threads) as children:
+    if plan.quants:
+        screen.stage(f"The model as GGUF, in {' and '.join(plan.quants)}")
         await make_models(paths, plan)
-        record = await run_fleet(children, paths, plan, screen)
+    record = await run_fleet(paths, plan, screen)
+    async with Children(paths.logs, plan.threads) as children:
+        screen.stage("Each device alone; then the scores", total=_num_scores(plan))
         for form in plan.forms:
-            where = ["--state", str(paths.state), "--base", str(MODEL), "--out", str(paths.adapter(form))]
+            where = [
+                "--state",
+                str(paths.state),
+                "--base",
+                str(paths.model),
+                "--out",
+                str(paths.adapter(form)),
+            ]
             await children.run(f"export-{form}", ["export", "--to", form, *where])
         scoring = Scoring(children, paths, plan, screen, os.cpu_count() or 1)
-        screen.stage("Each device alone; then the scores", total=_num_scores(plan))
-        alone = asyncio.gather(
-            *(scoring.alone(member, record.num_steps(member.home.device_id)) for member in plan.members)
-        )
         asked = load_examples(paths.data(HELD_OUT))[:NUM_SAMPLES]
         prompts = [example.prompt for example in asked]
-        base, fleet, answers_base, answers_fleet = await asyncio.gather(
+        # All in one, so that what ends one of them ends them all.
+        alone, base, fleet, answers_base, answers_fleet = await asyncio.gather(
+            scoring.all_alone({name: record.num_steps(name) for name in map(_name, plan.members)}),
             scoring.on_all("base", None),
             scoring.on_all("fleet", paths.adapter("peft")),
             scoring.answers("base", prompts, None),
             scoring.answers("fleet", prompts, paths.adapter("peft")),
         )
-        devices = [
-            _device_result(member, record, base[member.quant], score, fleet[member.quant])
-            for member, score in zip(plan.members, await alone, strict=True)
-        ]
+    devices = [
+        _device_result(member, record, base[member.quant], score, fleet[member.quant])
+        for member, score in zip(plan.members, alone, strict=True)
+    ]
     return DemoResult(
         devices=devices,
         versions=record.version_points(),
@@ -70,8 +79,14 @@ async def run_demo(folder: Path, plan: DemoPlan, screen: Screen) -> DemoResult:
         base=base[None],
         fleet=fleet[None],
         seconds=time.monotonic() - start,
-        notes=[*plan.notes, *_late(devices)],
+        notes=[*plan.notes, *_late(devices), *_stopped(record, plan)],
     )
+
+
+def _stopped(record: FleetRecord, plan: DemoPlan) -> list[str]:
+    if is_done(record, plan):
+        return []
+    return [f"The fleet ran out of time at version {record.versions[-1].version}: this machine was too busy."]
 
 
 def _late(devices: Sequence[DeviceResult]) -> list[str]:
@@ -100,6 +115,10 @@ def _device_result(
         alone=alone,
         fleet=fleet,
     )
+
+
+def _name(member: Member) -> str:
+    return member.home.device_id
 
 
 def _num_scores(plan: DemoPlan) -> int:

@@ -4,14 +4,14 @@ Each is a `tunefleet` command as a user types it, and its report what `--json` p
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from coordinator.demo.files import HELD_OUT, MODEL, Paths
-from coordinator.demo.plan import RANK, SCALE, TARGETS, DemoPlan, Member
+from coordinator.demo.files import HELD_OUT, Paths
+from coordinator.demo.plan import RANK, SCALE, DemoPlan, Member
 from coordinator.demo.processes import Children
 from coordinator.demo.result import Score
 from coordinator.demo.screen import Screen
@@ -45,10 +45,15 @@ class Scoring:
         return self._show(name, report)
 
     async def on_all(self, name: str, adapter: Path | None) -> dict[str | None, Score]:
-        """The same on the shipped model (None) and on every GGUF file that is made from it."""
+        """The same on the model as it is (None) and on every GGUF file that is made from it."""
         quants = [None, *self._plan.quants]
         scores = await asyncio.gather(*(self.score(name, adapter, quant) for quant in quants))
         return dict(zip(quants, scores, strict=True))
+
+    async def all_alone(self, steps: Mapping[str, int]) -> list[Score]:
+        """Every device by itself, with as many steps as it took in the fleet."""
+        members = self._plan.members
+        return await asyncio.gather(*(self.alone(one, steps[one.home.device_id]) for one in members))
 
     async def alone(self, member: Member, steps: int) -> Score:
         """A device by itself: `steps` optimizer steps on its own data, then the held-out sentences.
@@ -66,7 +71,7 @@ class Scoring:
             "backend": member.backend,
             "rank": RANK,
             "scale": SCALE,
-            "targets": ",".join(TARGETS),
+            "targets": ",".join(plan.targets),
             "steps": steps,
             "lr": plan.lr,
             "seq-tokens": plan.seq_tokens,
@@ -84,8 +89,16 @@ class Scoring:
 
     async def answers(self, name: str, prompts: Sequence[str], adapter: Path | None) -> list[str]:
         """What is answered to `prompts`."""
-        options = ["--json", "--max-tokens", str(MAX_ANSWER_TOKENS), *_given("--adapter", adapter)]
-        reports = await self._run(f"answers-{name}", ["generate", "--base", str(MODEL), *options, *prompts])
+        base = str(self._paths.model)
+        options = [
+            "--base",
+            base,
+            "--json",
+            "--max-tokens",
+            str(MAX_ANSWER_TOKENS),
+            *_given("--adapter", adapter),
+        ]
+        reports = await self._run(f"answers-{name}", ["generate", *options, *prompts])
         self._screen.step(f"{name}: answered {len(prompts)} sentences")
         return [report["completion"] for report in reports]
 

@@ -1,0 +1,66 @@
+"""What the fleet of a demo did, as the coordinator's journal tells it."""
+
+from collections import Counter
+from collections.abc import Mapping
+from contextlib import closing
+from pathlib import Path
+from typing import NamedTuple
+
+from coordinator.demo.result import UpdatePoint, VersionPoint
+from coordinator.journal import FILE, Journal, Update
+from coordinator.versions import Version, VersionStore
+
+
+class FleetRecord(NamedTuple):
+    """What the journal holds."""
+
+    versions: list[Version]  # oldest first
+    updates: list[Update]  # those that were merged, oldest first
+    accepted: Mapping[str, int]  # device to its updates, merged or waiting
+
+    def own(self, device_id: str) -> list[Update]:
+        """A device's merged updates."""
+        return [update for update in self.updates if update.device == device_id]
+
+    def num_steps(self, device_id: str) -> int:
+        """Optimizer steps behind a device's merged updates."""
+        return sum(update.num_steps for update in self.own(device_id))
+
+    def version_points(self) -> list[VersionPoint]:
+        """Versions against the time since version 0."""
+        start = self.versions[0].created_at if self.versions else 0.0
+        return [
+            VersionPoint(
+                version=version.version,
+                seconds=version.created_at - start,
+                loss=version.loss,
+                exact=version.exact,
+            )
+            for version in self.versions
+        ]
+
+    def update_points(self) -> list[UpdatePoint]:
+        """Merged updates against the time since version 0."""
+        start = self.versions[0].created_at
+        return [
+            UpdatePoint(
+                device_id=update.device,
+                seconds=update.received_at - start,
+                staleness=update.staleness or 0,
+                loss=update.loss_before,
+            )
+            for update in self.updates
+            if update.loss_before is not None
+        ]
+
+
+def read_record(state: Path) -> FleetRecord:
+    """All versions and merged updates of a coordinator's journal; none where it has not begun one."""
+    if not (state / FILE).is_file():
+        return FleetRecord([], [], {})
+    with closing(Journal(state)) as journal:
+        versions = sorted(VersionStore(state, journal).history(), key=lambda version: version.version)
+        updates = journal.updates(1 << 30)[::-1]
+    merged = [update for update in updates if update.merged_into is not None]
+    accepted = Counter(update.device for update in updates if update.status == "accepted")
+    return FleetRecord(versions, merged, accepted)
