@@ -18,12 +18,27 @@ import edge.cli
 from converters.command import Program, examples
 from converters.errors import TunefleetError
 
+__version__ = "0.1.0"
+_HOMES = {  # each name and where it is defined
+    "train": "edge.api",
+    "evaluate": "edge.api",
+    "generate": "edge.api",
+    "load_adapter": "converters.api",
+    "save_adapter": "converters.api",
+    "convert": "converters.api",
+    "Fleet": "coordinator.fleet",
+    "Strategy": "coordinator.strategies.base",
+    "Stages": "coordinator.strategies.stages",
+    "LoraAdapter": "converters.adapter",
+    "Factors": "converters.adapter",
+    "TunefleetError": "converters.errors",
+}
+__all__ = ["__version__", *_HOMES]
+
 
 def _print_version(is_asked: bool) -> None:
     if is_asked:
-        from importlib.metadata import version
-
-        typer.echo(f"tunefleet {version('tunefleet')}")
+        typer.echo(f"tunefleet {__version__}")
         raise typer.Exit
 
 
@@ -51,24 +66,6 @@ def options(
     ] = False,
 ) -> None:
     """Fine-tunes LLM adapters where the data is, and merges them over MQTT."""
-
-
-__version__ = "0.1.0"
-_HOMES = {  # each name and where it is defined
-    "train": "edge.api",
-    "evaluate": "edge.api",
-    "generate": "edge.api",
-    "load_adapter": "converters.api",
-    "save_adapter": "converters.api",
-    "convert": "converters.api",
-    "Fleet": "coordinator.fleet",
-    "Strategy": "coordinator.strategies.base",
-    "Stages": "coordinator.strategies.stages",
-    "LoraAdapter": "converters.adapter",
-    "Factors": "converters.adapter",
-    "TunefleetError": "converters.errors",
-}
-__all__ = ["__version__", *_HOMES]
 
 
 def __getattr__(name: str) -> Any:

@@ -23,7 +23,6 @@ from converters.adapter import LoraAdapter
 from coordinator.config import CoordinatorConfig, read_config
 from coordinator.errors import CoordinatorError
 from coordinator.gathering import Gathering
-from coordinator.intake import Say
 from coordinator.reports import VersionStatus
 from coordinator.strategies.base import Strategy
 from coordinator.strategies.function import FunctionStrategy, Merge
@@ -66,7 +65,7 @@ class Fleet:
             `targets`, `encoding`, …; see `tunefleet serve --print-config`.
 
     Raises:
-        ConfigError: A setting cannot be used, all faults at once.
+        ConfigError: On entering: a setting cannot be used, all faults at once.
         BaseModelError, StateError, DataError: On entering, as `tunefleet serve`.
 
     Example:
@@ -87,18 +86,15 @@ class Fleet:
         backend: BackendName = "auto",
         precision: Precision = "auto",
         calibration: Data | None = None,
-        say: Say = lambda _: None,
+        say: Callable[[str], None] = lambda _: None,
         **settings: Any,
     ) -> None:
-        self._cleanup = ExitStack()
-        self._folder = Path(state) if state is not None else Path(self._cleanup.enter_context(_folder()))
         self._base = find_base(str(base))
         self._backend, self._precision = backend, precision
+        self._asked, self._settings, self._state = strategy, settings, state
+        self._calibration = calibration
         self._say = say
-        named = settings | {"base": str(self._base), "state": str(self._folder / "coordinator")}
-        if calibration is not None:
-            named["calibration_data"] = str(self._data_file("calibration", calibration))
-        self._config, self._strategy = _settings(strategy, {"fleet": "lab", **named, "broker": BROKER})
+        self._cleanup = ExitStack()
         self._num_devices = 0
         self._rows: dict[str, str] = {}  # files of rows that came from memory, to whose they are
         self._closing = asyncio.Event()
@@ -106,9 +102,11 @@ class Fleet:
         self._thread = Thread(target=self._run, name="tunefleet-fleet", daemon=True)
 
     def __enter__(self) -> Self:
-        self._thread.start()
         try:
-            self._running.result()
+            self._prepare()
+            self._thread.start()
+            with self._named_rows():
+                self._running.result()
         except BaseException:
             self._end()
             raise
@@ -250,6 +248,15 @@ class Fleet:
             with self._named_rows():
                 return self._call(lambda inside: inside.score(model, scoring))
 
+    def _prepare(self) -> None:
+        folder = self._state or self._cleanup.enter_context(TemporaryDirectory(prefix="tunefleet-"))
+        self._folder = Path(folder)
+        places = {"broker": BROKER, "base": str(self._base), "state": str(self._folder / "coordinator")}
+        settings = {"fleet": "lab", **self._settings, **places}
+        if self._calibration is not None:
+            settings["calibration_data"] = str(self._data_file("calibration", self._calibration))
+        self._config, self._strategy = _choose(self._asked, settings)
+
     def _run(self) -> None:
         """The fleet's thread."""
         try:
@@ -302,11 +309,7 @@ async def _devices(inside: Gathering) -> list[str]:
     return inside.devices
 
 
-def _folder() -> TemporaryDirectory[str]:
-    return TemporaryDirectory(prefix="tunefleet-fleet-")
-
-
-def _settings(
+def _choose(
     strategy: "str | Stages | Strategy | Merge | None", settings: dict[str, Any]
 ) -> tuple[CoordinatorConfig, Strategy | None]:
     """The coordinator's settings, and the strategy where it is the caller's own.
@@ -319,11 +322,11 @@ def _settings(
     if strategy is None or isinstance(strategy, str):
         return read_config(None, settings | {"strategy": strategy}), None
     config = read_config(None, settings)
-    if callable(getattr(strategy, "merge", None)) and callable(getattr(strategy, "take", None)):
+    if callable(getattr(strategy, "merge", None)) and callable(getattr(strategy, "pace", None)):
         return config, strategy  # type: ignore[return-value]
     if callable(strategy):
         return config, FunctionStrategy(strategy, config.buffer_size, config.time_budget_s)
     raise ConfigError(
-        f"strategy is {type(strategy).__name__}, expected a name, Stages, an object with take and merge, or "
+        f"strategy is {type(strategy).__name__}, expected a name, Stages, an object with pace and merge, or "
         "a function from an adapter and its updates to the next adapter"
     )

@@ -6,7 +6,7 @@ a fleet on MQTT too. Only training differs: devices take turns at one model (`ed
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
@@ -14,7 +14,6 @@ from typing import Any, NamedTuple, Self
 from converters.adapter import LoraAdapter
 from coordinator.config import CoordinatorConfig
 from coordinator.errors import CoordinatorError
-from coordinator.intake import Say
 from coordinator.reports import VersionStatus, version_status
 from coordinator.serve import open_data
 from coordinator.server import Coordinator, coordinator_presence
@@ -54,7 +53,9 @@ class Gathering:
         BaseModelError, StateError, DataError, ConfigError: On entering, as `tunefleet serve`.
     """
 
-    def __init__(self, config: CoordinatorConfig, strategy: Strategy | None, say: Say) -> None:
+    def __init__(
+        self, config: CoordinatorConfig, strategy: Strategy | None, say: Callable[[str], None]
+    ) -> None:
         self._config, self._strategy, self._say = config, strategy, say
         self._broker = MemoryBroker()
         self._models: dict[ModelKey, SharedModel] = {}
@@ -74,7 +75,7 @@ class Gathering:
                 score=score.score if score else None,
                 calibrator=calibrator,
                 strategy=self._strategy,
-                say=self._say,
+                show=lambda event: self._say(event.text),
             )
         except BaseException:
             self._state.__exit__(None, None, None)

@@ -3,10 +3,11 @@
 import asyncio
 import contextlib
 from collections.abc import Callable, Coroutine
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
+POLL_S = 0.1
 T = TypeVar("T")
 
 
@@ -23,6 +24,7 @@ def run_to_end(work: Callable[[], Coroutine[Any, Any, T]]) -> T:
 
 
 def _run_beside(work: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    caller = asyncio.current_task()
     begun: SimpleQueue[tuple[asyncio.AbstractEventLoop, asyncio.Task[Any] | None]] = SimpleQueue()
 
     async def main() -> T:
@@ -33,9 +35,18 @@ def _run_beside(work: Callable[[], Coroutine[Any, Any, T]]) -> T:
         running = pool.submit(lambda: asyncio.run(main()))
         loop, task = begun.get()
         try:
-            return running.result()
+            while not wait([running], POLL_S).done:
+                # asyncio.run's own Ctrl-C only asks its task to end, and that waits for this call.
+                if caller is not None and caller.cancelling():
+                    _cancel(loop, task)
         except KeyboardInterrupt:
-            assert task is not None  # it said so itself
-            with contextlib.suppress(RuntimeError):  # it ended just now, and its loop is closed
-                loop.call_soon_threadsafe(task.cancel)
+            _cancel(loop, task)
             raise
+        return running.result()
+
+
+def _cancel(loop: asyncio.AbstractEventLoop, task: asyncio.Task[Any] | None) -> None:
+    assert task is not None  # it said so itself
+    if not task.cancelling():
+        with contextlib.suppress(RuntimeError):  # it ended just now, and its loop is closed
+            loop.call_soon_threadsafe(task.cancel)

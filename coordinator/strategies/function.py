@@ -16,8 +16,8 @@ from typing import NamedTuple
 
 from converters.adapter import LoraAdapter
 from coordinator.errors import CoordinatorError
-from coordinator.strategies.base import Contribution, Report, Share, State, Waiting
-from coordinator.strategies.triggers import take_buffer
+from coordinator.strategies.base import Contribution, Pace, Report, Share, State, Waiting
+from coordinator.strategies.triggers import automatic_budget_s, automatic_size, pace_buffer
 from coordinator.strategies.work import combine, delta_norm
 from edge.protocol.messages import Space
 
@@ -29,13 +29,14 @@ class FunctionStrategy(NamedTuple):
 
     Attributes:
         merge_updates: From the present adapter and the buffer to the next adapter.
-        buffer_size: Updates that make a version.
-        time_budget_s: When the oldest update has waited this long, what is there is merged; 0 waits on.
+        buffer_size: Updates that make a version; None follows the number of devices.
+        time_budget_s: When the oldest update has waited this long, what is there is merged; 0 waits on, None
+            as long as it was trained.
     """
 
     merge_updates: Merge
-    buffer_size: int
-    time_budget_s: float = 0.0
+    buffer_size: int | None = None
+    time_budget_s: float | None = None
 
     @property
     def name(self) -> str:
@@ -47,9 +48,11 @@ class FunctionStrategy(NamedTuple):
         """Reports tell norms of the factors' increments."""
         return "factors"
 
-    def take(self, waiting: Sequence[Waiting]) -> int:
-        """See `Strategy.take`."""
-        return take_buffer(waiting, self.buffer_size, self.time_budget_s)
+    def pace(self, waiting: Sequence[Waiting], num_devices: int) -> Pace:
+        """See `Strategy.pace`."""
+        size = automatic_size(num_devices) if self.buffer_size is None else self.buffer_size
+        budget_s = automatic_budget_s(waiting) if self.time_budget_s is None else self.time_budget_s
+        return pace_buffer(waiting, size, budget_s)
 
     def merge(self, state: State, buffer: Sequence[Contribution]) -> tuple[State, Report]:
         """See `Strategy.merge`.
