@@ -1,10 +1,14 @@
-"""The one command, `tunefleet …`: mounts each package's commands and imports what they need when they run.
+"""The one command, `tunefleet …`, and the names of `import tunefleet`.
+
+The command mounts each package's commands, which import what they need when they run; a name is imported
+when it is asked for. What type checkers see of the names stands in `coordinator/tunefleet.pyi`.
 
 Run as: tunefleet --help
 """
 
+import importlib
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -14,12 +18,27 @@ import edge.cli
 from converters.command import Program, examples
 from converters.errors import TunefleetError
 
+__version__ = "0.1.0"
+_HOMES = {  # each name and where it is defined
+    "train": "edge.api",
+    "evaluate": "edge.api",
+    "generate": "edge.api",
+    "load_adapter": "converters.api",
+    "save_adapter": "converters.api",
+    "convert": "converters.api",
+    "Fleet": "coordinator.fleet",
+    "Strategy": "coordinator.strategies.base",
+    "Stages": "coordinator.strategies.stages",
+    "LoraAdapter": "converters.adapter",
+    "Factors": "converters.adapter",
+    "TunefleetError": "converters.errors",
+}
+__all__ = ["__version__", *_HOMES]
+
 
 def _print_version(is_asked: bool) -> None:
     if is_asked:
-        from importlib.metadata import version
-
-        typer.echo(f"tunefleet {version('tunefleet')}")
+        typer.echo(f"tunefleet {__version__}")
         raise typer.Exit
 
 
@@ -47,6 +66,16 @@ def options(
     ] = False,
 ) -> None:
     """Fine-tunes LLM adapters where the data is, and merges them over MQTT."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'tunefleet' has no attribute {name!r}; it has {', '.join(__all__)}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
 
 
 def main() -> None:

@@ -58,16 +58,13 @@ def convert(
     ] = False,
 ) -> None:
     """Converts an adapter to another tool's format, to the last bit or not at all."""
-    from converters.base import read_base
-    from converters.formats import check_free, detect_format, load_any, save_as
+    from converters.api import convert as convert_adapter
 
-    check_free(to.value, dst)
-    model = read_base(base) if base else None
-    adapter = load_any(src, model)
-    save_as(to.value, adapter, dst, model)
+    done = convert_adapter(src, dst, to=to.value, base=base)
+    adapter = done.adapter
     report = {
-        "from": detect_format(src),
-        "to": to.value,
+        "from": done.source,
+        "to": done.form,
         "path": str(dst),
         "modules": len(adapter),
         "rank": adapter.max_rank,

@@ -27,6 +27,7 @@ from coordinator.strategies.base import (
     Pace,
     Report,
     State,
+    Strategy,
     Waiting,
 )
 from coordinator.strategies.choice import choose_strategy
@@ -51,6 +52,7 @@ class Merger:
         state: Holds the buffer and the versions.
         clock: Unix time in seconds.
         calibrator: For strategies that ask for the calibration set.
+        strategy: Instead of the one that `config` names.
     """
 
     def __init__(
@@ -59,11 +61,17 @@ class Merger:
         state: CoordinatorState,
         clock: Callable[[], float],
         calibrator: Calibrator | None = None,
+        strategy: Strategy | None = None,
     ) -> None:
         self._config = config
         self._state = state
         self._clock = clock
-        self._strategy = choose_strategy(config, calibrator)
+        self._strategy = strategy or choose_strategy(config, calibrator)
+
+    @property
+    def strategy(self) -> str:
+        """Its name."""
+        return self._strategy.name
 
     def ready(self, present: Present, able: Collection[str]) -> Ready:
         """The updates to merge now; none while the strategy waits for more.

@@ -32,7 +32,7 @@ from coordinator.publisher import Publisher
 from coordinator.reports import tell_merge
 from coordinator.roster import Roster
 from coordinator.state import CoordinatorState
-from coordinator.strategies.base import Calibrator
+from coordinator.strategies.base import Calibrator, Strategy
 from coordinator.uploads import Uploads
 from coordinator.versions import Version
 from edge.errors import BackendError, DiskFull, ProtocolError
@@ -86,6 +86,7 @@ class Coordinator:
         transport: Not entered yet; with `coordinator_presence`.
         score: Scores an adapter on held-out data, in a thread; None scores nothing.
         calibrator: The calibration set, where the strategy asks for it; asked in a thread.
+        strategy: Instead of the one that `config` names, which still says the space and what devices do.
         show: Gets an event for everything that happens.
         clock: Unix time in seconds.
 
@@ -104,6 +105,7 @@ class Coordinator:
         *,
         score: Score | None = None,
         calibrator: Calibrator | None = None,
+        strategy: Strategy | None = None,
         show: Show,
         clock: Callable[[], float] = time.time,
     ) -> None:
@@ -114,7 +116,7 @@ class Coordinator:
         self._tell = teller(show)
         self._clock = clock
         self._topics = Topics(config.fleet)
-        self._merger = Merger(config, state, clock, calibrator)
+        self._merger = Merger(config, state, clock, calibrator, strategy)
         self._data_version = state.journal.data_version()
         self._version = found_fleet(config, state, clock())
         loss = check_calibration(config, calibrator, state.versions.load(self._version.master))
@@ -170,7 +172,7 @@ class Coordinator:
             fleet, version, strategy = (
                 self._config.fleet,
                 self._version.version,
-                self._config.strategy_in_force,
+                self._merger.strategy,
             )
             self._tell(
                 "serving",

@@ -353,26 +353,11 @@ def generate(
 
 
 def _run(params: Mapping[str, Any]) -> "Run":
-    import msgspec
+    from edge.training.alone import make_run
 
-    from edge.errors import ConfigError
-    from edge.training.alone import Run
-    from edge.training.dataset import DataSource
-    from edge.training.plan import Plan
-
-    given = {
-        name: str(value) if isinstance(value, Path | StrEnum) else value for name, value in params.items()
-    }
-    plan = {name: given[name] for name in Plan.__struct_fields__}
-    if not (plan["steps"] or plan["epochs"] or plan["seconds"]):
-        plan["epochs"] = 1
-    source = {name: given[name] for name in DataSource.__struct_fields__ if name != "path"}
-    settings = {name: given[name] for name in Run.__struct_fields__ if name in given}
-    settings["targets"] = [target.strip() for target in given["targets"].split(",")]
-    try:
-        return msgspec.convert({**settings, "data": {"path": given["data"], **source}, "plan": plan}, Run)
-    except msgspec.ValidationError as error:
-        raise ConfigError(f"train: {error}") from error
+    return make_run(
+        {name: str(value) if isinstance(value, Path | StrEnum) else value for name, value in params.items()}
+    )
 
 
 def _toml(record: "Struct") -> str:

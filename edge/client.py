@@ -16,7 +16,7 @@ from edge.learner import Learner
 from edge.session import Session
 from edge.spool import Spool
 from edge.state import DeviceState
-from edge.training.worker import Worker
+from edge.training.worker import Trainer
 from edge.transport.base import Transport
 
 
@@ -39,7 +39,7 @@ class Client:
         backend: str,
         state: DeviceState,
         transport: Transport,
-        worker: Worker,
+        worker: Trainer,
         show: Show,
     ) -> None:
         inbox = Inbox(

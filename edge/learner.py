@@ -31,7 +31,7 @@ from edge.protocol.messages import Manifest
 from edge.protocol.signing import sign_message
 from edge.session import Session
 from edge.training.task import Result, Task
-from edge.training.worker import Worker
+from edge.training.worker import Trainer
 from edge.transport.parts import PartFile
 
 START = "start.safetensors"  # in the task's folder: what it begins with, where that is not as dispatched
@@ -42,7 +42,7 @@ MAX_PAUSE_S = 60.0
 class Learner:
     """The learning loop of one client."""
 
-    def __init__(self, session: Session, worker: Worker, key: bytes) -> None:
+    def __init__(self, session: Session, worker: Trainer, key: bytes) -> None:
         self._session = session
         self._state = session.state
         self._worker = worker

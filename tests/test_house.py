@@ -39,14 +39,23 @@ import coordinator.server
 """
 
 
-def test_the_wheel_holds_the_three_packages_and_the_command_and_nothing_else(wheel: Path) -> None:
-    names = {name.split("/")[0] for name in zipfile.ZipFile(wheel).namelist()}
+def test_the_wheel_holds_the_three_packages_the_command_and_its_types_and_nothing_else(wheel: Path) -> None:
+    files = zipfile.ZipFile(wheel).namelist()
+    names = {name.split("/")[0] for name in files}
     assert {name for name in names if not name.endswith(".dist-info")} == {
         "converters",
         "coordinator",
         "edge",
         "tunefleet.py",
+        "tunefleet-stubs",
     }
+    assert {f"{package}/py.typed" for package in ("converters", "coordinator", "edge")} <= set(files)
+
+
+def test_the_version_is_the_one_of_the_wheel(wheel: Path) -> None:
+    import tunefleet
+
+    assert wheel.name.startswith(f"tunefleet-{tunefleet.__version__}-")
 
 
 def test_device_and_coordinator_import_without_any_heavy_library() -> None:

@@ -6,8 +6,8 @@ The run's checkpoints lie in `checkpoint/` below its output folder until the ada
 import asyncio
 import shutil
 import signal
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -66,17 +66,39 @@ class Run(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
         return "float32" if self.precision == "auto" else self.precision
 
 
+def make_run(given: Mapping[str, Any]) -> Run:
+    """A run from settings by their names, those of plan and data beside the others; by default one epoch.
+
+    Raises:
+        ConfigError: A setting is of another type, or cannot be used.
+    """
+    plan = {name: given[name] for name in Plan.__struct_fields__}
+    if not (plan["steps"] or plan["epochs"] or plan["seconds"]):
+        plan["epochs"] = 1
+    source = {name: given[name] for name in DataSource.__struct_fields__ if name != "path"}
+    settings = {name: given[name] for name in Run.__struct_fields__ if name in given}
+    if isinstance(settings["targets"], str):
+        settings["targets"] = [target.strip() for target in settings["targets"].split(",")]
+    try:
+        return msgspec.convert({**settings, "data": {"path": given["data"], **source}, "plan": plan}, Run)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"train: {error}") from error
+
+
 async def train_alone(
     run: Run,
     on_progress: Callable[[Progress], None] = lambda _: None,
     on_stage: Callable[[str], None] = lambda _: None,
+    *,
+    takes_signals: bool = True,
 ) -> dict[str, Any]:
-    """Trains an adapter and writes it with its metrics; SIGINT and SIGTERM end the run with a checkpoint.
+    """Trains an adapter and writes it with its metrics.
 
     Args:
         run: What to do.
         on_progress: Called as training goes on.
         on_stage: Called with what begins.
+        takes_signals: SIGINT and SIGTERM end the run with a checkpoint; only in a process's main thread.
 
     Returns:
         The report, which is `metrics.json` without the loss of every step.
@@ -104,7 +126,7 @@ async def train_alone(
             scores["valid_before"] = evaluation_report(await _score(worker, begin, valid, run))
         on_stage(f"training with {loaded.described} on {run.data.path}")
         task = Task(adapter=str(begin), data=run.data, plan=run.plan, folder=str(folder))
-        with _stopped_by_signals(worker):
+        with _stopped_by_signals(worker) if takes_signals else nullcontext():
             result = await worker.train(task, on_progress)
         if valid and result.is_complete:
             on_stage(f"scoring {run.valid} after training")
@@ -121,7 +143,7 @@ async def train_alone(
 async def score_alone(
     worker: Worker,
     base: Path,
-    adapter: Path | None,
+    adapter: LoraAdapter | Path | None,
     data: DataSource,
     *,
     seq_tokens: int,
@@ -137,14 +159,15 @@ async def score_alone(
 
 
 @contextmanager
-def canonical_file(adapter: Path | None, base: Path) -> Iterator[Path | None]:
-    """A canonical file of an adapter of any format for `base`, while it is needed; None for none."""
+def canonical_file(adapter: LoraAdapter | Path | None, base: Path) -> Iterator[Path | None]:
+    """A canonical file of an adapter, in memory or of any format, while it is needed; None for none."""
     if adapter is None:
         yield None
         return
     with TemporaryDirectory(prefix="tunefleet-") as folder:
         path = Path(folder) / "adapter.safetensors"
-        save_adapter(load_any(adapter, read_base(base)), path)
+        loaded = adapter if isinstance(adapter, LoraAdapter) else load_any(adapter, read_base(base))
+        save_adapter(loaded, path)
         yield path
 
 

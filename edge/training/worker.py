@@ -8,7 +8,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import Protocol, Self, TypeVar
 
 from msgspec import structs
 
@@ -31,9 +31,27 @@ from edge.training.task import (
     Texts,
 )
 
-__all__ = ["DataSource", "Evaluation", "Progress", "Result", "Task", "Worker"]
+__all__ = ["DataSource", "Evaluation", "Progress", "Result", "Task", "Trainer", "Worker"]
 
 R = TypeVar("R", Loaded, Result, Evaluation, Texts)
+
+
+class Trainer(Protocol):
+    """What a client trains with: a `Worker`, or its turns at a model that devices share."""
+
+    async def __aenter__(self) -> Self: ...
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+    async def train(self, task: Task, on_progress: Callable[[Progress], None] = ...) -> Result:
+        """Trains, from the checkpoint in the task's folder where there is one."""
+        ...
+
+    async def stop(self) -> None:
+        """Ends training: `train` returns a result that is not complete, its checkpoint written."""
+        ...
 
 
 class Worker:

@@ -1,0 +1,285 @@
+"""Training, scoring and generating as plain functions: what `tunefleet train`, `eval` and `generate` do.
+
+They run the commands' own code: a process of its own loads the base model, works, and has ended when the
+function returns, so a want of memory ends no notebook. Defaults are the commands', and so are the errors:
+`TunefleetError` and its kinds. All of it works in a notebook too, where an event loop runs already.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Literal, NamedTuple
+
+import msgspec
+
+from converters.adapter import LoraAdapter
+from converters.base import read_base
+from converters.canonical import save_adapter
+from converters.formats import Format, load_any
+from converters.masking import Trains
+from edge.running import run_to_end
+from edge.training.alone import METRICS, canonical_file, make_run, score_alone, train_alone
+from edge.training.backends import BackendName
+from edge.training.backends.base import Precision
+from edge.training.backends.hub import find_base
+from edge.training.dataset import DataSource
+from edge.training.rows import Data, data_file
+from edge.training.task import Evaluation, Progress
+from edge.training.worker import Worker
+
+Adapter = LoraAdapter | str | Path
+
+
+class TrainResult(NamedTuple):
+    """What `train` gives.
+
+    Attributes:
+        adapter: As trained: float32 factors by module.
+        metrics: What `metrics.json` holds: losses of every step in nats per label, tokens_per_s, seconds, …
+        path: Where the adapter was written; None where no `out` was given.
+    """
+
+    adapter: LoraAdapter
+    metrics: Mapping[str, Any]
+    path: Path | None
+
+
+def train(
+    base: str | Path,
+    data: Data,
+    *,
+    out: str | Path | None = None,
+    adapter: Adapter | None = None,
+    steps: int = 0,
+    epochs: int = 0,
+    seconds: float = 0.0,
+    lr: float = 1e-3,
+    rank: int = 8,
+    scale: float = 2.0,
+    targets: str | Sequence[str] = ("q_proj", "v_proj"),
+    valid: Data | None = None,
+    seed: int = 0,
+    backend: BackendName = "auto",
+    precision: Precision = "auto",
+    schedule: Literal["constant", "linear", "cosine"] = "constant",
+    warmup_steps: int = 0,
+    weight_decay: float = 0.0,
+    clip_norm: float = 1.0,
+    pull: float = 0.0,
+    trains: Trains = "both",
+    train_rank: int = 0,
+    seq_tokens: int = 512,
+    batch_tokens: int = 2048,
+    micro_batch_tokens: int = 0,
+    checkpoint_every_s: float = 60.0,
+    prompt_column: str | None = None,
+    completion_column: str | None = None,
+    train_on_prompt: bool = False,
+    form: Format = "peft",
+    resume: bool = False,
+    on_progress: Callable[[Progress], None] = lambda _: None,
+) -> TrainResult:
+    """Trains a LoRA adapter on this machine.
+
+    Ctrl-C ends the worker process first; with `out`, `resume=True` goes on from its checkpoint.
+
+    Args:
+        base: A Hugging Face or MLX folder, a .gguf file, or a hub name.
+        data: A file, or rows such as `{"prompt": …, "completion": …}`.
+        out: Folder for the adapter and metrics.json; None keeps nothing on the disk.
+        adapter: To begin with, of any format; `rank`, `scale` and `targets` shape a new one.
+        steps: Optimizer steps; or give `epochs` (1 where nothing is given) or `seconds`.
+        epochs: Passes over the data.
+        seconds: Time spent training.
+        lr: Peak learning rate of AdamW.
+        rank: Of a new adapter.
+        scale: What B @ A is multiplied by: alpha / rank in PEFT.
+        targets: Endings of the names of the layers that get factors, in a sequence or by comma.
+        valid: Scored before and after training: `metrics["valid_before"]`, `metrics["valid_after"]`.
+        seed: Of the new adapter and of the data's order.
+        backend: What computes; llama_cpp takes .gguf files.
+        precision: Of the forward and backward pass; factors are float32.
+        schedule: The rate after the warm-up.
+        warmup_steps: Steps over which the rate rises.
+        weight_decay: Decoupled, as in AdamW.
+        clip_norm: Bound on the gradient's l2 norm; 0 is off.
+        pull: Weight of the distance to the features that training began with.
+        trains: Which factors are trained.
+        train_rank: Only the first rows of a and columns of b; 0 is all.
+        seq_tokens: Longest packed row, in tokens.
+        batch_tokens: Tokens of one step.
+        micro_batch_tokens: Tokens computed at a time; 0 is the whole step.
+        checkpoint_every_s: Seconds between checkpoints.
+        prompt_column: Column of the prompts, if it is not `prompt`.
+        completion_column: Column of the completions, if it is not `completion`.
+        train_on_prompt: Prompts count in the loss too.
+        form: Of the adapter in `out`.
+        resume: Go on with a run in `out` that was interrupted.
+        on_progress: Called as training goes on, some ten times a second at most.
+
+    Returns:
+        The adapter, its metrics, and where it was written.
+
+    Raises:
+        DataError: The data cannot be used: row or line, and why.
+        BaseModelError: The base model cannot be loaded.
+        TunefleetError: What else a user can mend.
+
+    Example:
+        >>> result = tunefleet.train("base", [{"prompt": "lamp: ", "completion": "on"}], steps=2)
+        >>> result.metrics["num_steps"], len(result.metrics["losses"])
+        (2, 2)
+    """
+    given = locals()  # flat, by the names of the settings; nothing else is bound yet
+    with data_file(data) as path, _optional_file(valid) as scored, _folder(out) as folder:
+        with _adapter_file(adapter) as begin:
+            paths = {
+                "base": str(base),
+                "data": str(path),
+                "valid": scored,
+                "adapter": begin,
+                "out": str(folder),
+            }
+            run = make_run(given | paths)
+            run_to_end(lambda: train_alone(run, on_progress, takes_signals=False))
+        trained = load_any(run.adapter_path, read_base(find_base(run.base)))
+        metrics = msgspec.json.decode((folder / METRICS).read_bytes(), type=dict[str, Any])
+    if out is None:
+        del metrics["adapter"]  # a path that has gone
+    return TrainResult(trained, metrics, run.adapter_path if out is not None else None)
+
+
+def evaluate(
+    base: str | Path,
+    data: Data,
+    *,
+    adapter: Adapter | None = None,
+    backend: BackendName = "auto",
+    precision: Precision = "auto",
+    seq_tokens: int = 512,
+    batch_tokens: int = 2048,
+    prompt_column: str | None = None,
+    completion_column: str | None = None,
+    train_on_prompt: bool = False,
+) -> Evaluation:
+    """Scores a base model on data, with an adapter or without.
+
+    Args:
+        base: As in `train`.
+        data: As in `train`.
+        adapter: In memory, or the path of one of any format.
+        backend: What computes.
+        precision: Of the forward pass.
+        seq_tokens: Longest packed row, in tokens; longer examples are cut, and counted.
+        batch_tokens: Tokens computed at a time.
+        prompt_column: As in `train`.
+        completion_column: As in `train`.
+        train_on_prompt: Prompts count in the loss too.
+
+    Returns:
+        `loss` in nats per label and its `perplexity`; `accuracy`, the share of labels that are the most
+        likely token; `exact_match`, the share of examples that greedy decoding would produce exactly.
+
+    Raises:
+        TunefleetError: As `train`.
+
+    Example:
+        >>> tunefleet.evaluate("base", "data.jsonl").num_examples
+        2
+    """
+    found = find_base(str(base))
+
+    async def score(path: Path) -> Evaluation:
+        source = DataSource(
+            path=str(path),
+            prompt_column=prompt_column,
+            completion_column=completion_column,
+            train_on_prompt=train_on_prompt,
+        )
+        async with Worker(found, backend, precision) as worker:
+            return await score_alone(
+                worker, found, _path_or(adapter), source, seq_tokens=seq_tokens, batch_tokens=batch_tokens
+            )
+
+    with data_file(data) as path:
+        return run_to_end(lambda: score(path))
+
+
+def generate(
+    base: str | Path,
+    prompts: str | Sequence[str],
+    *,
+    adapter: Adapter | None = None,
+    max_tokens: int = 128,
+    temperature: float = 0.0,
+    seed: int = 0,
+    backend: BackendName = "auto",
+    precision: Precision = "auto",
+) -> list[str]:
+    """Continues prompts.
+
+    Args:
+        base: As in `train`.
+        prompts: Texts to continue; one string is one prompt.
+        adapter: In memory, or the path of one of any format.
+        max_tokens: Most tokens of a completion.
+        temperature: 0 always takes the most likely token.
+        seed: Of the sampling.
+        backend: What computes.
+        precision: Of the forward pass.
+
+    Returns:
+        One completion for each prompt.
+
+    Raises:
+        TunefleetError: As `train`.
+
+    Example:
+        >>> len(tunefleet.generate("base", ["lamp: ", "pump: "], max_tokens=4))
+        2
+    """
+    found = find_base(str(base))
+    texts = [prompts] if isinstance(prompts, str) else list(prompts)
+
+    async def complete() -> list[str]:
+        with canonical_file(_path_or(adapter), found) as path:
+            async with Worker(found, backend, precision) as worker:
+                return await worker.generate(
+                    texts, adapter=path, max_tokens=max_tokens, temperature=temperature, seed=seed
+                )
+
+    return run_to_end(complete)
+
+
+@contextmanager
+def _folder(out: str | Path | None) -> Iterator[Path]:
+    if out is not None:
+        yield Path(out)
+        return
+    with TemporaryDirectory(prefix="tunefleet-") as folder:
+        yield Path(folder) / "out"
+
+
+@contextmanager
+def _adapter_file(adapter: Adapter | None) -> Iterator[str | None]:
+    if not isinstance(adapter, LoraAdapter):
+        yield None if adapter is None else str(adapter)
+        return
+    with TemporaryDirectory(prefix="tunefleet-") as folder:
+        path = Path(folder) / "adapter.safetensors"
+        save_adapter(adapter, path)
+        yield str(path)
+
+
+@contextmanager
+def _optional_file(data: Data | None) -> Iterator[str | None]:
+    if data is None:
+        yield None
+        return
+    with data_file(data, "valid") as path:
+        yield str(path)
+
+
+def _path_or(adapter: Adapter | None) -> LoraAdapter | Path | None:
+    return adapter if adapter is None or isinstance(adapter, LoraAdapter) else Path(adapter)
