@@ -29,11 +29,8 @@ from edge.disk import room_for
 from edge.errors import EdgeError
 from edge.training.backends import load_model
 from edge.training.backends.base import ModelCard, Precision, TrainableModel
-<<<<<<< HEAD
-from edge.training.data.folders import stamp
-=======
 from edge.training.checkpoint import checkpoint_precision
->>>>>>> 1fbc737 (Score in float32 unless asked, choose bfloat16 by trying, and backends by what the base is)
+from edge.training.data.folders import stamp
 from edge.training.dataset import Dataset, DataSource, encode_prompt, load_dataset
 from edge.training.plan import Plan
 from edge.training.task import (

@@ -45,13 +45,8 @@ from edge.training.backends.labels import (
 )
 from edge.training.backends.precision import load_faster
 from edge.training.backends.shapes import fill_labels, fill_row, round_up
-<<<<<<< HEAD
 from edge.training.backends.tokenizer import HubTokenizer, load_hub_tokenizer
-from edge.training.backends.torch_device import choose_device, choose_dtype
-=======
-from edge.training.backends.tokenizer import HubTokenizer
 from edge.training.backends.torch_device import DTYPES, choose_device, free_bytes, multiplies_bfloat16
->>>>>>> 1fbc737 (Score in float32 unless asked, choose bfloat16 by trying, and backends by what the base is)
 from edge.training.backends.torch_generate import complete
 from edge.training.backends.torch_layers import ATTENTION, HEAD_ROWS, HeadLoss, apply_lora, register_attention
 
@@ -85,25 +80,14 @@ def _load(base: Path, device: torch.device, precision: Precision) -> "TorchModel
     disable_progress_bar()
     register_attention()
     try:
-<<<<<<< HEAD
-        model = AutoModelForCausalLM.from_pretrained(
-            base, local_files_only=True, dtype=dtype, use_safetensors=True
-        )
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise BaseModelError(f"{base}: transformers cannot load it: {reason}") from error
-    return TorchModel(model.to(device), load_hub_tokenizer(base), str(base))
-=======
         with _mapped_errors():
-            tokenizer = AutoTokenizer.from_pretrained(base, local_files_only=True)
             model = AutoModelForCausalLM.from_pretrained(
                 base, local_files_only=True, dtype=DTYPES[precision], use_safetensors=True
             ).to(device)
     except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise BaseModelError(f"{base}: transformers cannot load it: {reason}") from error
-    return TorchModel(model, HubTokenizer(tokenizer), str(base))
->>>>>>> 1fbc737 (Score in float32 unless asked, choose bfloat16 by trying, and backends by what the base is)
+    return TorchModel(model, load_hub_tokenizer(base), str(base))
 
 
 class TorchModel:
