@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from converters.adapter import Factors, LoraAdapter
 from coordinator.server import Quality
 from edge.errors import DataError
+from edge.events import Event
 from edge.training.backends import load_model
-from edge.training.backends.base import Batch, TrainableModel
+from edge.training.backends.base import Batch, Precision, TrainableModel
 from edge.training.data.check import check_source
 from edge.training.data.folders import locate
 from edge.training.dataset import Dataset, DataSource, load_dataset
@@ -43,15 +44,24 @@ class Calibration:
         data: A file or folder of any form that training reads; of a folder the part that is held out.
         seq_tokens: Longest sequence.
         batch_tokens: Tokens of one forward pass.
+        precision: Of the forward pass; in float32 scores of different coordinators can be compared.
         probe_tokens: Features are taken of every n-th example, so that those hold about so many tokens: the
             alignment passes over them some five times for each version that updates come from. The loss and
             its gradient are always of all examples.
     """
 
     def __init__(
-        self, base: Path, data: Path, *, seq_tokens: int, batch_tokens: int, probe_tokens: int = 256
+        self,
+        base: Path,
+        data: Path,
+        *,
+        seq_tokens: int,
+        batch_tokens: int,
+        precision: Precision = "float32",
+        probe_tokens: int = 256,
     ) -> None:
         self._base = base
+        self._precision = precision
         self._source = DataSource(path=str(locate(data, is_held_out=True)))
         self._seq_tokens = seq_tokens
         self._batch_tokens = batch_tokens
@@ -70,6 +80,14 @@ class Calibration:
             DataError: The data cannot be used, or the base model's tokenizer does not read it.
         """
         return self._load()[:2]
+
+    def loaded(self) -> Event:
+        """What reads the data, and in which precision, to be shown."""
+        card, path = self.load()[0].card, self._source.path
+        why = f" ({card.why})" if card.why else ""
+        text = f"{path} is read with {card.backend} in {card.precision}{why}"
+        facts = {"data": path, "backend": card.backend, "precision": card.precision, "why": card.why}
+        return Event("loaded", text, facts)
 
     def score(self, adapter: LoraAdapter) -> Quality:
         """Loss and exact matches of the base with `adapter`, over all of the data.
@@ -119,7 +137,7 @@ class Calibration:
         with self._lock:
             if self._loaded is None:
                 check_source(self._source)  # before the model is loaded
-                model = load_model("auto", self._base)
+                model = load_model("auto", self._base, precision=self._precision)
                 seq_tokens = min(self._seq_tokens, model.card.max_tokens)
                 dataset = load_dataset(self._source, model.tokenizer, seq_tokens=seq_tokens)
                 _check_tokens(self._source.path, dataset, model)

@@ -114,6 +114,14 @@ class Encoding(StrEnum):
     int4 = "int4"
 
 
+class Precision(StrEnum):
+    """Of scores."""
+
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    auto = "auto"
+
+
 class Enrolment(StrEnum):
     """Which devices may come."""
 
@@ -154,7 +162,8 @@ def serve(
             "--model",
             metavar="MODEL",
             rich_help_panel=FLEET,
-            help="The base model: a Hugging Face or MLX folder, or a .gguf file. Required.",
+            help="The base model: a Hugging Face or MLX folder, a .gguf file, or a name on the hub. "
+            "Required.",
         ),
     ] = None,
     state: Annotated[
@@ -358,6 +367,14 @@ def serve(
             help="Score every N-th version.",
         ),
     ] = None,
+    precision: Annotated[
+        Precision | None,
+        Option(
+            metavar="NAME",
+            rich_help_panel=SCORES,
+            help="What versions are scored and steps are judged in: float32, bfloat16, or auto, the faster.",
+        ),
+    ] = None,
     enrolment: Annotated[
         Enrolment | None,
         Option(
@@ -456,7 +473,7 @@ def serve(
         "strategy": strategy, "calibration_data": calibration, "space": space,
         "buffer_size": buffer_size, "time_budget_s": time_budget_s,
         "max_staleness": max_staleness, "server_lr": server_lr, "encoding": encoding, "recipe": recipe,
-        "enrolment": enrolment, "eval_data": eval_data, "eval_every": eval_every,
+        "enrolment": enrolment, "eval_data": eval_data, "eval_every": eval_every, "precision": precision,
         "max_versions": max_versions,
         "broker_user": broker_user, "broker_password_file": broker_password_file,
         "protocol": protocol, "tls_ca": tls_ca, "tls_cert": tls_cert, "tls_key": tls_key,

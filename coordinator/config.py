@@ -14,6 +14,7 @@ from coordinator.strategies.stages import NEEDS_CALIBRATION, Stages
 from edge.errors import ConfigError
 from edge.protocol.messages import EncodingName, Id, Recipe, Sha256, Space
 from edge.settings import read_toml, type_faults
+from edge.training.backends.hub import is_hub_name
 from edge.transport.settings import MqttSettings, ProtocolName, from_environment
 
 MIB = 1 << 20
@@ -26,8 +27,8 @@ class CoordinatorConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only
         broker: `mqtt://[user[:password]@]host[:port]`, or `mqtts://` for TLS; else `TUNEFLEET_BROKER` of the
             environment.
         fleet: The fleet's name, one topic level.
-        base: Folder of the base model; only its headers are read, unless `eval_data` is given or the strategy
-            asks for `calibration_data`.
+        base: Folder of the base model, or its name on the hub; only its headers are read, unless `eval_data`
+            is given or the strategy asks for `calibration_data`.
         state: Folder of this coordinator alone.
         ranks: Rank tiers, the fleet's own rank first; a device takes the largest that fits it.
         scale: What B @ A is multiplied by, in every tier.
@@ -63,6 +64,7 @@ class CoordinatorConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only
         max_versions: The coordinator ends when this version is made; 0 goes on for ever.
         eval_data: What every version is scored on (needs the torch extra).
         eval_every: Every how many versions.
+        precision: In which versions are scored and steps are judged; `auto` is what computes fastest.
         broker_user: Instead of the URL's; else `TUNEFLEET_BROKER_USER`, where the URL has none.
         broker_password_file: Its first line is the password; else `TUNEFLEET_BROKER_PASSWORD_FILE`, likewise.
         protocol: MQTT version: 5, 3.1.1, or auto for the first of them that the broker speaks.
@@ -104,6 +106,7 @@ class CoordinatorConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only
     max_versions: int = 0
     eval_data: str | None = None
     eval_every: int = 1
+    precision: Literal["auto", "float32", "bfloat16"] = "float32"
     broker_user: str | None = None
     broker_password_file: str | None = None
     protocol: ProtocolName = "auto"
@@ -243,7 +246,7 @@ def _value_faults(config: CoordinatorConfig) -> Iterator[str]:
         yield "tls_cert and tls_key belong together; one is missing"
     for name in ("base", "eval_data", "calibration_data", "tls_ca", "tls_cert", "tls_key"):
         value = getattr(config, name)
-        if value is not None and not Path(value).exists():
+        if value is not None and not Path(value).exists() and not (name == "base" and is_hub_name(value)):
             yield f"{name} is {value!r}, which does not exist"
 
 

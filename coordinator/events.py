@@ -5,6 +5,7 @@ from typing import Any, Literal, Protocol
 from edge.events import Event, Show
 
 EventKind = Literal[
+    "loaded",  # the base model, to score versions or judge steps with: in which precision
     "serving",
     "calibrated",  # the calibration loss that the first step begins from
     "joined",  # a device is here for the first time

@@ -105,7 +105,7 @@ class Gathering:
             ConfigError, BaseModelError, StateError, MissingExtra: As `tunefleet join`.
         """
         config = read_config(None, settings)
-        backend = resolve_backend(config.backend, Path(config.base))
+        backend = resolve_backend(config.backend, Path(config.base)).name
         state = DeviceState(Path(config.state), fresh_memory(config)).__enter__()
         client = self._client(config, backend, state)
         self._members[config.device_id] = Member(client, state, asyncio.create_task(client.run()))

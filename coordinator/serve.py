@@ -10,10 +10,13 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from msgspec import structs
+
 from coordinator.config import CoordinatorConfig, mqtt_settings
 from coordinator.server import Coordinator, coordinator_presence
 from coordinator.state import CoordinatorState
 from edge.events import Show
+from edge.training.backends.hub import find_base
 from edge.transport.mqtt import MqttTransport
 
 if TYPE_CHECKING:
@@ -31,7 +34,10 @@ def serve_fleet(config: CoordinatorConfig, show: Show) -> None:
         DiskFull: There is no room for version 0.
     """
     settings = mqtt_settings(config)
+    config = structs.replace(config, base=str(find_base(config.base)))
     score, calibrator = open_data(config)
+    for calibration in dict.fromkeys(filter(None, (score, calibrator))):
+        show(calibration.loaded())
     with CoordinatorState(Path(config.state), config.fleet) as state:
         presence = coordinator_presence(config.fleet, epoch=time.time_ns() // 1_000_000)
         transport = MqttTransport(settings, presence)
@@ -63,7 +69,11 @@ def _open(config: CoordinatorConfig, data: str | None) -> "Calibration | None":
 
     recipe = config.recipe
     calibration = Calibration(
-        Path(config.base), Path(data), seq_tokens=recipe.seq_tokens, batch_tokens=recipe.batch_tokens
+        Path(config.base),
+        Path(data),
+        seq_tokens=recipe.seq_tokens,
+        batch_tokens=recipe.batch_tokens,
+        precision=config.precision,
     )
     calibration.load()
     return calibration

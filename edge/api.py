@@ -156,7 +156,7 @@ def evaluate(
     *,
     adapter: Adapter | None = None,
     backend: BackendName = "auto",
-    precision: Precision = "auto",
+    precision: Precision = "float32",
     seq_tokens: int = 512,
     batch_tokens: int = 2048,
     prompt_column: str | None = None,
@@ -170,7 +170,7 @@ def evaluate(
         data: As in `train`.
         adapter: In memory, or the path of one of any format.
         backend: What computes.
-        precision: Of the forward pass.
+        precision: Of the forward pass; `auto` is what is trained in here.
         seq_tokens: Longest packed row, in tokens; longer examples are cut, and counted.
         batch_tokens: Tokens computed at a time.
         prompt_column: As in `train`.
@@ -199,7 +199,13 @@ def evaluate(
         )
         async with Worker(found, backend, precision) as worker:
             return await score_alone(
-                worker, found, _path_or(adapter), source, seq_tokens=seq_tokens, batch_tokens=batch_tokens
+                worker,
+                found,
+                _path_or(adapter),
+                source,
+                seq_tokens=seq_tokens,
+                batch_tokens=batch_tokens,
+                precision=precision,
             )
 
     with data_file(data) as path:

@@ -13,6 +13,7 @@ from edge.protocol.messages import Count, Id, Seconds, Sha256
 from edge.settings import read_toml, type_faults
 from edge.training.backends import BackendName
 from edge.training.backends.base import Precision
+from edge.training.backends.hub import is_hub_name
 from edge.training.dataset import DataSource
 from edge.transport.settings import MqttSettings, ProtocolName, from_environment
 
@@ -26,13 +27,13 @@ class DeviceConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
         broker: `mqtt://[user[:password]@]host[:port]`, or `mqtts://` for TLS; else `TUNEFLEET_BROKER` of the
             environment.
         fleet: The fleet's name.
-        base: Folder or GGUF file of the base model.
+        base: Folder or GGUF file of the base model, or its name on the hub.
         fingerprint: Of the base model; believed of a quantised one instead of a proof by the fleet's sample.
         data: What to train on.
         device_id: This device's name in the fleet.
         state: Folder of this client alone.
-        backend: Trains; `auto` chooses by machine and base.
-        precision: Of the forward and backward pass.
+        backend: Trains; `auto` chooses by what the base is, then by the machine.
+        precision: Of the forward and backward pass; `auto` is what trains fastest, by trying.
         max_rank: The largest rank this device trains; it takes the largest tier that fits.
         slowdown: Every step takes this many times as long, to play a slower device.
         micro_batch_tokens: Tokens computed at a time; 0 is the recipe's whole step.
@@ -137,7 +138,11 @@ def _table(data: Any) -> dict[str, Any]:
 def _path_faults(settings: Mapping[str, Any]) -> Iterator[str]:
     for name in ("base", "tls_ca", "tls_cert", "tls_key"):
         value = settings.get(name)
-        if isinstance(value, str) and not Path(value).exists():
+        if (
+            isinstance(value, str)
+            and not Path(value).exists()
+            and not (name == "base" and is_hub_name(value))
+        ):
             yield f"{name} is {value!r}, which does not exist"
     path = _table(settings.get("data", {})).get("path")
     if isinstance(path, str) and not Path(path).exists():

@@ -74,7 +74,8 @@ def join(
             "--model",
             metavar="MODEL",
             rich_help_panel=DATA,
-            help="The fleet's base model: a Hugging Face or MLX folder, or a .gguf file. Required.",
+            help="The fleet's base model: a Hugging Face or MLX folder, a .gguf file, or a name on the hub. "
+            "Required.",
         ),
     ] = None,
     data: Annotated[
@@ -258,6 +259,9 @@ def join(
 
         sys.stdout.write(tomli_w.dumps(config_table(settings)))
         return
+    from edge.training.backends.hub import find_base
+
+    settings = msgspec.structs.replace(settings, base=str(find_base(settings.base)))
     _check_data(settings, as_json, log_level)
     flags = ["--log-level", log_level.value, *(["--json"] if as_json else [])]
     _become_client(msgspec.json.encode(settings), flags)
@@ -266,11 +270,10 @@ def join(
 def _check_data(settings: "DeviceConfig", as_json: bool, log_level: LogLevel) -> None:
     """Tells what is wrong with the data before the broker or the model is waited for."""
     from edge.events import Event, shown
-    from edge.training.backends.hub import find_base
     from edge.training.backends.tokenizers import load_tokenizer
     from edge.training.data.check import check_source
 
-    checked = check_source(settings.data, lambda: load_tokenizer(find_base(settings.base)))
+    checked = check_source(settings.data, lambda: load_tokenizer(Path(settings.base)))
     with shown(as_json, log_level=log_level.value) as show:
         show(Event("checked", str(checked), checked._asdict()))
 

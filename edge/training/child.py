@@ -8,7 +8,6 @@ Run as: python -m edge.training.child BASE BACKEND PRECISION
 """
 
 import contextlib
-import gc
 import os
 import signal
 import sys
@@ -29,9 +28,9 @@ from edge.disk import room_for
 from edge.errors import EdgeError
 from edge.training.backends import load_model
 from edge.training.backends.base import ModelCard, Precision, TrainableModel
-from edge.training.checkpoint import checkpoint_precision
 from edge.training.data.folders import stamp
 from edge.training.dataset import Dataset, DataSource, encode_prompt, load_dataset
+from edge.training.held_model import HeldModel
 from edge.training.plan import Plan
 from edge.training.task import (
     Evaluation,
@@ -90,26 +89,16 @@ class Inbox:
 
 
 class Session:
-    """A loaded model and the data that it was last asked about.
+    """A loaded model and the data that it was last asked about."""
 
-    Args:
-        load: Loads the model in a precision.
-        precision: To train in; `auto` is tried out when the model is first loaded, and then stays.
-        stop: Ends a task under way.
-        send: Takes progress.
-    """
-
-    def __init__(
-        self,
-        load: Callable[[Precision], TrainableModel],
-        precision: Precision,
-        stop: Event,
-        send: Callable[[Reply], None],
-    ) -> None:
-        self.load, self.asked, self.stop, self.send = load, precision, stop, send
-        self.model = load(precision)
-        self.card = self.model.card  # as it trains
+    def __init__(self, held: HeldModel, stop: Event, send: Callable[[Reply], None]) -> None:
+        self.held, self.stop, self.send = held, stop, send
         self.datasets: dict[bytes, Dataset] = {}
+
+    @property
+    def model(self) -> TrainableModel:
+        """As it is in memory now."""
+        return self.held.model
 
     def answer(self, request: Request) -> Reply:
         """Does what is asked.
@@ -127,12 +116,11 @@ class Session:
         raise EdgeError(f"worker: {type(request).__name__} is not expected here")
 
     def _train(self, task: Task) -> Result:
-        plan = fit_plan(task.plan, self.card)
+        plan = fit_plan(task.plan, self.held.card)
         folder = Path(task.folder)
         with room_for("the task", folder):
             folder.mkdir(parents=True, exist_ok=True)
-        begun_in = checkpoint_precision(folder) if self.asked == "auto" else None
-        self._compute_in(begun_in or self.card.precision)
+        self.held.train_on(folder)
         return train(
             self.model,
             self._dataset(task.data, plan.seq_tokens),
@@ -146,14 +134,14 @@ class Session:
         )
 
     def _score(self, request: Scoring) -> Evaluation:
-        seq_tokens = min(request.seq_tokens, self.card.max_tokens)
-        self._compute_in(self.card.precision if request.precision == "auto" else request.precision)
+        seq_tokens = min(request.seq_tokens, self.held.card.max_tokens)
+        self.held.compute_in(request.precision)
         self._set_adapter(request.adapter)
         data = self._dataset(request.data, seq_tokens)
         return score_dataset(self.model, data, seq_tokens=seq_tokens, batch_tokens=request.batch_tokens)
 
     def _generate(self, request: Generation) -> Texts:
-        self._compute_in(self.card.precision)
+        self.held.compute_in("auto")
         self._set_adapter(request.adapter)
         tokenizer = self.model.tokenizer
         completions = self.model.generate(
@@ -163,22 +151,6 @@ class Session:
             seed=request.seed,
         )
         return Texts(texts=tuple(tokenizer.decode(completion) for completion in completions))
-
-    def _compute_in(self, precision: Precision) -> None:
-        """Loads the model again where it is there in another precision; the two never lie in memory together.
-
-        Raises:
-            OutOfMemory: It does not fit.
-        """
-        if self.model.card.precision == precision:
-            return
-        del self.model
-        gc.collect()  # a model of torch refers to itself
-        try:
-            self.model = self.load(precision)
-        except BaseException:
-            self.model = self.load(self.card.precision)
-            raise
 
     def _set_adapter(self, path: str | None) -> None:
         self.model.set_adapter(load_adapter(Path(path)) if path else LoraAdapter({}))
@@ -219,10 +191,10 @@ def serve(
 ) -> None:
     """Loads the model and answers requests until the inbox is closed."""
     try:
-        session = Session(load, precision, inbox.stop, send)
+        session = Session(HeldModel(load, precision), inbox.stop, send)
     except TunefleetError as error:
         return send(_failed(error))
-    card = session.card
+    card = session.held.card
     send(
         Loaded(
             backend=card.backend,

@@ -16,6 +16,7 @@ from typing import Self
 from edge.training.backends import BackendName, load_model
 from edge.training.backends.base import Precision, TrainableModel
 from edge.training.child import Session
+from edge.training.held_model import HeldModel
 from edge.training.task import Evaluation, Progress, Reply, Request, Result, Scoring, Task
 
 
@@ -32,7 +33,7 @@ class SharedModel:
         self, base: Path | str, backend: BackendName = "auto", precision: Precision = "auto"
     ) -> None:
         self._base, self._backend, self._precision = Path(base), backend, precision
-        self._model: TrainableModel | None = None
+        self._model: HeldModel | None = None
         self._turns = ThreadPoolExecutor(1, "tunefleet-model")
 
     async def ask(self, session: "SharedWorker", request: Request) -> Reply:
@@ -52,8 +53,11 @@ class SharedModel:
 
     def _answer(self, worker: "SharedWorker", request: Request) -> Reply:
         if self._model is None:
-            self._model = load_model(self._backend, self._base, precision=self._precision)
+            self._model = HeldModel(self._load, self._precision)
         return worker.session(self._model).answer(request)
+
+    def _load(self, precision: Precision) -> TrainableModel:
+        return load_model(self._backend, self._base, precision=precision)
 
 
 class SharedWorker:
@@ -73,7 +77,7 @@ class SharedWorker:
     ) -> None:
         self.stop_event.set()
 
-    def session(self, model: TrainableModel) -> Session:
+    def session(self, model: HeldModel) -> Session:
         """The device's own view of the model: its data, once tokenized, and its stop."""
         if self._session is None:
             self._session = Session(model, self.stop_event, lambda reply: self._tell(reply))

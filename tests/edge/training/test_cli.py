@@ -55,7 +55,7 @@ def test_train_writes_an_adapter_and_its_metrics(command, source, tmp_path):
 def test_progress_is_plain_lines_where_there_is_no_terminal(command):
     result = invoke(*command("--steps", 3))
     lines = result.stderr.splitlines()
-    assert any(line.startswith("training with toy on ") for line in lines)
+    assert any(line.startswith("training with toy in float32 (for a toy model) on ") for line in lines)
     assert any(line.startswith("step 3/3  loss ") for line in lines)
     assert "loss after" in result.stdout
 
