@@ -23,6 +23,7 @@ from edge.training.alone import METRICS, canonical_file, make_run, score_alone, 
 from edge.training.backends import BackendName
 from edge.training.backends.base import Precision
 from edge.training.backends.hub import find_base
+from edge.training.data.check import check_source
 from edge.training.dataset import DataSource
 from edge.training.rows import Data, data_file
 from edge.training.task import Evaluation, Progress
@@ -197,6 +198,7 @@ def evaluate(
             completion_column=completion_column,
             train_on_prompt=train_on_prompt,
         )
+        check_source(source)  # before the model is loaded
         async with Worker(found, backend, precision) as worker:
             return await score_alone(
                 worker,

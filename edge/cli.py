@@ -268,6 +268,7 @@ def evaluate(
     """Scores a base model on data, with an adapter or without: loss, perplexity, accuracy, exact match."""
     from edge.training.alone import evaluation_report, score_alone
     from edge.training.backends.hub import find_base
+    from edge.training.data.check import check_source
     from edge.training.data.folders import locate
     from edge.training.dataset import DataSource
     from edge.training.display import Display
@@ -298,6 +299,8 @@ def evaluate(
             return {**why, **evaluation_report(evaluation)}
 
     with Display() as display:
+        display.stage(f"reading {source.path}")
+        display.stage(f"reads {check_source(source)}")
         display.stage(f"loading {base}")
         report = asyncio.run(score())
     print_report(report, as_json)

@@ -151,7 +151,6 @@ async def score_alone(
     precision: Precision = "float32",
 ) -> Evaluation:
     """Scores data with an adapter of any format for `base`, or with the plain base."""
-    check_source(data)  # before the model is loaded
     with canonical_file(adapter, base) as path:
         return await worker.score(
             path, data, seq_tokens=seq_tokens, batch_tokens=batch_tokens, precision=precision

@@ -137,12 +137,12 @@ def test_a_file_that_is_not_there_is_told_by_its_name(tmp_path, base):
 
 
 def test_a_file_without_labels_is_told(tmp_path, base):
-    with pytest.raises(DataError, match="line 1: has no text to train on: the completion is empty"):
+    with pytest.raises(DataError, match=r"1 has an empty completion \(line 1\)"):
         calibration_of(base, tmp_path, [{"prompt": "on", "completion": ""}]).load()
 
 
 def test_token_ids_are_no_calibration_set_as_they_are_of_one_tokenizer(tmp_path, base):
-    with pytest.raises(DataError, match=r"lacks prompt and completion \(has input_ids\); expected text"):
+    with pytest.raises(DataError, match=r"columns of no known form \(input_ids\) \(line 1\); expected text"):
         calibration_of(base, tmp_path, [{"input_ids": [1, 2, 3]}]).load()
 
 

@@ -175,7 +175,7 @@ def test_bad_data_ends_the_client_with_line_and_reason_and_nothing_is_sent(home)
 
     async def way():
         async with home.coordinator(), home.device() as device:
-            with pytest.raises(DataError, match=r"2 of 3 lines.*line 2: .*line 3: not JSON"):
+            with pytest.raises(DataError, match=r"2 of 3 rows.*\(line 2\).*is not JSON \(line 3\)"):
                 await device.client.run()
 
     asyncio.run(way())
