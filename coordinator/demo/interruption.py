@@ -65,8 +65,10 @@ class Interruption:
             raise KeyboardInterrupt
 
     def ignore(self) -> None:
-        """Lets no further signal in: what is left to do is short."""
-        self._cancel = lambda: None
+        """Lets no further signal in, to the end of the process: what is left to do is short."""
+        for number in self._before:
+            signal.signal(number, signal.SIG_IGN)
+        self._before.clear()
 
     async def _cancellable(self, work: Coroutine[Any, Any, R]) -> R:
         loop, task = asyncio.get_running_loop(), asyncio.current_task()
