@@ -19,6 +19,7 @@ from converters.adapter import Factors, LoraAdapter
 from converters.base import Base
 from converters.canonical import write_atomic
 from converters.errors import AdapterError, BaseModelError, UnsupportedAdapter
+from converters.faults import Fault
 from converters.folding import Own
 from converters.gguf_file import GgufFile, open_gguf
 from converters.gguf_naming import Naming, naming_of
@@ -86,9 +87,13 @@ def save_gguf_adapter(adapter: LoraAdapter, path: Path, base: Base | None) -> No
     base = _needed(path, base)
     naming = naming_of(base)
     check_fit(adapter, base.modules)
-    unnamed = [name for name, _ in adapter if name not in naming.tensors]
+    unnamed = [
+        Fault(f"llama.cpp has no name for {name}", "modules that llama.cpp has no name for", name)
+        for name, _ in adapter
+        if name not in naming.tensors
+    ]
     if unnamed:
-        raise UnsupportedAdapter(f"{path}: llama.cpp has no name for {', '.join(unnamed)}")
+        raise UnsupportedAdapter.of(str(path), unnamed)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.part")
     try:
@@ -142,8 +147,10 @@ def _find_pairs(file: GgufFile, naming: Naming, faults: Faults) -> dict[str, tup
     faults.unsupported.extend(
         f"{_REFUSED[stem]} ({stem})" for stem in stems if stem in _REFUSED.keys() - owners
     )
-    if others:
-        faults.unsupported.append(f"no LoRA factors of a linear layer of this base: {', '.join(others)}")
+    kind = "tensors are no LoRA factors of a linear layer of this base"
+    faults.unsupported.extend(
+        Fault(f"{name} is no LoRA factor of a linear layer of this base", kind, name) for name in others
+    )
     if not stems:
         faults.malformed.append("holds no LoRA factors")
     pairs = {}
@@ -155,18 +162,20 @@ def _find_pairs(file: GgufFile, naming: Naming, faults: Faults) -> dict[str, tup
     return dict(sorted(pairs.items()))
 
 
-def _pair_faults(file: GgufFile, stem: str) -> Iterator[str]:
+def _pair_faults(file: GgufFile, stem: str) -> Iterator[Fault]:
     missing = [stem + factor for factor in (A, B) if stem + factor not in file.tensors]
     if missing:
-        yield f"{missing[0]} is missing"
+        yield Fault(f"{missing[0]} is missing", "factors are missing", missing[0])
         return
     a, b = (file.tensors[stem + factor] for factor in (A, B))
     for factor, tensor in ((A, a), (B, b)):
         if tensor.type not in _TYPES:
-            yield f"{stem}{factor} is of type {tensor.type}, expected one of {', '.join(_TYPES)}"
+            text = f"{stem}{factor} is of type {tensor.type}, expected one of {', '.join(_TYPES)}"
+            yield Fault(text, "factors are of a type that llama.cpp does not write")
     is_sound = len(a.shape) == len(b.shape) == 2 and a.shape[0] == b.shape[1]
     if not is_sound and stem not in _REFUSED:  # on embeddings the factors are the other way round
-        yield f"{stem}: a {a.shape} and b {b.shape} must be matrices that share one rank"
+        text = f"{stem}: a {a.shape} and b {b.shape} must be matrices that share one rank"
+        yield Fault(text, "pairs of factors do not share one rank")
 
 
 def _write(path: Path, name: str, stored: Stored, naming: Naming) -> None:

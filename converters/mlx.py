@@ -22,8 +22,18 @@ from converters.adapter import Factors, LoraAdapter
 from converters.base import Modules
 from converters.canonical import write_atomic
 from converters.errors import AdapterError, UnsupportedAdapter
+from converters.faults import Fault
 from converters.folding import Own, fill, fold, unfill
-from converters.layout import Faults, Layout, check_fit, find_shapes, fit_faults, read_factors, to_tensors
+from converters.layout import (
+    Faults,
+    Layout,
+    check_fit,
+    find_shapes,
+    fit_faults,
+    rank_fault,
+    read_factors,
+    to_tensors,
+)
 from converters.tensorfile import open_tensors
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapters.safetensors"
@@ -62,7 +72,7 @@ def load_mlx(folder: Path, modules: Modules | None = None) -> LoraAdapter:
     shapes = find_shapes(file, LAYOUT, faults)
     for name, shape in shapes.items():
         if shape.rank != rank:
-            faults.malformed.append(f"{name} has rank {shape.rank}, its config says {rank}")
+            faults.malformed.append(rank_fault(name, shape.rank, rank))
     if modules is not None:
         inside = {name: (shape.num_in, shape.num_out) for name, shape in shapes.items()}
         faults.unsupported.extend(fit_faults(inside, modules))
@@ -128,13 +138,14 @@ def _uniform(adapter: LoraAdapter, rank: int, scale: float) -> LoraAdapter:
     for name, factors in adapter:
         b = factors.b if factors.scale == scale else fold(factors.b, factors.scale, scale)
         if b is None:
-            faults.append(f"{name} has scale {factors.scale}")
+            faults.append(Fault(f"{name} has scale {factors.scale}", "modules have other scales"))
         else:
             modules[name] = fill(Factors(factors.a, b, scale), rank)
     if faults:
-        raise UnsupportedAdapter(
+        raise UnsupportedAdapter.of(
             f"mlx-lm has one scale for all modules, here {scale}; only one that differs by a power of two is "
-            f"carried exactly: {'; '.join(faults)}"
+            "carried exactly",
+            faults,
         )
     return LoraAdapter(modules)
 

@@ -23,7 +23,16 @@ from converters.adapter import LoraAdapter
 from converters.base import Modules
 from converters.canonical import write_atomic
 from converters.errors import AdapterError
-from converters.layout import Faults, Layout, check_fit, find_shapes, fit_faults, read_factors, to_tensors
+from converters.layout import (
+    Faults,
+    Layout,
+    check_fit,
+    find_shapes,
+    fit_faults,
+    rank_fault,
+    read_factors,
+    to_tensors,
+)
 from converters.tensorfile import open_tensors
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -89,7 +98,7 @@ def load_peft(folder: Path, modules: Modules | None = None) -> LoraAdapter:
     shapes = find_shapes(file, LAYOUT, faults)
     for name, shape in shapes.items():
         if shape.rank != config.rank(name):
-            faults.malformed.append(f"{name} has rank {shape.rank}, its config says {config.rank(name)}")
+            faults.malformed.append(rank_fault(name, shape.rank, config.rank(name)))
     if modules is not None:
         inside = {name: (shape.num_in, shape.num_out) for name, shape in shapes.items()}
         faults.unsupported.extend(fit_faults(inside, modules))

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import msgspec
 from msgspec import Struct, structs
 
+from converters.faults import Fault
 from coordinator.strategies.presets import StrategyName, fleet_faults, stage_faults, stages_of
 from coordinator.strategies.spaces import train_rank
 from coordinator.strategies.stages import NEEDS_CALIBRATION, Stages
@@ -150,12 +151,12 @@ def read_config(path: Path | None, overrides: Mapping[str, Any]) -> CoordinatorC
     settings = from_environment(settings | given)
     if recipe:
         settings["recipe"] = {**settings.get("recipe", {"steps": 20}), **recipe}
-    faults = list(type_faults(settings, CoordinatorConfig))
+    faults: list[Fault | str] = list(type_faults(settings, CoordinatorConfig))
     if not faults:
         config = msgspec.convert(settings, CoordinatorConfig)
         faults = list(_value_faults(config))
     if faults:
-        raise ConfigError(f"{path or 'settings'}: {'; '.join(faults)}")
+        raise ConfigError.of(str(path or "settings"), faults)
     return config
 
 
@@ -198,7 +199,7 @@ def config_text(config: CoordinatorConfig) -> str:
     )
 
 
-def _value_faults(config: CoordinatorConfig) -> Iterator[str]:
+def _value_faults(config: CoordinatorConfig) -> Iterator[Fault | str]:
     faults = list(stage_faults(config.strategy_in_force, config.stages, config.space))
     yield from faults or _strategy_faults(config)
     for name, least in (

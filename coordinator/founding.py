@@ -36,7 +36,7 @@ def found_fleet(config: CoordinatorConfig, state: CoordinatorState, at: float) -
     stages = config.stages_in_force
     faults = list(base_faults(stages, is_quantized=base.is_quantized))
     if faults:
-        raise ConfigError(f"{config.base}: {'; '.join(faults)}")
+        raise ConfigError.of(config.base, faults)
     carries_residual = stages.merge == "residual"
     modules = match_targets(base.modules, config.targets)
     state.journal.agree(

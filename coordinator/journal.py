@@ -202,7 +202,7 @@ class Journal:
             if known[key] not in (None, facts[key])
         ]
         if faults:
-            raise StateError(f"{self.path}: {'; '.join(faults)}; give another --state")
+            raise StateError.of(str(self.path), faults, "give another --state")
         with self.transaction() as db:
             db.executemany("INSERT OR IGNORE INTO meta VALUES (?, ?)", list(facts.items()))
 
