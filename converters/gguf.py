@@ -14,9 +14,12 @@ from typing import Any
 
 import msgspec
 import numpy as np
+from msgspec import structs
 
+from converters.about import NOTHING, About
 from converters.adapter import Factors, LoraAdapter
 from converters.base import Base
+from converters.base_name import HUB, is_hub_name
 from converters.canonical import write_atomic
 from converters.errors import AdapterError, BaseModelError, UnsupportedAdapter
 from converters.faults import Fault
@@ -27,7 +30,8 @@ from converters.gguf_scales import Stored, spread, undo
 from converters.layout import Faults, check_fit, fit_faults
 
 A, B = ".lora_a", ".lora_b"
-ALPHA, OWN = "adapter.lora.alpha", "tunefleet.lora"
+ALPHA, OWN, ABOUT = "adapter.lora.alpha", "tunefleet.lora", "tunefleet.about"
+BASE_URL = "general.base_model.0.repo_url"
 _TYPES = ("F32", "F16", "BF16", "Q8_0")  # what llama.cpp's converter writes
 _REFUSED = {
     "token_embd.weight": "LoRA on token embeddings",
@@ -68,13 +72,34 @@ def load_gguf_adapter(path: Path, base: Base | None) -> LoraAdapter:
     return LoraAdapter(adapter)
 
 
-def save_gguf_adapter(adapter: LoraAdapter, path: Path, base: Base | None) -> None:
+def read_gguf_about(path: Path) -> About:
+    """Reads what the metadata of the file `path` say beside the factors.
+
+    Raises:
+        AdapterError: It is missing or damaged.
+    """
+    metadata = open_gguf(path, AdapterError).metadata
+    try:
+        about = msgspec.json.decode(str(metadata.get(ABOUT, "{}")), type=About)
+    except (msgspec.MsgspecError, UnicodeError) as cause:
+        raise AdapterError(f"{path}: {ABOUT} is not tunefleet's: {cause}") from cause
+    url = str(metadata.get(BASE_URL, ""))
+    license_name = metadata.get("general.license")
+    return structs.replace(
+        about,
+        base=url.removeprefix(HUB) if url.startswith(HUB) else None,
+        license=license_name if isinstance(license_name, str) else None,
+    )
+
+
+def save_gguf_adapter(adapter: LoraAdapter, path: Path, base: Base | None, about: About = NOTHING) -> None:
     """Writes `adapter` as llama.cpp's converter does; a file at `path` is replaced.
 
     Args:
         adapter: Has at least one module.
         path: Of the file, whose folder is made where it is missing; its name gives the adapter's.
         base: The base model, from GGUF or from a folder.
+        about: The base's name, and settings of other tools to keep.
 
     Raises:
         BaseModelError: There is none, or its architecture is not known here.
@@ -97,7 +122,7 @@ def save_gguf_adapter(adapter: LoraAdapter, path: Path, base: Base | None) -> No
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.part")
     try:
-        _write(part, path.stem, spread(adapter), naming)
+        _write(part, path.stem, spread(adapter), naming, about)
         write_atomic(path, part.read_bytes())
     finally:
         part.unlink(missing_ok=True)
@@ -178,16 +203,23 @@ def _pair_faults(file: GgufFile, stem: str) -> Iterator[Fault]:
         yield Fault(text, "pairs of factors do not share one rank")
 
 
-def _write(path: Path, name: str, stored: Stored, naming: Naming) -> None:
+def _write(path: Path, name: str, stored: Stored, naming: Naming, about: About) -> None:
     """The keys and their order are those of convert_lora_to_gguf.py."""
     writer = _writer(path, naming.architecture)
     try:
         writer.add_type("adapter")
         writer.add_string("adapter.type", "lora")
         writer.add_name(_title(name))
+        if about.license:
+            writer.add_license(about.license)
+        if about.base:
+            _write_base(writer, about.base)
         writer.add_float32(ALPHA, stored.alpha)
         if stored.own != Own():
             writer.add_string(OWN, msgspec.json.encode(stored.own).decode())
+        if about.peft:
+            kept = About(peft=about.peft, covers=about.covers)
+            writer.add_string(ABOUT, msgspec.json.encode(kept).decode())
         writer.add_quantization_version(_QUANTIZATION_VERSION)
         for module, factors in sorted(stored.modules.items()):
             rows = np.ascontiguousarray(naming.to_file_rows(module, factors.b))
@@ -206,6 +238,16 @@ def _writer(path: Path, architecture: str) -> Any:
     except ImportError as cause:
         raise AdapterError(f"{path}: gguf is needed; run: pip install 'tunefleet[llama]'") from cause
     return GGUFWriter(path, architecture)
+
+
+def _write_base(writer: Any, base: str) -> None:
+    """Names the base as llama.cpp's converter does; of a path, which is nobody else's, the last part."""
+    owner, _, name = base.rpartition("/")
+    writer.add_base_model_count(1)
+    writer.add_base_model_name(0, _title(name.removesuffix(".gguf")))
+    if is_hub_name(base):
+        writer.add_base_model_organization(0, _title(owner))
+        writer.add_base_model_repo_url(0, f"{HUB}{base}")
 
 
 def _title(name: str) -> str:

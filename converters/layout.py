@@ -118,6 +118,13 @@ def check_fit(adapter: LoraAdapter, modules: Modules) -> None:
     Faults("adapter", unsupported=list(fit_faults(shapes, modules))).raise_any()
 
 
+def endings(names: list[str], modules: Modules) -> list[str]:
+    """Endings such as `q_proj` where they mean just these of the base's `modules`, else the full names."""
+    found = {name.rpartition(".")[2] for name in names}
+    meant = {name for name in modules if name.rpartition(".")[2] in found}
+    return sorted(found) if meant == set(names) else names
+
+
 def rank_fault(name: str, rank: int, expected: int) -> Fault:
     """A module of another rank than its config says."""
     text = f"{name} has rank {rank}, its config says {expected}"

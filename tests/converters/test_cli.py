@@ -88,6 +88,7 @@ def test_the_report_is_one_line_or_json(source: Path, tmp_path: Path) -> None:
         "from": "canonical",
         "to": "mlx",
         "path": str(tmp_path / "b"),
+        "base": None,
         "modules": 1,
         "rank": 2,
         "parameters": 14,

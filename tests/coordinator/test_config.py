@@ -98,8 +98,8 @@ def test_all_faults_of_a_kind_are_told_at_once(tmp_path, given):
     [
         ({"fleet": "Home"}, "fleet is 'Home', expected 1 to 64 of a-z"),
         ({"ranks": (4, 8)}, "ranks is [4, 8]"),
-        ({"ranks": ()}, "ranks is []"),
-        ({"targets": ()}, "targets is empty"),
+        ({"ranks": (0,)}, "ranks is [0]"),
+        ({"adapter": "/nowhere/at/all"}, "adapter is '/nowhere/at/all', which does not exist"),
         ({"scale": 0.0}, "scale is 0.0"),
         ({"buffer_size": 0}, "buffer_size is 0, expected at least 1"),
         ({"keep_versions": 0}, "keep_versions is 0, expected at least 1"),
