@@ -18,6 +18,7 @@ from converters.base import Base
 from converters.base_name import is_hub_name, name_base
 
 CARD = "README.md"
+_UNSET: tuple[object, ...] = (None, {}, [])
 _LICENSE = re.compile(r"^license: *[\"']?([\w.-]+)[\"']?\s*$", re.MULTILINE)
 
 
@@ -26,8 +27,8 @@ class About(Struct, frozen=True, omit_defaults=True):
 
     Attributes:
         base: The base model: a name on the hub, or a path.
-        peft: PEFT's config, without what follows from the factors and without the base.
-        mlx: mlx-lm's config, likewise.
+        peft: PEFT's config without the base.
+        mlx: mlx-lm's config without the base and what it says of the factors.
         covers: Hash of the modules' names that the configs were written for.
         license: As the model card has it.
     """
@@ -37,6 +38,12 @@ class About(Struct, frozen=True, omit_defaults=True):
     mlx: dict[str, Any] = {}
     covers: str = ""
     license: str | None = None
+
+    @property
+    def noted(self) -> "About":
+        """What goes into another tool's file: PEFT's settings that are set."""
+        is_set = {key: value for key, value in self.peft.items() if key == "task_type" or value not in _UNSET}
+        return About(peft=is_set, covers=self.covers) if is_set else NOTHING
 
     def of_base(self, base: Base | None, given: str = "") -> "About":
         """The same with the base's name: the user's, the recorded one if it is the hub's, or `base`'s own.

@@ -19,6 +19,7 @@ from converters.adapter import LoraAdapter
 from converters.base import Base
 from converters.base_name import HUB, is_hub_name
 from converters.canonical import write_atomic
+from converters.errors import BaseModelError
 
 MARK = "<!-- written by tunefleet -->"
 _LIBRARIES = {"peft": "peft", "mlx": "mlx"}
@@ -118,14 +119,25 @@ def _facts(adapter: LoraAdapter, about: About, lineage: Lineage, base: Base | No
     if about.base:
         is_known = is_hub_name(about.base)
         facts["Base model"] = f"[{about.base}]({HUB}{about.base})" if is_known else f"`{about.base}`"
-    if base is not None and not base.is_quantized and "Base fingerprint" not in facts:
-        facts["Base fingerprint"] = f"`{base.fingerprint}`"
+    fingerprint = _fingerprint(base) if "Base fingerprint" not in facts else None
+    if fingerprint:
+        facts["Base fingerprint"] = f"`{fingerprint}`"
     return facts | {
         "Rank": ", ".join(map(str, ranks)),
         "Scale (alpha / rank)": ", ".join(f"{scale:g}" for scale in scales),
         "Layers": ", ".join(f"{count} {name}" for name, count in sorted(endings.items())),
         "Parameters": f"{adapter.num_parameters:,}",
     }
+
+
+def _fingerprint(base: Base | None) -> str | None:
+    """The base's, where it has one: not if it is quantised, or of an architecture that is not known here."""
+    if base is None or base.is_quantized:
+        return None
+    try:
+        return base.fingerprint
+    except BaseModelError:
+        return None
 
 
 def _code(form: Literal["peft", "mlx"], about: About) -> str:

@@ -217,9 +217,8 @@ def _write(path: Path, name: str, stored: Stored, naming: Naming, about: About) 
         writer.add_float32(ALPHA, stored.alpha)
         if stored.own != Own():
             writer.add_string(OWN, msgspec.json.encode(stored.own).decode())
-        if about.peft:
-            kept = About(peft=about.peft, covers=about.covers)
-            writer.add_string(ABOUT, msgspec.json.encode(kept).decode())
+        if about.noted != NOTHING:
+            writer.add_string(ABOUT, msgspec.json.encode(about.noted).decode())
         writer.add_quantization_version(_QUANTIZATION_VERSION)
         for module, factors in sorted(stored.modules.items()):
             rows = np.ascontiguousarray(naming.to_file_rows(module, factors.b))

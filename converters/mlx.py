@@ -138,7 +138,7 @@ def save_mlx(
     own = _Noted(
         ranks={name: f.rank for name, f in adapter if f.rank != rank},
         scales={name: f.scale for name, f in adapter if f.scale != scale},
-        about=About(peft=about.peft, covers=about.covers) if about.peft else NOTHING,
+        about=about.noted,
     )
     keys, num_layers = _keys(list(adapter.modules), modules)
     kept = about.mlx.get(_PARAMETERS) or {}

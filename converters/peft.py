@@ -55,7 +55,13 @@ _REFUSED = {
     "kasa_config": "KaSA",
     "monteclora_config": "MonteCLoRA",
 }
-_FACTORS = ("r", "lora_alpha", "rank_pattern", "alpha_pattern")  # follow from the adapter
+_FACTORS = (
+    "r",
+    "lora_alpha",
+    "rank_pattern",
+    "alpha_pattern",
+    "use_rslora",
+)  # have to agree with the adapter
 _CHOSEN = ("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern")
 _PLAIN = {"peft_type": "LORA", "bias": "none", "use_dora": False}
 # Other initialisations, PiSSA for one, change the base model's weights when the adapter is loaded.
@@ -127,10 +133,9 @@ def read_peft_about(folder: Path) -> About:
     prefix, suffix = LAYOUT.prefix, LAYOUT.a
     modules = {name[len(prefix) : -len(suffix)]: None for name in names if name.endswith(suffix)}
     base = raw.pop("base_model_name_or_path", None)
-    kept = {key: value for key, value in raw.items() if key not in _FACTORS}
     return About(
         base=base if isinstance(base, str) else None,
-        peft=kept,
+        peft=raw,
         covers=coverage(modules),
         license=read_license(folder),
     )
@@ -190,11 +195,6 @@ def _config(adapter: LoraAdapter, modules: Modules | None, about: About) -> dict
         for key, value in about.settings("peft", adapter, _CHOSEN).items()
         if not (key in _REFUSED and value)  # it came through another tool's file: nobody checked it
     }
-    is_better = bool(kept.get("use_rslora")) or not _is_exact(adapter, is_rslora=False)
-    is_rslora = is_better and _is_exact(adapter, is_rslora=True)
-    ranks = {name: factors.rank for name, factors in adapter}
-    alphas = {name: _alpha(f.scale, f.rank, is_rslora=is_rslora) for name, f in adapter}
-    rank, alpha = (Counter(values).most_common(1)[0][0] for values in (ranks.values(), alphas.values()))
     plain = {
         "auto_mapping": None,
         "fan_in_fan_out": False,
@@ -205,19 +205,38 @@ def _config(adapter: LoraAdapter, modules: Modules | None, about: About) -> dict
         "lora_dropout": 0.0,
         "modules_to_save": None,
         "revision": None,
-        "target_modules": endings(list(ranks), modules or {}),
+        "target_modules": endings(list(adapter.modules), modules or {}),
         "task_type": "CAUSAL_LM",
     }
-    own = {
-        **_PLAIN,
+    factors = {} if _describes(kept, adapter) else _factors(adapter)
+    return {**plain, **kept, **_PLAIN, **factors, "base_model_name_or_path": about.base}
+
+
+def _describes(settings: Mapping[str, Any], adapter: LoraAdapter) -> bool:
+    """Whether PEFT would multiply by `settings` as `adapter` says, to the last bit."""
+    try:
+        given = {key: settings[key] for key in _FACTORS if key in settings}
+        config = msgspec.convert({"peft_type": "LORA", **given}, _Config)
+        return all(
+            config.rank(name) == f.rank and config.scale(name, f.rank) == f.scale for name, f in adapter
+        )
+    except (msgspec.ValidationError, AdapterError):
+        return False
+
+
+def _factors(adapter: LoraAdapter) -> dict[str, Any]:
+    """How PEFT has to multiply."""
+    is_rslora = not _is_exact(adapter, is_rslora=False) and _is_exact(adapter, is_rslora=True)
+    ranks = {name: factors.rank for name, factors in adapter}
+    alphas = {name: _alpha(f.scale, f.rank, is_rslora=is_rslora) for name, f in adapter}
+    rank, alpha = (Counter(values).most_common(1)[0][0] for values in (ranks.values(), alphas.values()))
+    return {
         "alpha_pattern": {name: own for name, own in alphas.items() if own != alpha},
-        "base_model_name_or_path": about.base,
         "lora_alpha": alpha,
         "r": rank,
         "rank_pattern": {name: own for name, own in ranks.items() if own != rank},
         "use_rslora": is_rslora,
     }
-    return {**plain, **kept, **own}
 
 
 def _scale(alpha: float, rank: int, *, is_rslora: bool) -> float:

@@ -67,10 +67,14 @@ def _facts(journal: Journal, versions: VersionStore, version: Version) -> Iterat
         yield "Made from", f"version {version.parent}"
     if origin := versions.version(0).origin:
         yield "Began with", describe(origin)
-    told = f"{len(devices)} devices, {len(shares)} updates"
+    told = f"{_counted(len(devices), 'device')}, {_counted(len(shares), 'update')}"
     yield "Contributors", told if shares else "none: nothing is trained"
     if reports:
         yield "Strategy", ", ".join(dict.fromkeys(report.strategy for report in reports))
     if version.loss is not None:
         yield "Loss on the coordinator's data", f"{version.loss:.4f}"
     yield "Base fingerprint", f"`{journal.meta('base')}`"
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"

@@ -30,6 +30,10 @@ CONFIG: dict[str, Any] = {
     "revision": "0123abcd",
     "target_modules": r".*\.(q|v)_proj",
     "task_type": "SEQ_CLS",
+    "lora_alpha": 2 * 2**0.5,
+    "r": 2,
+    "rank_pattern": {"v_proj": 1},
+    "alpha_pattern": {"v_proj": 4},
     "use_rslora": True,
 }
 
@@ -40,8 +44,7 @@ def peft(tmp_path: Path) -> Path:
     folder = tmp_path / "peft"
     save_as("peft", ADAPTER, folder)
     written = json.loads((folder / "adapter_config.json").read_text())
-    own = {"lora_alpha": 2 * 2**0.5, "r": 2, "rank_pattern": {V: 1}, "alpha_pattern": {V: 4}}
-    (folder / "adapter_config.json").write_text(json.dumps(written | CONFIG | own))
+    (folder / "adapter_config.json").write_text(json.dumps(written | CONFIG))
     (folder / "README.md").write_text("---\nlicense: apache-2.0\ntags:\n- lora\n---\n# My adapter\n")
     return folder
 
@@ -75,6 +78,13 @@ def test_what_a_conversion_does_not_change_is_kept(
     assert {key: kept[key] for key in CONFIG} == CONFIG
     assert load_any(source) == load_any(peft)
     assert 'license: "apache-2.0"' in (source / "README.md").read_text()
+
+
+def test_how_peft_multiplies_is_written_anew_where_it_would_not_be_true(peft: Path, tmp_path: Path) -> None:
+    other = LoraAdapter({name: f._replace(scale=3.0) for name, f in ADAPTER})
+    save_as("peft", other, tmp_path / "other", about=read_about(peft))
+    assert load_any(tmp_path / "other") == other
+    assert config_of(tmp_path / "other")["task_type"] == "SEQ_CLS"
 
 
 def test_settings_that_choose_modules_go_where_the_modules_change(peft: Path, tmp_path: Path) -> None:
