@@ -60,6 +60,9 @@ for package in (edge.cli, coordinator.cli, converters.cli):
 
 @app.callback()
 def options(
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="List every fault in an error, however many there are.")
+    ] = False,
     version: Annotated[
         bool,
         typer.Option("--version", help="Print the version and end.", callback=_print_version, is_eager=True),

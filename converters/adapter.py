@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from converters.errors import AdapterError
+from converters.faults import Fault
 
 Array = NDArray[np.float32]
 
@@ -49,7 +50,7 @@ class LoraAdapter:
         ordered = {name: _stored(self.modules[name]) for name in sorted(self.modules)}
         faults = [fault for name, factors in ordered.items() for fault in _faults(name, factors)]
         if faults:
-            raise AdapterError("adapter is malformed: " + "; ".join(faults))
+            raise AdapterError.of("adapter is malformed", faults)
         object.__setattr__(self, "modules", MappingProxyType(ordered))
 
     def __iter__(self) -> Iterator[tuple[str, Factors]]:
@@ -107,16 +108,20 @@ def initial_adapter(
     return LoraAdapter(initial)
 
 
-def _faults(name: str, factors: Factors) -> Iterator[str]:
+def _faults(name: str, factors: Factors) -> Iterator[Fault]:
     a, b = factors.a, factors.b
     if a.ndim != 2 or b.ndim != 2:
-        yield f"{name}: a {a.shape} and b {b.shape} must be matrices"
+        yield Fault(f"{name}: a {a.shape} and b {b.shape} must be matrices", "modules without two matrices")
     elif a.shape[0] != b.shape[1] or a.shape[0] == 0:
-        yield f"{name}: a {a.shape} and b {b.shape} must share one rank, a (rank, in) and b (out, rank)"
+        text = f"{name}: a {a.shape} and b {b.shape} must share one rank, a (rank, in) and b (out, rank)"
+        yield Fault(text, "modules whose a and b have two ranks")
     if not (np.isfinite(a).all() and np.isfinite(b).all()):
-        yield f"{name}: has entries that are not finite"
+        yield Fault(
+            f"{name}: has entries that are not finite", "modules have entries that are not finite", name
+        )
     if not np.isfinite(factors.scale):
-        yield f"{name}: scale is {factors.scale}, expected a finite number"
+        text = f"{name}: scale is {factors.scale}, expected a finite number"
+        yield Fault(text, "modules have a scale that is no finite number", f"{name} has {factors.scale}")
 
 
 def _stored(factors: Factors) -> Factors:

@@ -3,10 +3,15 @@
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from msgspec import structs
+
 from converters import formats
+from converters.about import NOTHING
 from converters.adapter import LoraAdapter
 from converters.base import Base, read_base
-from converters.formats import Format, check_free, detect_format, load_any
+from converters.base_name import name_base
+from converters.card import Lineage
+from converters.formats import Format, check_free, detect_format, load_any, read_about
 
 
 class Conversion(NamedTuple):
@@ -15,6 +20,7 @@ class Conversion(NamedTuple):
     source: Literal["canonical", "peft", "mlx", "gguf"]  # the format that was found
     form: Format  # the format that was written
     adapter: LoraAdapter
+    base: str | None  # what the base model is called in what was written: a name on the hub, or a path
 
 
 def load_adapter(path: str | Path, *, base: str | Path | None = None) -> LoraAdapter:
@@ -50,7 +56,7 @@ def save_adapter(
         adapter: What to write.
         path: A folder that is new or empty; for gguf a file that is new.
         form: `peft`, `mlx` or `gguf`.
-        base: The base model, checked against; gguf needs it.
+        base: The base model, checked against, and named in what is written; gguf needs it.
 
     Raises:
         AdapterError: Something is there already.
@@ -61,11 +67,14 @@ def save_adapter(
         >>> tunefleet.save_adapter(tunefleet.load_adapter("adapter"), "for-mlx", form="mlx")
     """
     check_free(form, Path(path))
-    formats.save_as(form, adapter, Path(path), _read(base))
+    model = _read(base)
+    formats.save_as(form, adapter, Path(path), model, about=NOTHING.of_base(model, str(base or "")))
 
 
 def convert(src: str | Path, dst: str | Path, *, to: Format, base: str | Path | None = None) -> Conversion:
     """Converts an adapter to another tool's format, to the last bit or not at all.
+
+    What a conversion does not change is kept: the base's name, the task, the tools' settings.
 
     Args:
         src: An adapter of any format.
@@ -82,9 +91,15 @@ def convert(src: str | Path, dst: str | Path, *, to: Format, base: str | Path | 
     """
     check_free(to, Path(dst))
     model = _read(base)
-    adapter = load_any(Path(src), model)
-    formats.save_as(to, adapter, Path(dst), model)
-    return Conversion(detect_format(Path(src)), to, adapter)
+    source = detect_format(Path(src))
+    adapter, about = load_any(Path(src), model), read_about(Path(src))
+    if model and source == "mlx" != to and not (about.peft or model.is_quantized):
+        # What mlx-lm itself has named is often a quantised copy that MLX alone loads.
+        about = structs.replace(about, base=name_base(model, str(base)))
+    about = about.of_base(model, str(base or ""))
+    lineage = Lineage(facts={"Converted from": formats.TOOLS[source]})
+    formats.save_as(to, adapter, Path(dst), model, about=about, lineage=lineage)
+    return Conversion(source, to, adapter, about.base)
 
 
 def _read(base: str | Path | None) -> Base | None:

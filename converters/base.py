@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from converters.errors import BaseModelError, UnsupportedAdapter
+from converters.faults import Fault
 from converters.tensorfile import FLOATING, Tensor, TensorFile, open_tensors
 
 Modules = Mapping[str, tuple[int, int]]  # name to (in_features, out_features)
@@ -26,6 +27,7 @@ ReadValues = Callable[[int, int], NDArray[np.float32]]  # (first, count) of a fl
 
 RUN_VALUES = 4096  # values of one sampled run; a run of bfloat16 is two pages of a disk
 NUM_RUNS = 16
+MAX_SHOWN = 12  # names of layers in a short message
 _EMBEDDING = re.compile(r"(?:embed[^.]*|tok_embeddings|wte|wpe)\.weight$")
 _BLOCK = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.")
 _TRANSPOSED = ("gpt2", "openai-gpt")
@@ -182,10 +184,11 @@ def match_targets(modules: Modules, targets: Iterable[str]) -> dict[str, tuple[i
     matched = {t: [name for name in modules if f".{name}".endswith(f".{t}")] for t in wanted}
     missing = [target for target, names in matched.items() if not names]
     if missing or not wanted:
-        there = ", ".join(sorted({name.rpartition(".")[2] for name in modules}))
-        raise UnsupportedAdapter(
-            f"no module is called {', '.join(missing) or 'nothing'}; the model has: {there}"
-        )
+        there = sorted({name.rpartition(".")[2] for name in modules})
+        told = f"no module is called {', '.join(missing) or 'nothing'}; the model has: "
+        many = f"{', '.join(there[:MAX_SHOWN])} and {len(there) - MAX_SHOWN} more"
+        brief = told + many if len(there) > MAX_SHOWN else ""
+        raise UnsupportedAdapter.of("", [Fault(told + ", ".join(there), brief=brief)])
     chosen = {name for names in matched.values() for name in names}
     return {name: shape for name, shape in modules.items() if name in chosen}
 

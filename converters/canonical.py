@@ -15,11 +15,11 @@ from safetensors.numpy import save
 
 from converters.adapter import Factors, LoraAdapter
 from converters.errors import AdapterError
+from converters.faults import Fault
 from converters.tensorfile import TensorFile, open_tensors, parse_tensors
 
 SCALES = "scales"
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,200}")
-_MAX_FAULTS = 16  # a stranger's message must not fill a log
 
 
 def dump_adapter(adapter: LoraAdapter) -> bytes:
@@ -38,7 +38,7 @@ def parse_adapter(payload: bytes) -> LoraAdapter:
     """The adapter whose canonical file `payload` is.
 
     Raises:
-        AdapterError: Naming the faults, at most 16 of them.
+        AdapterError: Naming the faults.
     """
     return _adapter(parse_tensors(payload, "adapter", AdapterError))
 
@@ -87,8 +87,7 @@ def _adapter(file: TensorFile) -> LoraAdapter:
     scales = _scales(file)
     faults = list(_faults(file, scales))
     if faults:
-        more = f"; and {len(faults) - _MAX_FAULTS} more" if len(faults) > _MAX_FAULTS else ""
-        raise AdapterError(f"{file.where}: " + "; ".join(faults[:_MAX_FAULTS]) + more)
+        raise AdapterError.of(file.where, faults)
     return LoraAdapter(
         {
             name: Factors(file.array(f"{name}.a"), file.array(f"{name}.b"), scale)
@@ -106,11 +105,16 @@ def _scales(file: TensorFile) -> dict[str, float]:
         ) from cause
 
 
-def _faults(file: TensorFile, scales: dict[str, float]) -> Iterator[str]:
+def _faults(file: TensorFile, scales: dict[str, float]) -> Iterator[Fault]:
     expected = {f"{name}.{factor}" for name in scales for factor in "ab"}
-    yield from (f"module name {name[:100]!r} is not plain" for name in scales if not _NAME.fullmatch(name))
-    yield from (f"tensor {name[:200]!r} is missing" for name in sorted(expected - file.tensors.keys()))
-    yield from (f"tensor {name[:200]!r} has no scale" for name in file.tensors.keys() - expected)
+    for name in scales:
+        if not _NAME.fullmatch(name):
+            yield Fault(f"module name {name[:100]!r} is not plain", "module names are not plain")
+    for name in sorted(expected - file.tensors.keys()):
+        yield Fault(f"tensor {name[:200]!r} is missing", "tensors are missing", repr(name[:200]))
+    for name in sorted(file.tensors.keys() - expected):
+        yield Fault(f"tensor {name[:200]!r} has no scale", "tensors have no scale", repr(name[:200]))
     for name, tensor in file.tensors.items():
         if tensor.dtype != "F32" or len(tensor.shape) != 2:
-            yield f"{name[:200]} is {tensor.dtype} {tensor.shape}, expected a matrix in F32"
+            text = f"{name[:200]} is {tensor.dtype} {tensor.shape}, expected a matrix in F32"
+            yield Fault(text, "tensors are no matrices in F32")

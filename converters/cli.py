@@ -66,6 +66,7 @@ def convert(
         "from": done.source,
         "to": done.form,
         "path": str(dst),
+        "base": done.base,
         "modules": len(adapter),
         "rank": adapter.max_rank,
         "parameters": adapter.num_parameters,

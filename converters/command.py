@@ -5,6 +5,7 @@ settings' own defaults: they are read when help is asked for, so that they stand
 other commands imports nothing. Examples are printed as they are written, so that they can be copied.
 """
 
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from enum import StrEnum
@@ -12,6 +13,8 @@ from typing import Annotated, Any
 
 import typer
 from typer.core import TyperCommand, TyperGroup
+
+from converters.errors import TunefleetError
 
 OUTPUT = "Output"  # the group of options that --help belongs to
 SETTINGS = "Settings file"
@@ -63,6 +66,15 @@ class Command(TyperCommand):
 
 class Program(TyperGroup):
     """The program itself: its commands in named groups, and examples below them."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Runs a command; with `-v`, ends with every fault that its error knows."""
+        try:
+            return super().invoke(ctx)
+        except TunefleetError as error:
+            if ctx.params["verbose"]:
+                sys.exit(f"tunefleet: {error.whole}")
+            raise
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """Prints the help: usage, what the program does, its commands in groups, its examples."""

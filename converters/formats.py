@@ -5,17 +5,21 @@ from typing import Literal
 
 import msgspec
 
+from converters import mlx, peft
+from converters.about import NOTHING, About
 from converters.adapter import LoraAdapter
 from converters.base import Base
 from converters.canonical import load_adapter
+from converters.card import Lineage, write_card
 from converters.errors import AdapterError
-from converters.gguf import load_gguf_adapter, save_gguf_adapter
+from converters.gguf import load_gguf_adapter, read_gguf_about, save_gguf_adapter
 from converters.gguf_file import is_gguf
 from converters.layout import check_fit
-from converters.mlx import load_mlx, save_mlx
-from converters.peft import load_peft, save_peft
+from converters.mlx import load_mlx, read_mlx_about, save_mlx
+from converters.peft import load_peft, read_peft_about, save_peft
 
 Format = Literal["peft", "mlx", "gguf"]
+TOOLS = {"peft": "PEFT", "mlx": "mlx-lm", "gguf": "llama.cpp", "canonical": "tunefleet"}  # who writes which
 _CONFIG = "adapter_config.json"  # PEFT and mlx-lm both call it that
 
 
@@ -43,6 +47,16 @@ def detect_format(path: Path) -> Literal["canonical", "peft", "mlx", "gguf"]:
     raise AdapterError(f"{path / _CONFIG}: has neither peft_type (PEFT) nor lora_parameters (mlx-lm)")
 
 
+def weights_file(path: Path) -> Path:
+    """Where the factors of the adapter at `path` lie: the file itself, or one in the folder.
+
+    Raises:
+        AdapterError: As `detect_format`.
+    """
+    kind = detect_format(path)
+    return path / {"peft": peft.WEIGHTS, "mlx": mlx.WEIGHTS}[kind] if kind in ("peft", "mlx") else path
+
+
 def load_any(path: Path, base: Base | None = None) -> LoraAdapter:
     """Reads an adapter of any format and checks it against `base`; see `load_peft` for what is raised.
 
@@ -61,16 +75,47 @@ def load_any(path: Path, base: Base | None = None) -> LoraAdapter:
     return load_peft(path, modules) if kind == "peft" else load_mlx(path, modules)
 
 
-def save_as(form: Format, adapter: LoraAdapter, path: Path, base: Base | None = None) -> None:
-    """Writes an adapter in the format `form`: a folder, or a file in GGUF; see `save_peft` and the others.
+def read_about(path: Path) -> About:
+    """Reads what an adapter of any format says beside its factors; of a canonical file, nothing.
+
+    Raises:
+        AdapterError: It is missing or damaged.
+    """
+    kind = detect_format(path)
+    if kind == "canonical":
+        return NOTHING
+    return {"peft": read_peft_about, "mlx": read_mlx_about, "gguf": read_gguf_about}[kind](path)
+
+
+def save_as(
+    form: Format,
+    adapter: LoraAdapter,
+    path: Path,
+    base: Base | None = None,
+    *,
+    about: About = NOTHING,
+    lineage: Lineage = Lineage(),  # noqa: B008 - it is frozen
+) -> None:
+    """Writes an adapter in the format `form`: a file in GGUF, a folder with a model card in the others.
+
+    Args:
+        form: The format.
+        adapter: Has at least one module.
+        path: Of the file or folder.
+        base: The base model: checked against; GGUF needs it.
+        about: The base's name, and settings to keep.
+        lineage: Where the adapter came from, for the card.
 
     Raises:
         BaseModelError: It is to be GGUF, which is not to be written without `base`.
+        AdapterError, UnsupportedAdapter: As `save_peft`, `save_mlx` and `save_gguf_adapter`.
     """
     if form == "gguf":
-        save_gguf_adapter(adapter, path, base)
+        save_gguf_adapter(adapter, path, base, about)
     else:
-        (save_peft if form == "peft" else save_mlx)(adapter, path, base.modules if base else None)
+        save = save_peft if form == "peft" else save_mlx
+        save(adapter, path, base.modules if base else None, about)
+        write_card(form, adapter, path, about, lineage, base)
 
 
 def check_free(form: Format, path: Path) -> None:

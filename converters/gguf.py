@@ -14,11 +14,15 @@ from typing import Any
 
 import msgspec
 import numpy as np
+from msgspec import structs
 
+from converters.about import NOTHING, About
 from converters.adapter import Factors, LoraAdapter
 from converters.base import Base
+from converters.base_name import HUB, is_hub_name
 from converters.canonical import write_atomic
 from converters.errors import AdapterError, BaseModelError, UnsupportedAdapter
+from converters.faults import Fault
 from converters.folding import Own
 from converters.gguf_file import GgufFile, open_gguf
 from converters.gguf_naming import Naming, naming_of
@@ -26,7 +30,8 @@ from converters.gguf_scales import Stored, spread, undo
 from converters.layout import Faults, check_fit, fit_faults
 
 A, B = ".lora_a", ".lora_b"
-ALPHA, OWN = "adapter.lora.alpha", "tunefleet.lora"
+ALPHA, OWN, ABOUT = "adapter.lora.alpha", "tunefleet.lora", "tunefleet.about"
+BASE_URL = "general.base_model.0.repo_url"
 _TYPES = ("F32", "F16", "BF16", "Q8_0")  # what llama.cpp's converter writes
 _REFUSED = {
     "token_embd.weight": "LoRA on token embeddings",
@@ -67,13 +72,34 @@ def load_gguf_adapter(path: Path, base: Base | None) -> LoraAdapter:
     return LoraAdapter(adapter)
 
 
-def save_gguf_adapter(adapter: LoraAdapter, path: Path, base: Base | None) -> None:
+def read_gguf_about(path: Path) -> About:
+    """Reads what the metadata of the file `path` say beside the factors.
+
+    Raises:
+        AdapterError: It is missing or damaged.
+    """
+    metadata = open_gguf(path, AdapterError).metadata
+    try:
+        about = msgspec.json.decode(str(metadata.get(ABOUT, "{}")), type=About)
+    except (msgspec.MsgspecError, UnicodeError) as cause:
+        raise AdapterError(f"{path}: {ABOUT} is not tunefleet's: {cause}") from cause
+    url = str(metadata.get(BASE_URL, ""))
+    license_name = metadata.get("general.license")
+    return structs.replace(
+        about,
+        base=url.removeprefix(HUB) if url.startswith(HUB) else None,
+        license=license_name if isinstance(license_name, str) else None,
+    )
+
+
+def save_gguf_adapter(adapter: LoraAdapter, path: Path, base: Base | None, about: About = NOTHING) -> None:
     """Writes `adapter` as llama.cpp's converter does; a file at `path` is replaced.
 
     Args:
         adapter: Has at least one module.
         path: Of the file, whose folder is made where it is missing; its name gives the adapter's.
         base: The base model, from GGUF or from a folder.
+        about: The base's name, and settings of other tools to keep.
 
     Raises:
         BaseModelError: There is none, or its architecture is not known here.
@@ -86,13 +112,17 @@ def save_gguf_adapter(adapter: LoraAdapter, path: Path, base: Base | None) -> No
     base = _needed(path, base)
     naming = naming_of(base)
     check_fit(adapter, base.modules)
-    unnamed = [name for name, _ in adapter if name not in naming.tensors]
+    unnamed = [
+        Fault(f"llama.cpp has no name for {name}", "modules that llama.cpp has no name for", name)
+        for name, _ in adapter
+        if name not in naming.tensors
+    ]
     if unnamed:
-        raise UnsupportedAdapter(f"{path}: llama.cpp has no name for {', '.join(unnamed)}")
+        raise UnsupportedAdapter.of(str(path), unnamed)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.part")
     try:
-        _write(part, path.stem, spread(adapter), naming)
+        _write(part, path.stem, spread(adapter), naming, about)
         write_atomic(path, part.read_bytes())
     finally:
         part.unlink(missing_ok=True)
@@ -142,8 +172,10 @@ def _find_pairs(file: GgufFile, naming: Naming, faults: Faults) -> dict[str, tup
     faults.unsupported.extend(
         f"{_REFUSED[stem]} ({stem})" for stem in stems if stem in _REFUSED.keys() - owners
     )
-    if others:
-        faults.unsupported.append(f"no LoRA factors of a linear layer of this base: {', '.join(others)}")
+    kind = "tensors are no LoRA factors of a linear layer of this base"
+    faults.unsupported.extend(
+        Fault(f"{name} is no LoRA factor of a linear layer of this base", kind, name) for name in others
+    )
     if not stems:
         faults.malformed.append("holds no LoRA factors")
     pairs = {}
@@ -155,30 +187,38 @@ def _find_pairs(file: GgufFile, naming: Naming, faults: Faults) -> dict[str, tup
     return dict(sorted(pairs.items()))
 
 
-def _pair_faults(file: GgufFile, stem: str) -> Iterator[str]:
+def _pair_faults(file: GgufFile, stem: str) -> Iterator[Fault]:
     missing = [stem + factor for factor in (A, B) if stem + factor not in file.tensors]
     if missing:
-        yield f"{missing[0]} is missing"
+        yield Fault(f"{missing[0]} is missing", "factors are missing", missing[0])
         return
     a, b = (file.tensors[stem + factor] for factor in (A, B))
     for factor, tensor in ((A, a), (B, b)):
         if tensor.type not in _TYPES:
-            yield f"{stem}{factor} is of type {tensor.type}, expected one of {', '.join(_TYPES)}"
+            text = f"{stem}{factor} is of type {tensor.type}, expected one of {', '.join(_TYPES)}"
+            yield Fault(text, "factors are of a type that llama.cpp does not write")
     is_sound = len(a.shape) == len(b.shape) == 2 and a.shape[0] == b.shape[1]
     if not is_sound and stem not in _REFUSED:  # on embeddings the factors are the other way round
-        yield f"{stem}: a {a.shape} and b {b.shape} must be matrices that share one rank"
+        text = f"{stem}: a {a.shape} and b {b.shape} must be matrices that share one rank"
+        yield Fault(text, "pairs of factors do not share one rank")
 
 
-def _write(path: Path, name: str, stored: Stored, naming: Naming) -> None:
+def _write(path: Path, name: str, stored: Stored, naming: Naming, about: About) -> None:
     """The keys and their order are those of convert_lora_to_gguf.py."""
     writer = _writer(path, naming.architecture)
     try:
         writer.add_type("adapter")
         writer.add_string("adapter.type", "lora")
         writer.add_name(_title(name))
+        if about.license:
+            writer.add_license(about.license)
+        if about.base:
+            _write_base(writer, about.base)
         writer.add_float32(ALPHA, stored.alpha)
         if stored.own != Own():
             writer.add_string(OWN, msgspec.json.encode(stored.own).decode())
+        if about.noted != NOTHING:
+            writer.add_string(ABOUT, msgspec.json.encode(about.noted).decode())
         writer.add_quantization_version(_QUANTIZATION_VERSION)
         for module, factors in sorted(stored.modules.items()):
             rows = np.ascontiguousarray(naming.to_file_rows(module, factors.b))
@@ -197,6 +237,16 @@ def _writer(path: Path, architecture: str) -> Any:
     except ImportError as cause:
         raise AdapterError(f"{path}: gguf is needed; run: pip install 'tunefleet[llama]'") from cause
     return GGUFWriter(path, architecture)
+
+
+def _write_base(writer: Any, base: str) -> None:
+    """Names the base as llama.cpp's converter does; of a path, which is nobody else's, the last part."""
+    owner, _, name = base.rpartition("/")
+    writer.add_base_model_count(1)
+    writer.add_base_model_name(0, _title(name.removesuffix(".gguf")))
+    if is_hub_name(base):
+        writer.add_base_model_organization(0, _title(owner))
+        writer.add_base_model_repo_url(0, f"{HUB}{base}")
 
 
 def _title(name: str) -> str:

@@ -65,7 +65,7 @@ def read_numbers(base: BaseModel) -> dict[str, Number]:
         raise BaseModelError(f"{base.path}: lacks {lacks}; a GGUF file needs it")
     faults = list(_faults(config))
     if faults:
-        raise BaseModelError(f"{base.path}: llama.cpp does not compute the same: {'; '.join(faults)}")
+        raise BaseModelError.of(f"{base.path}: llama.cpp does not compute the same", faults)
     numbers: dict[str, Number] = {key: kind(config[name]) for key, (name, kind) in _PLAIN.items()}
     kind, head_dim = config["model_type"], _head_dim(config)
     if kind in _WINDOWED and config.get("sliding_window"):

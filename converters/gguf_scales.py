@@ -17,6 +17,7 @@ import numpy as np
 
 from converters.adapter import Factors, LoraAdapter
 from converters.errors import UnsupportedAdapter
+from converters.faults import Fault
 from converters.folding import Own, fill, fold, unfill
 
 _ROUNDING = 2.0**-23  # of float32, and the most that a scale may be off before alpha is rounded
@@ -46,9 +47,10 @@ def spread(adapter: LoraAdapter) -> Stored:
             f"{_SMALLEST:.1e}, and takes 0 for 1"
         )
     if misfits:
-        raise UnsupportedAdapter(
+        raise UnsupportedAdapter.of(
             f"GGUF has one alpha for all modules, here {stored.alpha}; only a scale that differs by a power "
-            f"of two is carried exactly: {'; '.join(misfits)}"
+            "of two is carried exactly",
+            misfits,
         )
     return stored
 
@@ -64,7 +66,7 @@ def undo(stored: Factors, name: str, own: Own) -> Factors:
     return Factors(a, b, scale) if unfolded is None else Factors(a, unfolded, meant)
 
 
-def _with_one_alpha(adapter: LoraAdapter, filled: Mapping[str, Factors]) -> tuple[Stored, list[str]]:
+def _with_one_alpha(adapter: LoraAdapter, filled: Mapping[str, Factors]) -> tuple[Stored, list[Fault]]:
     """What is stored of `filled`, and the modules that cannot be."""
     exact = _common_alpha(filled)
     with np.errstate(over="ignore"):
@@ -73,7 +75,7 @@ def _with_one_alpha(adapter: LoraAdapter, filled: Mapping[str, Factors]) -> tupl
     for name, (a, b, scale) in filled.items():
         folded = fold(b, _power(scale, exact / len(a), _ROUNDING), 1.0)
         if folded is None:
-            misfits.append(f"{name} has scale {scale} at rank {len(a)}")
+            misfits.append(Fault(f"{name} has scale {scale} at rank {len(a)}", "modules have other scales"))
         else:
             modules[name] = Factors(a, folded, alpha / len(a))
     own = Own(

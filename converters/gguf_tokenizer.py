@@ -117,9 +117,8 @@ def read_vocabulary(folder: Path, vocab_size: int) -> Vocabulary:
     )
     made = (_byte_level if is_byte_level else _character_level)(source, tokens, types)
     if source.faults:
-        raise BaseModelError(
-            f"{folder / 'tokenizer.json'}: cannot be put in llama.cpp's words: {'; '.join(source.faults)}"
-        )
+        where = f"{folder / 'tokenizer.json'}: cannot be put in llama.cpp's words"
+        raise BaseModelError.of(where, source.faults)
     return made
 
 

@@ -12,7 +12,10 @@ import numpy as np
 from converters.adapter import Array, Factors, LoraAdapter
 from converters.base import Modules
 from converters.errors import AdapterError, UnsupportedAdapter
+from converters.faults import Fault
 from converters.tensorfile import FLOATING, TensorFile
+
+_MAGNITUDE = "lora_magnitude_vector"
 
 
 class Layout(NamedTuple):
@@ -43,8 +46,8 @@ class Faults:
     """
 
     where: str
-    malformed: list[str] = field(default_factory=list)
-    unsupported: list[str] = field(default_factory=list)
+    malformed: list[Fault | str] = field(default_factory=list)
+    unsupported: list[Fault | str] = field(default_factory=list)
 
     def raise_any(self) -> None:
         """Does nothing where nothing was found.
@@ -53,19 +56,17 @@ class Faults:
             UnsupportedAdapter: If something cannot be carried over; names what is malformed, too.
             AdapterError: If the adapter is only malformed.
         """
-        message = f"{self.where}: " + "; ".join(self.unsupported + self.malformed)
+        faults = self.unsupported + self.malformed
         if self.unsupported:
-            raise UnsupportedAdapter(message)
+            raise UnsupportedAdapter.of(self.where, faults)
         if self.malformed:
-            raise AdapterError(message)
+            raise AdapterError.of(self.where, faults)
 
 
 def find_shapes(file: TensorFile, layout: Layout, faults: Faults) -> dict[str, Shape]:
     """The shapes of all sound pairs in `file`; the rest goes into `faults`."""
     owners = {tensor: _owner(tensor, layout) for tensor in file.tensors}
-    strangers = [tensor for tensor, owner in owners.items() if owner is None]
-    if strangers:
-        faults.unsupported.append(f"no LoRA factors of a linear layer: {', '.join(strangers)}")
+    faults.unsupported.extend(_stranger(tensor) for tensor, owner in owners.items() if owner is None)
     names = sorted({owner for owner in owners.values() if owner is not None})
     if not names:
         faults.malformed.append("holds no LoRA factors")
@@ -96,13 +97,15 @@ def to_tensors(adapter: LoraAdapter, layout: Layout) -> dict[str, Array]:
     return tensors
 
 
-def fit_faults(shapes: Mapping[str, tuple[int, int]], modules: Modules) -> Iterator[str]:
+def fit_faults(shapes: Mapping[str, tuple[int, int]], modules: Modules) -> Iterator[Fault]:
     """Of modules with (in, out) features, those that the base model's `modules` lack or have otherwise."""
     for name, shape in shapes.items():
         if name not in modules:
-            yield f"the base model has no linear layer {name}"
+            text = f"the base model has no linear layer {name}"
+            yield Fault(text, "modules that the base model does not have", name)
         elif tuple(modules[name]) != tuple(shape):
-            yield f"{name} is for {shape} features (in, out), the base model has {tuple(modules[name])}"
+            text = f"{name} is for {shape} features (in, out), the base model has {tuple(modules[name])}"
+            yield Fault(text, "modules are for other shapes than the base model's")
 
 
 def check_fit(adapter: LoraAdapter, modules: Modules) -> None:
@@ -115,6 +118,29 @@ def check_fit(adapter: LoraAdapter, modules: Modules) -> None:
     Faults("adapter", unsupported=list(fit_faults(shapes, modules))).raise_any()
 
 
+def endings(names: list[str], modules: Modules) -> list[str]:
+    """Endings such as `q_proj` where they mean just these of the base's `modules`, else the full names."""
+    found = {name.rpartition(".")[2] for name in names}
+    meant = {name for name in modules if name.rpartition(".")[2] in found}
+    return sorted(found) if meant == set(names) else names
+
+
+def rank_fault(name: str, rank: int, expected: int) -> Fault:
+    """A module of another rank than its config says."""
+    text = f"{name} has rank {rank}, its config says {expected}"
+    return Fault(text, "modules have another rank than the config says")
+
+
+def _stranger(tensor: str) -> Fault:
+    """A tensor that is no factor of a linear layer."""
+    owner, found, _ = tensor.partition(f".{_MAGNITUDE}")
+    if not found:
+        kind = "tensors are no LoRA factors of a linear layer"
+        return Fault(f"{tensor} is no LoRA factor of a linear layer", kind, tensor)
+    what, name = f"{_MAGNITUDE} (DoRA) is not supported", owner.removeprefix("base_model.model.")
+    return Fault(f"{name}: {what}", f"modules: {what}", name)
+
+
 def _owner(tensor: str, layout: Layout) -> str | None:
     for suffix in (layout.a, layout.b):
         if tensor.startswith(layout.prefix) and tensor.endswith(suffix):
@@ -122,18 +148,21 @@ def _owner(tensor: str, layout: Layout) -> str | None:
     return None
 
 
-def _pair_faults(file: TensorFile, tensors: list[str], layout: Layout) -> Iterator[str]:
+def _pair_faults(file: TensorFile, tensors: list[str], layout: Layout) -> Iterator[Fault]:
     missing = [tensor for tensor in tensors if tensor not in file.tensors]
     if missing:
-        yield f"{missing[0]} is missing"
+        yield Fault(f"{missing[0]} is missing", "factors are missing", missing[0])
         return
     a, b = (file.tensors[tensor] for tensor in tensors)
     for name, tensor in zip(tensors, (a, b), strict=True):
         if tensor.dtype not in FLOATING:
-            yield f"{name} is of type {tensor.dtype}, expected floating point"
+            text = f"{name} is of type {tensor.dtype}, expected floating point"
+            yield Fault(text, "factors are not of floating point")
     if len(a.shape) != 2 or len(b.shape) != 2:
-        yield f"{tensors[0]} {a.shape} and {tensors[1]} {b.shape} must be matrices"
+        text = f"{tensors[0]} {a.shape} and {tensors[1]} {b.shape} must be matrices"
+        yield Fault(text, "pairs of factors are not matrices")
         return
     ranks = (a.shape[1], b.shape[0]) if layout.is_transposed else (a.shape[0], b.shape[1])
     if ranks[0] != ranks[1] or ranks[0] == 0:
-        yield f"{tensors[0]} {a.shape} and {tensors[1]} {b.shape} must share one rank"
+        text = f"{tensors[0]} {a.shape} and {tensors[1]} {b.shape} must share one rank"
+        yield Fault(text, "pairs of factors do not share one rank")

@@ -182,8 +182,8 @@ def adapter_norm(x: LoraAdapter) -> float:
 
 
 def truncate_adapter(adapter: LoraAdapter, rank: int) -> LoraAdapter:
-    """`truncate` for every module."""
-    return LoraAdapter({name: truncate(factors, rank) for name, factors in adapter})
+    """`truncate` for every module; one of a lower rank keeps its own."""
+    return LoraAdapter({name: truncate(factors, min(rank, factors.rank)) for name, factors in adapter})
 
 
 def rotate_adapter(adapter: LoraAdapter, toward: LoraAdapter) -> LoraAdapter:

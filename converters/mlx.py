@@ -16,18 +16,32 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+from msgspec import structs
 from safetensors.numpy import save
 
+from converters.about import NOTHING, About, coverage, read_license
 from converters.adapter import Factors, LoraAdapter
 from converters.base import Modules
 from converters.canonical import write_atomic
 from converters.errors import AdapterError, UnsupportedAdapter
+from converters.faults import Fault
 from converters.folding import Own, fill, fold, unfill
-from converters.layout import Faults, Layout, check_fit, find_shapes, fit_faults, read_factors, to_tensors
+from converters.layout import (
+    Faults,
+    Layout,
+    check_fit,
+    find_shapes,
+    fit_faults,
+    rank_fault,
+    read_factors,
+    to_tensors,
+)
 from converters.tensorfile import open_tensors
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapters.safetensors"
 LAYOUT = Layout("", ".lora_a", ".lora_b", is_transposed=True)
+_PARAMETERS, _SHAPE = "lora_parameters", ("keys", "rank", "scale")
+_FACTORS = ("fine_tune_type", _PARAMETERS, "num_layers", "model", "tunefleet")  # written anew
 _IN_BLOCK = re.compile(r".*?\blayers\.(\d+)\.(.+)")
 
 
@@ -36,10 +50,16 @@ class _Parameters(msgspec.Struct, frozen=True):
     scale: float
 
 
+class _Noted(Own, frozen=True, omit_defaults=True):
+    """What mlx-lm passes over: what was filled up and folded, and what another tool's config said."""
+
+    about: About = NOTHING
+
+
 class _Config(msgspec.Struct, frozen=True):
     lora_parameters: _Parameters | None  # null where all weights were trained
     fine_tune_type: str = "lora"
-    tunefleet: Own = Own()
+    tunefleet: _Noted = _Noted()
 
 
 def load_mlx(folder: Path, modules: Modules | None = None) -> LoraAdapter:
@@ -62,7 +82,7 @@ def load_mlx(folder: Path, modules: Modules | None = None) -> LoraAdapter:
     shapes = find_shapes(file, LAYOUT, faults)
     for name, shape in shapes.items():
         if shape.rank != rank:
-            faults.malformed.append(f"{name} has rank {shape.rank}, its config says {rank}")
+            faults.malformed.append(rank_fault(name, shape.rank, rank))
     if modules is not None:
         inside = {name: (shape.num_in, shape.num_out) for name, shape in shapes.items()}
         faults.unsupported.extend(fit_faults(inside, modules))
@@ -71,13 +91,38 @@ def load_mlx(folder: Path, modules: Modules | None = None) -> LoraAdapter:
     return LoraAdapter({name: _undone(factors, name, config.tunefleet) for name, factors in stored.items()})
 
 
-def save_mlx(adapter: LoraAdapter, folder: Path, modules: Modules | None = None) -> None:
+def read_mlx_about(folder: Path) -> About:
+    """Reads what the config in `folder` says beside the factors.
+
+    Raises:
+        AdapterError: It is missing, or none of mlx-lm's.
+    """
+    config = _read_config(folder / CONFIG)
+    raw = msgspec.json.decode((folder / CONFIG).read_bytes())
+    names = open_tensors(folder / WEIGHTS, AdapterError).tensors
+    modules = {name.removesuffix(LAYOUT.a): None for name in names if name.endswith(LAYOUT.a)}
+    base, about, parameters = raw.get("model"), config.tunefleet.about, raw[_PARAMETERS] or {}
+    is_same = coverage(modules) == about.covers
+    return structs.replace(
+        about,
+        base=base if isinstance(base, str) else None,
+        mlx={key: value for key, value in raw.items() if key not in _FACTORS}
+        | {_PARAMETERS: {key: value for key, value in parameters.items() if key not in _SHAPE}},
+        covers=about.covers if is_same else "",
+        license=read_license(folder),
+    )
+
+
+def save_mlx(
+    adapter: LoraAdapter, folder: Path, modules: Modules | None = None, about: About = NOTHING
+) -> None:
     """Writes `adapter` as mlx-lm does; `folder` is made where it is missing.
 
     Args:
         adapter: Has at least one module.
         folder: Files of the same names are replaced.
         modules: The base model's: checked against, and used to name layers as mlx-lm does.
+        about: The base's name, and settings to keep.
 
     Raises:
         AdapterError: The adapter has no modules: mlx-lm has no name for that.
@@ -90,18 +135,23 @@ def save_mlx(adapter: LoraAdapter, folder: Path, modules: Modules | None = None)
         check_fit(adapter, modules)
     rank, scale = adapter.max_rank, _common_scale(adapter)
     uniform = _uniform(adapter, rank, scale)
-    own = {
-        "ranks": {name: f.rank for name, f in adapter if f.rank != rank},
-        "scales": {name: f.scale for name, f in adapter if f.scale != scale},
-    }
+    own = _Noted(
+        ranks={name: f.rank for name, f in adapter if f.rank != rank},
+        scales={name: f.scale for name, f in adapter if f.scale != scale},
+        about=about.noted,
+    )
     keys, num_layers = _keys(list(adapter.modules), modules)
+    kept = about.mlx.get(_PARAMETERS) or {}
     config: dict[str, Any] = {
+        **about.mlx,
         "fine_tune_type": "lora",
-        "lora_parameters": {"dropout": 0.0, "keys": keys, "rank": rank, "scale": scale},
+        "lora_parameters": {"dropout": 0.0, **kept, "keys": keys, "rank": rank, "scale": scale},
         "num_layers": num_layers,
     }
-    if own["ranks"] or own["scales"]:
-        config["tunefleet"] = own
+    if about.base:
+        config["model"] = about.base
+    if own != _Noted():
+        config["tunefleet"] = msgspec.to_builtins(own)
     folder.mkdir(parents=True, exist_ok=True)
     write_atomic(folder / WEIGHTS, save(to_tensors(uniform, LAYOUT)))
     write_atomic(folder / CONFIG, json.dumps(config, indent=4).encode())
@@ -128,13 +178,14 @@ def _uniform(adapter: LoraAdapter, rank: int, scale: float) -> LoraAdapter:
     for name, factors in adapter:
         b = factors.b if factors.scale == scale else fold(factors.b, factors.scale, scale)
         if b is None:
-            faults.append(f"{name} has scale {factors.scale}")
+            faults.append(Fault(f"{name} has scale {factors.scale}", "modules have other scales"))
         else:
             modules[name] = fill(Factors(factors.a, b, scale), rank)
     if faults:
-        raise UnsupportedAdapter(
+        raise UnsupportedAdapter.of(
             f"mlx-lm has one scale for all modules, here {scale}; only one that differs by a power of two is "
-            f"carried exactly: {'; '.join(faults)}"
+            "carried exactly",
+            faults,
         )
     return LoraAdapter(modules)
 

@@ -3,7 +3,7 @@
 PEFT multiplies by lora_alpha / r, or by lora_alpha / sqrt(r) with rsLoRA, and may give single modules their
 own r and lora_alpha by patterns. The factors are carried to the last bit. So is the scale where some
 lora_alpha gives it; elsewhere it is off by one rounding in float64, far below float32's precision.
-Nothing of the machine that trained goes into the file: no path, no revision.
+Of the machine that writes nothing goes into the file but what `about` holds: the base's name or path.
 
 Source: peft 0.21, tuners/lora/config.py and utils/save_and_load.py.
 """
@@ -19,11 +19,22 @@ from typing import Any
 import msgspec
 from safetensors.numpy import save
 
+from converters.about import NOTHING, About, coverage, read_license
 from converters.adapter import LoraAdapter
 from converters.base import Modules
 from converters.canonical import write_atomic
 from converters.errors import AdapterError
-from converters.layout import Faults, Layout, check_fit, find_shapes, fit_faults, read_factors, to_tensors
+from converters.layout import (
+    Faults,
+    Layout,
+    check_fit,
+    endings,
+    find_shapes,
+    fit_faults,
+    rank_fault,
+    read_factors,
+    to_tensors,
+)
 from converters.tensorfile import open_tensors
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -44,6 +55,15 @@ _REFUSED = {
     "kasa_config": "KaSA",
     "monteclora_config": "MonteCLoRA",
 }
+_FACTORS = (
+    "r",
+    "lora_alpha",
+    "rank_pattern",
+    "alpha_pattern",
+    "use_rslora",
+)  # have to agree with the adapter
+_CHOSEN = ("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern")
+_PLAIN = {"peft_type": "LORA", "bias": "none", "use_dora": False}
 # Other initialisations, PiSSA for one, change the base model's weights when the adapter is loaded.
 _PLAIN_INITIALISATIONS = (True, False, "gaussian", "eva", "orthogonal")
 
@@ -89,7 +109,7 @@ def load_peft(folder: Path, modules: Modules | None = None) -> LoraAdapter:
     shapes = find_shapes(file, LAYOUT, faults)
     for name, shape in shapes.items():
         if shape.rank != config.rank(name):
-            faults.malformed.append(f"{name} has rank {shape.rank}, its config says {config.rank(name)}")
+            faults.malformed.append(rank_fault(name, shape.rank, config.rank(name)))
     if modules is not None:
         inside = {name: (shape.num_in, shape.num_out) for name, shape in shapes.items()}
         faults.unsupported.extend(fit_faults(inside, modules))
@@ -102,13 +122,35 @@ def load_peft(folder: Path, modules: Modules | None = None) -> LoraAdapter:
     )
 
 
-def save_peft(adapter: LoraAdapter, folder: Path, modules: Modules | None = None) -> None:
+def read_peft_about(folder: Path) -> About:
+    """Reads what the config in `folder` says beside the factors.
+
+    Raises:
+        AdapterError: It is missing, or none of PEFT's.
+    """
+    _, raw = _read_config(folder / CONFIG)
+    names = open_tensors(folder / WEIGHTS, AdapterError).tensors
+    prefix, suffix = LAYOUT.prefix, LAYOUT.a
+    modules = {name[len(prefix) : -len(suffix)]: None for name in names if name.endswith(suffix)}
+    base = raw.pop("base_model_name_or_path", None)
+    return About(
+        base=base if isinstance(base, str) else None,
+        peft=raw,
+        covers=coverage(modules),
+        license=read_license(folder),
+    )
+
+
+def save_peft(
+    adapter: LoraAdapter, folder: Path, modules: Modules | None = None, about: About = NOTHING
+) -> None:
     """Writes `adapter` as PEFT 0.21 does; `folder` is made where it is missing.
 
     Args:
         adapter: Has at least one module.
         folder: Files of the same names are replaced.
         modules: The base model's: checked against, and used to name target modules by their endings.
+        about: The base's name, and settings to keep.
 
     Raises:
         AdapterError: The adapter has no modules: PEFT cannot load that.
@@ -120,7 +162,8 @@ def save_peft(adapter: LoraAdapter, folder: Path, modules: Modules | None = None
         check_fit(adapter, modules)
     folder.mkdir(parents=True, exist_ok=True)
     write_atomic(folder / WEIGHTS, save(to_tensors(adapter, LAYOUT), metadata={"format": "pt"}))
-    write_atomic(folder / CONFIG, json.dumps(_config(adapter, modules), indent=2, sort_keys=True).encode())
+    config = _config(adapter, modules, about)
+    write_atomic(folder / CONFIG, json.dumps(config, indent=2, sort_keys=True).encode())
 
 
 def _read_config(path: Path) -> tuple[_Config, dict[str, Any]]:
@@ -146,40 +189,54 @@ def _unsupported(config: _Config, raw: Mapping[str, Any]) -> Iterator[str]:
     yield from (f"{key} is set ({what})" for key, what in _REFUSED.items() if raw.get(key))
 
 
-def _config(adapter: LoraAdapter, modules: Modules | None) -> dict[str, Any]:
+def _config(adapter: LoraAdapter, modules: Modules | None, about: About) -> dict[str, Any]:
+    kept = {
+        key: value
+        for key, value in about.settings("peft", adapter, _CHOSEN).items()
+        if not (key in _REFUSED and value)  # it came through another tool's file: nobody checked it
+    }
+    plain = {
+        "auto_mapping": None,
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+        "init_lora_weights": True,
+        "layers_pattern": None,
+        "layers_to_transform": None,
+        "lora_dropout": 0.0,
+        "modules_to_save": None,
+        "revision": None,
+        "target_modules": endings(list(adapter.modules), modules or {}),
+        "task_type": "CAUSAL_LM",
+    }
+    factors = {} if _describes(kept, adapter) else _factors(adapter)
+    return {**plain, **kept, **_PLAIN, **factors, "base_model_name_or_path": about.base}
+
+
+def _describes(settings: Mapping[str, Any], adapter: LoraAdapter) -> bool:
+    """Whether PEFT would multiply by `settings` as `adapter` says, to the last bit."""
+    try:
+        given = {key: settings[key] for key in _FACTORS if key in settings}
+        config = msgspec.convert({"peft_type": "LORA", **given}, _Config)
+        return all(
+            config.rank(name) == f.rank and config.scale(name, f.rank) == f.scale for name, f in adapter
+        )
+    except (msgspec.ValidationError, AdapterError):
+        return False
+
+
+def _factors(adapter: LoraAdapter) -> dict[str, Any]:
+    """How PEFT has to multiply."""
     is_rslora = not _is_exact(adapter, is_rslora=False) and _is_exact(adapter, is_rslora=True)
     ranks = {name: factors.rank for name, factors in adapter}
     alphas = {name: _alpha(f.scale, f.rank, is_rslora=is_rslora) for name, f in adapter}
     rank, alpha = (Counter(values).most_common(1)[0][0] for values in (ranks.values(), alphas.values()))
     return {
         "alpha_pattern": {name: own for name, own in alphas.items() if own != alpha},
-        "auto_mapping": None,
-        "base_model_name_or_path": None,
-        "bias": "none",
-        "fan_in_fan_out": False,
-        "inference_mode": True,
-        "init_lora_weights": True,
-        "layers_pattern": None,
-        "layers_to_transform": None,
         "lora_alpha": alpha,
-        "lora_dropout": 0.0,
-        "modules_to_save": None,
-        "peft_type": "LORA",
         "r": rank,
         "rank_pattern": {name: own for name, own in ranks.items() if own != rank},
-        "revision": None,
-        "target_modules": _targets(list(ranks), modules),
-        "task_type": "CAUSAL_LM",
-        "use_dora": False,
         "use_rslora": is_rslora,
     }
-
-
-def _targets(names: list[str], modules: Modules | None) -> list[str]:
-    """Endings such as `q_proj` where they mean just these modules, else full names."""
-    endings = {name.rpartition(".")[2] for name in names}
-    meant = {name for name in modules or {} if name.rpartition(".")[2] in endings}
-    return sorted(endings) if meant == set(names) else names
 
 
 def _scale(alpha: float, rank: int, *, is_rslora: bool) -> float:

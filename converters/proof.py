@@ -19,13 +19,13 @@ import numpy as np
 
 from converters.base import Base
 from converters.errors import BaseModelError
+from converters.faults import Fault
 from converters.gguf_numbers import Number
 from converters.lattice import wrong
 from converters.sketch import Sketch, Weights, weights_of
 
 MAX_WRONG = 0.01  # share of all sampled values
 MAX_WRONG_IN_ONE = 0.03  # of one weight's: some hundreds, and some weights may have moved more than others
-_MAX_FAULTS = 6
 _HEAD, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 
 
@@ -51,28 +51,30 @@ def check_base(base: Base, sketch: Sketch) -> Verdict:
         faults = [*_value_faults(found, weights, sketch)]
         if verdict.num_wrong > MAX_WRONG * verdict.num_values:
             share = verdict.num_wrong / verdict.num_values
-            faults.insert(0, f"{share:.1%} of {verdict.num_values:,} sampled values are not of its weights")
+            text = f"{share:.1%} of {verdict.num_values:,} sampled values are not of its weights"
+            faults.insert(0, Fault(text))
     if faults:
-        more = f"; and {len(faults) - _MAX_FAULTS} more" if len(faults) > _MAX_FAULTS else ""
-        raise BaseModelError(
-            f"{weights.where}: is not a copy of the fleet's base model: "
-            f"{'; '.join(faults[:_MAX_FAULTS])}{more}; give --base a copy of it"
+        raise BaseModelError.of(
+            f"{weights.where}: is not a copy of the fleet's base model", faults, "give --base a copy of it"
         )
     return verdict
 
 
-def _number_faults(weights: Weights, sketch: Sketch) -> Iterator[str]:
+def _number_faults(weights: Weights, sketch: Sketch) -> Iterator[Fault]:
     came, expected = weights.numbers, sketch.facts.numbers
     if came is None or expected is None:
         hashes = weights.architecture, sketch.facts.architecture
         if None in hashes:
-            yield "its architecture cannot be told from the fleet's; give --fingerprint if you know it is one"
+            yield Fault(
+                "its architecture cannot be told from the fleet's; give --fingerprint if you know it is one"
+            )
         elif hashes[0] != hashes[1]:
-            yield "its config.json has other numbers for the architecture"
+            yield Fault("its config.json has other numbers for the architecture")
         return
     for key in sorted(came.keys() | expected.keys()):
         if not _is_same(came.get(key), expected.get(key)):
-            yield f"{key} is {_shown(came.get(key))}, expected {_shown(expected.get(key))}"
+            text = f"{key} is {_shown(came.get(key))}, expected {_shown(expected.get(key))}"
+            yield Fault(text, "numbers of the architecture differ")
 
 
 def _shown(value: Number | None) -> str:
@@ -86,15 +88,18 @@ def _is_same(one: Number | None, other: Number | None) -> bool:
     return one == other
 
 
-def _shape_faults(weights: Weights, sketch: Sketch) -> Iterator[str]:
+def _shape_faults(weights: Weights, sketch: Sketch) -> Iterator[Fault]:
     came, expected = dict(weights.shapes), dict(sketch.facts.shapes)
     if _HEAD not in expected:  # tied in the original, and in the copy perhaps written out
         came.pop(_HEAD, None)
-    yield from (f"lacks {name}" for name in sorted(expected.keys() - came.keys()))
-    yield from (f"has {name} besides" for name in [*sorted(came.keys() - expected.keys()), *weights.unnamed])
+    for name in sorted(expected.keys() - came.keys()):
+        yield Fault(f"lacks {name}", "weights are missing", name)
+    for name in [*sorted(came.keys() - expected.keys()), *weights.unnamed]:
+        yield Fault(f"has {name} besides", "weights are there besides", name)
     for name in sorted(came.keys() & expected.keys()):
         if tuple(came[name]) != tuple(expected[name]):
-            yield f"{name} has shape {tuple(came[name])}, expected {tuple(expected[name])}"
+            text = f"{name} has shape {tuple(came[name])}, expected {tuple(expected[name])}"
+            yield Fault(text, "weights have other shapes")
 
 
 def _count(weights: Weights, sketch: Sketch, name: str) -> tuple[int, int]:
@@ -110,9 +115,10 @@ def _count(weights: Weights, sketch: Sketch, name: str) -> tuple[int, int]:
     return num_values, num_wrong
 
 
-def _value_faults(found: Mapping[str, tuple[int, int]], weights: Weights, sketch: Sketch) -> Iterator[str]:
+def _value_faults(found: Mapping[str, tuple[int, int]], weights: Weights, sketch: Sketch) -> Iterator[Fault]:
     for name, (num_values, num_wrong) in found.items():
         row, first = sketch.facts.places[name][0]
         held = weights.lattice(name, row, first, 1)
         if num_wrong > (MAX_WRONG_IN_ONE * num_values if held.levels > 1 else 0):
-            yield f"{name} ({held.kind}) has {num_wrong} of {num_values} sampled values that are not its own"
+            text = f"{name} ({held.kind}) has {num_wrong} of {num_values} sampled values that are not its own"
+            yield Fault(text, "weights have sampled values that are not their own")

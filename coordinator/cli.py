@@ -70,10 +70,11 @@ class ServeCommand(Command):
 
     def defaults(self) -> Mapping[str, Any]:
         """See `Command.defaults`."""
-        from coordinator.config import CoordinatorConfig
+        from coordinator.config import RANKS, SCALE, TARGETS, CoordinatorConfig
         from edge.settings import defaults_of
 
         found = defaults_of(CoordinatorConfig, (param.name or "" for param in self.params), self.places)
+        found |= {"rank": RANKS, "scale": SCALE, "targets": TARGETS}
         return {
             name: ",".join(map(str, value)) if isinstance(value, tuple) else value
             for name, value in found.items()
@@ -173,6 +174,15 @@ def serve(
             rich_help_panel=FLEET,
             help="Where this coordinator keeps its key, its journal and its versions; for it alone. "
             "Required.",
+        ),
+    ] = None,
+    adapter: Annotated[
+        str | None,
+        Option(
+            metavar="PATH",
+            rich_help_panel=ADAPTER,
+            help="Begin with this adapter: a folder of PEFT or mlx-lm, a .gguf file, or tunefleet's own. "
+            "Rank, scale and layers are then its.",
         ),
     ] = None,
     rank: Annotated[
@@ -469,6 +479,7 @@ def serve(
     recipe |= {"seq_tokens": seq_tokens, "batch_tokens": batch_tokens}
     overrides: dict[str, Any] = {
         "broker": broker, "fleet": fleet, "base": base, "state": state, "scale": scale, "seed": seed,
+        "adapter": adapter,
         "ranks": _numbers(rank), "targets": tuple(targets.split(",")) if targets else None,
         "strategy": strategy, "calibration_data": calibration, "space": space,
         "buffer_size": buffer_size, "time_budget_s": time_budget_s,
@@ -481,7 +492,9 @@ def serve(
     }  # fmt: skip
     settings = read_config(config, overrides)
     if print_config:
-        typer.echo(config_text(settings), nl=False)
+        from coordinator.beginning import settle_folder
+
+        typer.echo(config_text(settle_folder(settings)), nl=False)
         return
     from coordinator.serve import serve_fleet
     from edge.events import Event, shown
@@ -601,17 +614,16 @@ def export(
     as_json: Json = False,
 ) -> None:
     """Writes a version as an adapter that other tools load."""
-    from converters.base import read_base
-    from converters.formats import check_free, save_as
+    from converters.formats import check_free
+    from coordinator.exporting import export_version
     from coordinator.reports import caution, num_merged
 
     check_free(to.value, out)
-    with _opened(state) as (_, versions):
+    with _opened(state) as (journal, versions):
         chosen = versions.version(version) if version is not None else versions.history(limit=1)[0]
-        adapter = versions.whole(chosen)
-        told = caution(versions, chosen, adapter)
+        told = caution(versions, chosen, versions.whole(chosen))
         num_updates = num_merged(versions, chosen)
-    save_as(to.value, adapter, out, read_base(base) if base else None)
+        export_version(journal, versions, chosen, out, to.value, base)
     if told:
         typer.echo(f"tunefleet: {told}", err=True)
     if as_json:

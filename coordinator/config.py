@@ -8,6 +8,7 @@ from typing import Any, Literal
 import msgspec
 from msgspec import Struct, structs
 
+from converters.faults import Fault
 from coordinator.strategies.presets import StrategyName, fleet_faults, stage_faults, stages_of
 from coordinator.strategies.spaces import train_rank
 from coordinator.strategies.stages import NEEDS_CALIBRATION, Stages
@@ -18,6 +19,7 @@ from edge.training.backends.hub import is_hub_name
 from edge.transport.settings import MqttSettings, ProtocolName, from_environment
 
 MIB = 1 << 20
+RANKS, SCALE, TARGETS = (8,), 2.0, ("q_proj", "v_proj")  # where nothing else says what they are
 
 
 class CoordinatorConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -30,9 +32,13 @@ class CoordinatorConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only
         base: Folder of the base model, or its name on the hub; only its headers are read, unless `eval_data`
             is given or the strategy asks for `calibration_data`.
         state: Folder of this coordinator alone.
-        ranks: Rank tiers, the fleet's own rank first; a device takes the largest that fits it.
-        scale: What B @ A is multiplied by, in every tier.
-        targets: Endings of the names of the linear layers that carry LoRA.
+        adapter: What version 0 is: a folder of PEFT or mlx-lm, a .gguf file or tunefleet's own. Without it
+            version 0 changes nothing.
+        ranks: Rank tiers, the fleet's own rank first; a device takes the largest that fits it. Left open, it
+            is what the state folder was founded with, or the adapter's rank, or `RANKS`.
+        scale: What B @ A is multiplied by, in every tier; left open as `ranks`, with `SCALE`.
+        targets: Endings of the names of the linear layers that carry LoRA; left open as `ranks`, with
+            `TARGETS`.
         seed: Of version 0.
         fingerprint: Of the model that a quantised `base` was made from; others are asked themselves. With a
             quantised one there is no sample for devices to prove their own by.
@@ -78,9 +84,10 @@ class CoordinatorConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only
     fleet: str
     base: str
     state: str
-    ranks: tuple[int, ...] = (8,)
-    scale: float = 2.0
-    targets: tuple[str, ...] = ("q_proj", "v_proj")
+    adapter: str | None = None
+    ranks: tuple[int, ...] = ()
+    scale: float | None = None
+    targets: tuple[str, ...] = ()
     seed: int = 0
     fingerprint: Sha256 | None = None
     strategy: StrategyName | None = None
@@ -153,12 +160,12 @@ def read_config(path: Path | None, overrides: Mapping[str, Any]) -> CoordinatorC
     settings = from_environment(settings | given)
     if recipe:
         settings["recipe"] = {**settings.get("recipe", {"steps": 20}), **recipe}
-    faults = list(type_faults(settings, CoordinatorConfig))
+    faults: list[Fault | str] = list(type_faults(settings, CoordinatorConfig))
     if not faults:
         config = msgspec.convert(settings, CoordinatorConfig)
         faults = list(_value_faults(config))
     if faults:
-        raise ConfigError(f"{path or 'settings'}: {'; '.join(faults)}")
+        raise ConfigError.of(str(path or "settings"), faults)
     return config
 
 
@@ -201,7 +208,7 @@ def config_text(config: CoordinatorConfig) -> str:
     )
 
 
-def _value_faults(config: CoordinatorConfig) -> Iterator[str]:
+def _value_faults(config: CoordinatorConfig) -> Iterator[Fault | str]:
     faults = list(stage_faults(config.strategy_in_force, config.stages, config.space))
     yield from faults or _strategy_faults(config)
     for name, least in (
@@ -219,18 +226,14 @@ def _value_faults(config: CoordinatorConfig) -> Iterator[str]:
         value = getattr(config, name)
         if value is not None and not value >= least:
             yield f"{name} is {value}, expected at least {least}"
-    if (
-        not config.ranks
-        or min(config.ranks) < 1
-        or list(config.ranks) != sorted(set(config.ranks), reverse=True)
-    ):
+    if min(config.ranks, default=1) < 1 or list(config.ranks) != sorted(set(config.ranks), reverse=True):
         yield f"ranks is {list(config.ranks)}, expected falling numbers from 1, the fleet's rank first"
     if not _is_id(config.fleet):
         yield f"fleet is {config.fleet!r}, expected 1 to 64 of a-z, 0-9 and -, no - at either end"
-    if not config.targets:
-        yield "targets is empty, expected endings of layer names such as q_proj"
-    if not (config.scale > 0 and config.server_lr > 0):
-        yield f"scale is {config.scale} and server_lr {config.server_lr}, expected more than 0 for both"
+    for name in ("scale", "server_lr"):
+        value = getattr(config, name)
+        if value is not None and not 0 < value < math.inf:
+            yield f"{name} is {value}, expected more than 0"
     if not config.max_norm > 0:
         yield f"max_norm is {config.max_norm}, expected more than 0"
     if not 1024 <= config.chunk_bytes <= MIB:
@@ -244,7 +247,7 @@ def _value_faults(config: CoordinatorConfig) -> Iterator[str]:
             yield f"recipe.{name} is {value}, expected a finite number"
     if bool(config.tls_cert) != bool(config.tls_key):
         yield "tls_cert and tls_key belong together; one is missing"
-    for name in ("base", "eval_data", "calibration_data", "tls_ca", "tls_cert", "tls_key"):
+    for name in ("base", "adapter", "eval_data", "calibration_data", "tls_ca", "tls_cert", "tls_key"):
         value = getattr(config, name)
         if value is not None and not Path(value).exists() and not (name == "base" and is_hub_name(value)):
             yield f"{name} is {value!r}, which does not exist"

@@ -7,6 +7,7 @@ from edge.events import Event, Show
 EventKind = Literal[
     "loaded",  # the base model, to score versions or judge steps with: in which precision
     "serving",
+    "began",  # with the adapter that version 0 is
     "calibrated",  # the calibration loss that the first step begins from
     "joined",  # a device is here for the first time
     "online",

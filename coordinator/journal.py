@@ -16,7 +16,7 @@ from edge.disk import sync_folder
 from edge.errors import DiskFull, Rejected, StateError
 from edge.protocol.messages import Reason, UpdateHeader
 
-SCHEMA = 2
+SCHEMA = 3
 FILE = "journal.sqlite"
 MAX_REFUSALS = 1000  # kept, newest: strangers must not fill the disk
 _BUSY_S = 30.0
@@ -50,7 +50,7 @@ CREATE TABLE refusals (
 CREATE TABLE versions (
     version INTEGER PRIMARY KEY, parent INTEGER, depth INTEGER NOT NULL, created_at REAL NOT NULL,
     master TEXT NOT NULL, remainder TEXT, tiers TEXT NOT NULL, report TEXT, kept INTEGER NOT NULL DEFAULT 1,
-    loss REAL, exact REAL, carried TEXT NOT NULL DEFAULT '{}'
+    loss REAL, exact REAL, carried TEXT NOT NULL DEFAULT '{}', origin TEXT
 );
 """
 # What a journal of version 1 lacks; the accounts begin with what was merged of each device.
@@ -65,6 +65,9 @@ INSERT INTO accounts
     SELECT device, count(*), total(weight), 0.0, 0.0, 0 FROM updates
     WHERE merged_into IS NOT NULL GROUP BY device;
 """
+# What one of version 2 lacks: the adapter that version 0 was made of.
+_FROM_2 = "ALTER TABLE versions ADD COLUMN origin TEXT;"
+_FROM = {1: _FROM_1, 2: _FROM_2}
 
 Status = Literal["accepted", "rejected", "discarded"]
 # No receipt bears it: the device was told `accepted` when its update came.
@@ -202,7 +205,7 @@ class Journal:
             if known[key] not in (None, facts[key])
         ]
         if faults:
-            raise StateError(f"{self.path}: {'; '.join(faults)}; give another --state")
+            raise StateError.of(str(self.path), faults, "give another --state")
         with self.transaction() as db:
             db.executemany("INSERT OR IGNORE INTO meta VALUES (?, ?)", list(facts.items()))
 
@@ -295,7 +298,7 @@ class Journal:
 
     def _check_schema(self) -> None:
         number = self.rows("PRAGMA user_version")[0][0]
-        if number == 1:
+        if number in _FROM:
             self._migrate()
         elif number > SCHEMA:
             raise StateError(
@@ -308,10 +311,11 @@ class Journal:
     def _migrate(self) -> None:
         """All of it or nothing; another process may have been faster."""
         with self.transaction() as db:
-            if db.execute("PRAGMA user_version").fetchone()[0] == 1:
-                for statement in _FROM_1.split(";"):
+            number = db.execute("PRAGMA user_version").fetchone()[0]
+            for old in range(number, SCHEMA):
+                for statement in _FROM[old].split(";"):
                     db.execute(statement)
-                db.execute(f"PRAGMA user_version = {SCHEMA}")
+            db.execute(f"PRAGMA user_version = {SCHEMA}")
 
     @contextmanager
     def _told(self) -> Iterator[None]:

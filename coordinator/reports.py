@@ -52,6 +52,14 @@ class FleetStatus(Struct, frozen=True):
     pace: FleetPace | None  # what the coordinator waits for; None: none is running
 
 
+class OriginStatus(Struct, frozen=True):
+    """The adapter that version 0 is."""
+
+    format: str  # peft, mlx, gguf or canonical
+    name: str  # of its file
+    sha256: str  # of its file
+
+
 class VersionStatus(Struct, frozen=True):
     """One version and how it came about."""
 
@@ -73,6 +81,7 @@ class VersionStatus(Struct, frozen=True):
     exact: float | None
     sha256: str
     kept: bool  # can be exported and rolled back to
+    origin: OriginStatus | None  # of version 0, where the fleet began with an adapter
 
 
 class Rejection(Struct, frozen=True):
@@ -210,7 +219,7 @@ def refusal(report: Report) -> str:
 
 def version_status(version: Version) -> VersionStatus:
     """A version's row with its report."""
-    report = version.report
+    report, origin = version.report, version.origin
     return VersionStatus(
         version=version.version,
         parent=version.parent,
@@ -230,6 +239,7 @@ def version_status(version: Version) -> VersionStatus:
         exact=version.exact,
         sha256=version.master,
         kept=version.kept,
+        origin=OriginStatus(origin.format, origin.name, origin.sha256) if origin else None,
     )
 
 

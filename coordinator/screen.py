@@ -11,6 +11,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from coordinator.beginning import describe
 from coordinator.pace import describe_pace
 from coordinator.reports import DeviceStatus, FleetStatus, Rejection, VersionStatus
 
@@ -235,6 +236,8 @@ def _guard(one: VersionStatus) -> str:
 
 def _reasons(versions: Sequence[VersionStatus]) -> Iterator[str]:
     for one in versions:
+        if one.origin:
+            yield f"version {one.version}: the adapter {describe(one.origin)}"
         if one.refusal:
             yield f"version {one.version}: {one.refusal}"
         for share in one.shares:

@@ -19,6 +19,7 @@ from converters.errors import TunefleetError
 from converters.masking import leading_rows
 from coordinator.admission import Present, Rules
 from coordinator.arrivals import Arrivals
+from coordinator.beginning import Beginning, coverage_line, describe, settle
 from coordinator.config import CoordinatorConfig
 from coordinator.errors import MergeError
 from coordinator.events import teller
@@ -109,6 +110,7 @@ class Coordinator:
         show: Show,
         clock: Callable[[], float] = time.time,
     ) -> None:
+        config, beginning = settle(config, state.journal)
         self._config = config
         self._state = state
         self._transport = transport
@@ -118,7 +120,9 @@ class Coordinator:
         self._topics = Topics(config.fleet)
         self._merger = Merger(config, state, clock, calibrator, strategy)
         self._data_version = state.journal.data_version()
-        self._version = found_fleet(config, state, clock())
+        self._version = found_fleet(config, state, clock(), beginning)
+        if beginning is not None:
+            self._tell_beginning(beginning)
         loss = check_calibration(config, calibrator, state.versions.load(self._version.master))
         if loss is not None:
             number = self._version.version
@@ -157,6 +161,12 @@ class Coordinator:
         self._stopping = asyncio.Event()
         self._announced_at = 0.0
         self._said: dict[str, float] = {}
+
+    def _tell_beginning(self, beginning: Beginning) -> None:
+        origin = beginning.origin
+        text = f"version 0 is the adapter {describe(origin)}: {coverage_line(beginning.adapter)}"
+        facts = {"format": origin.format, "name": origin.name, "sha256": origin.sha256}
+        self._tell("began", text, **facts, num_modules=len(beginning.adapter))
 
     async def run(self) -> None:
         """Works until `max_versions` are made, or until `stop`.

@@ -26,6 +26,7 @@ from typing import NamedTuple
 import msgspec
 from msgspec import Struct, structs
 
+from converters.about import NOTHING, About
 from converters.adapter import LoraAdapter
 from converters.canonical import dump_adapter, load_adapter
 from coordinator.errors import UnknownVersion
@@ -43,6 +44,15 @@ class Carried(Struct, frozen=True, forbid_unknown_fields=True):
     moments: dict[str, str] = {}  # by name, to their sha256
 
 
+class Origin(Struct, frozen=True, forbid_unknown_fields=True):
+    """The adapter that version 0 is."""
+
+    format: str  # peft, mlx, gguf or canonical
+    name: str  # of the file with its factors, behind the folder's where the adapter is a folder
+    sha256: str  # of that file
+    about: About = NOTHING  # what it said beside its factors
+
+
 class Version(NamedTuple):
     """One version as the journal knows it."""
 
@@ -58,6 +68,7 @@ class Version(NamedTuple):
     loss: float | None  # on the coordinator's evaluation data, nats per label
     exact: float | None  # share of examples that are reproduced exactly
     carried: Carried = Carried()
+    origin: Origin | None = None  # of version 0, where the fleet began with an adapter
 
     @property
     def files(self) -> set[str]:
@@ -171,6 +182,8 @@ class VersionStore:
             UnknownVersion: Its files are no longer kept.
         """
         self._check_kept(version)
+        if version.remainder is None:
+            return self.load(version.master)
         return self.load(version.tiers[max(version.tiers, key=lambda tier: int(tier[1:]))])
 
     def _check_kept(self, version: Version) -> None:
@@ -193,7 +206,12 @@ class VersionStore:
         )
 
     def add(
-        self, files: VersionFiles, parent: int | None, report: Report | None, at: float
+        self,
+        files: VersionFiles,
+        parent: int | None,
+        report: Report | None,
+        at: float,
+        origin: Origin | None = None,
     ) -> Version | None:
         """Makes a version current, and takes the updates it holds out of the buffer, in one transaction.
 
@@ -222,6 +240,7 @@ class VersionStore:
                 loss=None,
                 exact=None,
                 carried=files.carried,
+                origin=origin,
             )
             _insert(db, made)
             db.executemany(
@@ -247,7 +266,9 @@ class VersionStore:
             old, newest = self.version(to), self.current()
             if not old.kept or newest is None:
                 raise UnknownVersion(f"version {to} is no longer kept, only its row; see keep_versions")
-            made = old._replace(version=newest.version + 1, parent=to, created_at=at, report=None)
+            made = old._replace(
+                version=newest.version + 1, parent=to, created_at=at, report=None, origin=None
+            )
             _insert(db, made)
             kept = ", ".join(str(number) for number in self.lineage(made.version))
             db.execute(
@@ -308,7 +329,8 @@ def _version(row: Version) -> Version:
     report = msgspec.json.decode(str(row.report), type=Report) if row.report is not None else None
     tiers = msgspec.json.decode(str(row.tiers), type=dict[str, str])
     carried = msgspec.json.decode(str(row.carried), type=Carried)
-    return row._replace(report=report, tiers=tiers, carried=carried, kept=bool(row.kept))
+    origin = msgspec.json.decode(str(row.origin), type=Origin) if row.origin is not None else None
+    return row._replace(report=report, tiers=tiers, carried=carried, kept=bool(row.kept), origin=origin)
 
 
 def _insert(db: sqlite3.Connection, version: Version) -> None:

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta, Struct, structs
 
+from converters.faults import Fault
 from edge.errors import ConfigError
 from edge.protocol.messages import Count, Id, Seconds, Sha256
 from edge.settings import read_toml, type_faults
@@ -94,12 +95,12 @@ def read_config(path: Path | None, overrides: Mapping[str, Any]) -> DeviceConfig
     if data:
         settings["data"] = data
     settings = from_environment(settings)
-    faults = [*type_faults(settings, DeviceConfig), *_path_faults(settings)]
+    faults: list[Fault | str] = [*type_faults(settings, DeviceConfig), *_path_faults(settings)]
     if not faults:
         config = msgspec.convert(settings, DeviceConfig)
         faults = list(_broker_faults(config))
     if faults:
-        raise ConfigError(f"{path or 'settings'}: {'; '.join(faults)}")
+        raise ConfigError.of(str(path or "settings"), faults)
     return config
 
 

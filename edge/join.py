@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
-from typer import Option
+from typer import Context, Option
 
 from converters.command import OUTPUT, SETTINGS, Command, LogLevel, LogLevelOption, examples
 
@@ -43,6 +43,7 @@ class JoinCommand(Command):
 
 
 def join(
+    context: Context,
     fleet: Annotated[
         str | None,
         Option(metavar="NAME", rich_help_panel=FLEET, help="The fleet's name, as `serve` has it. Required."),
@@ -264,6 +265,7 @@ def join(
     settings = msgspec.structs.replace(settings, base=str(find_base(settings.base)))
     _check_data(settings, as_json, log_level)
     flags = ["--log-level", log_level.value, *(["--json"] if as_json else [])]
+    flags += ["--verbose"] if context.find_root().params.get("verbose") else []
     _become_client(msgspec.json.encode(settings), flags)
 
 

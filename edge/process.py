@@ -3,7 +3,7 @@
 `tunefleet join` becomes this process once its command line is read: a client waits for days, and without the
 command line's libraries it does so in 51 MB instead of 62.
 
-Run as: python -m edge.process [--log-level info] [--json] < settings.json
+Run as: python -m edge.process [--log-level info] [--json] [--verbose] < settings.json
 """
 
 import argparse
@@ -64,13 +64,14 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--log-level", default="info")
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--verbose", action="store_true")
     options = parser.parse_args()
     config = msgspec.json.decode(sys.stdin.buffer.read(), type=DeviceConfig)
     try:
         with shown(options.json, log_level=options.log_level) as show:
             asyncio.run(run_client(config, show))
     except TunefleetError as error:
-        sys.exit(f"tunefleet: {error}")
+        sys.exit(f"tunefleet: {error.whole if options.verbose else error}")
 
 
 if __name__ == "__main__":

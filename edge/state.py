@@ -131,7 +131,7 @@ def _agreed(path: Path, fresh: Memory) -> Memory:
     if pinned and configured and pinned != configured:
         faults.append(f"has pinned coordinator key {pinned}, the configuration says {configured}")
     if faults:
-        raise StateError(f"{path}: {'; '.join(faults)}; give another --state")
+        raise StateError.of(str(path), faults, "give another --state")
     is_proved = fresh.base_files and memory.base_files == fresh.base_files
     return msgspec.structs.replace(
         memory,

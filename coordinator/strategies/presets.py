@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 import msgspec
 from msgspec import structs
 
+from converters.faults import Fault
 from coordinator.strategies import (
     alignfed,
     alignfed_literal,
@@ -80,7 +81,9 @@ def stages_of(name: StrategyName, changes: Mapping[str, Any], space: Space | Non
     return msgspec.convert(msgspec.to_builtins(table), Stages)
 
 
-def stage_faults(name: StrategyName, changes: Mapping[str, Any], space: Space | None) -> Iterator[str]:
+def stage_faults(
+    name: StrategyName, changes: Mapping[str, Any], space: Space | None
+) -> Iterator[Fault | str]:
     """What is wrong with a configuration's `stages`, a misspelt stage before all."""
     names = get_args(StageName)
     order = changes.get("order", ())
@@ -88,7 +91,10 @@ def stage_faults(name: StrategyName, changes: Mapping[str, Any], space: Space | 
     if unknown:
         yield f"stages.order has {', '.join(map(repr, unknown))}, expected some of {', '.join(names)}"
         return
-    faults = [f"stages.{fault}" for fault in type_faults({"order": [], **changes}, Stages)]
+    faults: list[Fault | str] = [
+        fault._replace(text=f"stages.{fault.text}", brief=fault.brief and f"stages.{fault.brief}")
+        for fault in type_faults({"order": [], **changes}, Stages)
+    ]
     faults += [
         f"stages.{field} is {value}, expected a finite number"
         for field, value in changes.items()

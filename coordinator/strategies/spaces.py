@@ -20,7 +20,7 @@ def dispatch(
             ones to train (`Recipe.train_rank`).
         state: The version's.
         rank: Of the tier.
-        previous: What the tier trained on before; None at version 0, whose product is zero.
+        previous: What the tier trained on before; None at version 0.
         remainder_rank: Rows that the remainder takes.
     """
     adapter = state.adapter
@@ -28,9 +28,8 @@ def dispatch(
         return with_remainder(adapter, state.remainder, remainder_rank)
     if rank >= adapter.max_rank:
         return adapter
-    if stages.space == "factors" or previous is None:
-        return leading_rows(adapter, rank)
-    return truncate_product(adapter, rank, previous)
+    first = leading_rows(adapter, rank)
+    return first if stages.space == "factors" else truncate_product(adapter, rank, previous or first)
 
 
 def train_rank(stages: Stages, rank: int) -> int:

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import save
 
 from converters.adapter import Array, Factors, LoraAdapter
+from converters.faults import Fault, sum_up
 from edge.errors import Rejected
 from edge.protocol.messages import EncodingName
 
@@ -42,6 +43,9 @@ class Spec(NamedTuple):
 
     dtype: str  # as safetensors writes it
     shape: tuple[int, ...]
+
+    def __str__(self) -> str:
+        return f"{self.dtype} {self.shape}"
 
     @property
     def num_bytes(self) -> int:
@@ -98,7 +102,7 @@ def decode_adapter(payload: bytes, *, like: LoraAdapter) -> LoraAdapter:
             modules[name] = Factors(a, b, factors.scale)
     faults = [name for name, f in modules.items() if not (np.isfinite(f.a).all() and np.isfinite(f.b).all())]
     if faults:
-        raise Rejected("not-finite", f"entries that are not finite in {_some(faults)}")
+        raise Rejected("not-finite", f"entries that are not finite in {_some(faults, 'modules')}")
     return LoraAdapter(modules)
 
 
@@ -118,15 +122,17 @@ def _checked_tensors(payload: bytes, like: LoraAdapter) -> tuple[EncodingName, d
     raw = _parse(payload, max_header, max_bytes=max_payload_bytes(like, "f32"))
     dtypes = frozenset(str(tensor["dtype"]) for _, tensor in raw)
     if dtypes not in _ENCODING_OF:
-        raise Rejected("malformed", f"dtypes {_some(dtypes)} belong to none of the encodings")
+        raise Rejected("malformed", f"dtypes {_some(dtypes, 'dtypes')} belong to none of the encodings")
     specs = payload_specs(like, _ENCODING_OF[dtypes])
     tensors = {name: _view(tensor) for name, tensor in raw if _spec(tensor) == specs.get(name)}
     faults = [
         f"{name} {_spec(tensor)}, expected {specs.get(name)}" for name, tensor in raw if name not in tensors
     ]
-    faults += [f"{key} is missing" for key in _partners(tensors, specs) if key not in tensors]
-    if faults:
-        raise Rejected("wrong-shape", _some(faults))
+    missing = [f"{key} is missing" for key in _partners(tensors, specs) if key not in tensors]
+    told = [_some(faults, "tensors are other than expected")] if faults else []
+    told += [_some(missing, "tensors are missing")] if missing else []
+    if told:
+        raise Rejected("wrong-shape", "; ".join(told))
     return _ENCODING_OF[dtypes], tensors
 
 
@@ -160,10 +166,9 @@ def _view(tensor: Mapping[str, Any]) -> NDArray[Any]:
     return np.frombuffer(tensor["data"], dtype=_DTYPES[tensor["dtype"]]).reshape(tensor["shape"])
 
 
-def _some(faults: Iterable[str]) -> str:
-    """All `faults`, or the first eight: a receipt stays small whatever was sent."""
-    listed = sorted(str(fault)[:200] for fault in faults)
-    return "; ".join(listed[:8]) + (f"; and {len(listed) - 8} more" if len(listed) > 8 else "")
+def _some(faults: Iterable[str], kind: str) -> str:
+    """All `faults`, or how many there are of a kind: a receipt stays small whatever was sent."""
+    return sum_up("", [Fault(str(fault)[:200], kind) for fault in sorted(faults)], hint="")
 
 
 def _blocks(factor: Array) -> Array:

@@ -10,6 +10,7 @@ import hashlib
 
 from converters.adapter import Factors, LoraAdapter
 from converters.errors import AdapterError
+from converters.faults import Fault
 from converters.masking import apply_mask
 from edge.protocol.codec import decode_adapter, encode_adapter
 from edge.protocol.messages import EncodingName
@@ -86,12 +87,15 @@ def update_id(device_id: str, base_version: int, attempt: int, sha256: str) -> s
 def _check_fits(adapter: LoraAdapter, base: LoraAdapter) -> None:
     expected = {name: _shape(factors) for name, factors in base}
     faults = [
-        f"{name} has {_shape(factors)}, expected {expected.get(name, 'no such module')}"
+        Fault(
+            f"{name} has {_shape(factors)}, expected {expected.get(name, 'no such module')}",
+            "modules of other shapes or scales",
+        )
         for name, factors in adapter
         if _shape(factors) != expected.get(name)
     ]
     if faults:
-        raise AdapterError("adapter does not fit the one it was trained from: " + "; ".join(faults))
+        raise AdapterError.of("adapter does not fit the one it was trained from", faults)
 
 
 def _shape(factors: Factors) -> tuple[tuple[int, ...], tuple[int, ...], float]:

@@ -15,10 +15,12 @@ from typing import Any
 import msgspec
 from msgspec import Struct, structs
 
+from converters.about import NOTHING, About
 from converters.adapter import LoraAdapter, initial_adapter
 from converters.base import Base, match_targets, read_base
 from converters.canonical import load_adapter, save_adapter
-from converters.formats import Format, load_any, save_as
+from converters.card import Lineage
+from converters.formats import Format, load_any, read_about, save_as
 from converters.gguf_naming import naming_of
 from edge.disk import room_for, write_file
 from edge.errors import ConfigError, StateError
@@ -132,7 +134,14 @@ async def train_alone(
             on_stage(f"scoring {run.valid} after training")
             scores["valid_after"] = evaluation_report(await _score(worker, Path(result.adapter), valid, run))
     with room_for("the adapter", out):
-        save_as(run.form, load_adapter(Path(result.adapter)), run.adapter_path, model)
+        save_as(
+            run.form,
+            load_adapter(Path(result.adapter)),
+            run.adapter_path,
+            model,
+            about=_about(run, model),
+            lineage=_lineage(run, result),
+        )
     report = _report(run, loaded, adapter, result) | scores
     write_file(out / METRICS, msgspec.json.format(msgspec.json.encode({**report, "losses": result.losses})))
     if result.is_complete:
@@ -199,6 +208,19 @@ def _first_adapter(run: Run, model: Base) -> LoraAdapter:
         raise ConfigError(f"rank is {run.rank}, expected at least 1")
     targets = match_targets(model.modules, run.targets)
     return initial_adapter(targets, rank=run.rank, scale=run.scale, seed=run.plan.seed)
+
+
+def _about(run: Run, model: Base) -> About:
+    """The base's name, and what the adapter that the run began with said beside its factors."""
+    before = read_about(Path(run.adapter)) if run.adapter else NOTHING
+    return before.of_base(model, run.base)
+
+
+def _lineage(run: Run, result: Result) -> Lineage:
+    facts = {"Trained": f"{result.num_steps:,} steps, {result.num_tokens:,} tokens, by `tunefleet train`"}
+    if run.adapter:
+        facts["Began from"] = "an adapter"
+    return Lineage(facts=facts)
 
 
 def _prepare(folder: Path, adapter: LoraAdapter, *, resume: bool) -> Path:

@@ -234,7 +234,7 @@ def main(base: str, backend: str, precision: Precision) -> None:
 
 
 def _failed(error: TunefleetError) -> Failed:
-    return Failed(error=type(error).__name__, message=str(error))
+    return Failed(error=type(error).__name__, message=str(error), whole=error.whole)
 
 
 if __name__ == "__main__":

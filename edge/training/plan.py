@@ -58,7 +58,7 @@ class Plan(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     def __post_init__(self) -> None:
         faults = list(_faults(self))
         if faults:
-            raise ConfigError("plan: " + "; ".join(faults))
+            raise ConfigError.of("plan", faults)
 
 
 def lr_at(plan: Plan, step: int, progress: float) -> float:

@@ -144,5 +144,6 @@ def _count_kills() -> int | None:
 
 def _error(reply: Failed) -> TunefleetError:
     kinds = {**vars(converters.errors), **vars(edge.errors)}
-    kind: Callable[[str], TunefleetError] = kinds.get(reply.error, BackendError)
-    return BackendError(reply.message) if reply.error in _NOT_PLAIN else kind(reply.message)
+    kind = BackendError if reply.error in _NOT_PLAIN else kinds.get(reply.error, BackendError)
+    error: TunefleetError = kind(reply.message, whole=reply.whole)
+    return error

@@ -130,6 +130,7 @@ class Failed(Record, frozen=True, tag="failed"):
 
     error: str  # name of a class in `edge.errors` or `converters.errors`
     message: str
+    whole: str  # with every fault, where the message sums them up
 
 
 Request = Task | Scoring | Generation | Stop

@@ -95,9 +95,9 @@ def test_hostile_files_are_refused_with_their_reason(payload: bytes, reason: str
 
 def test_many_faults_do_not_fill_a_log() -> None:
     payload = save({f"{i}.a": A for i in range(1000)}, {"scales": "{}"})
-    with pytest.raises(AdapterError, match="and 984 more") as raised:
+    with pytest.raises(AdapterError, match=r"1000 tensors have no scale, e\.g\. '0\.a'") as raised:
         parse_adapter(payload)
-    assert len(str(raised.value)) < 1000
+    assert len(str(raised.value)) <= 300
 
 
 def test_files_are_replaced_whole(tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
 """`tunefleet convert`: what a user sees."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -86,6 +88,7 @@ def test_the_report_is_one_line_or_json(source: Path, tmp_path: Path) -> None:
         "from": "canonical",
         "to": "mlx",
         "path": str(tmp_path / "b"),
+        "base": None,
         "modules": 1,
         "rank": 2,
         "parameters": 14,
@@ -125,3 +128,28 @@ def test_saving_by_name_is_what_the_coordinator_exports_with(tmp_path: Path) -> 
     for form in ("peft", "mlx"):
         save_as(form, ADAPTER, tmp_path / form)
         assert load_any(tmp_path / form) == ADAPTER
+
+
+def test_an_error_of_many_faults_is_short_and_whole_with_v(tmp_path: Path) -> None:
+    weights = {}
+    for name in (f"base_model.model.model.layers.{n}.self_attn.q_proj" for n in range(14)):
+        weights[f"{name}.lora_A.weight"] = np.ones((2, 3), np.float32)
+        weights[f"{name}.lora_B.weight"] = np.ones((4, 2), np.float32)
+        weights[f"{name}.lora_magnitude_vector"] = np.ones(4, np.float32)
+    save_file(weights, tmp_path / "adapter_model.safetensors")
+    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "use_dora": True}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+
+    def told(*flags: str) -> str:
+        command = [sys.executable, "-m", "tunefleet", *flags, "convert", ".", "new", "--to", "mlx"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+        assert done.returncode == 1
+        assert done.stderr.count("\n") == 1
+        return done.stderr.strip()
+
+    assert told() == (
+        "tunefleet: .: use_dora is set (DoRA); 14 modules: lora_magnitude_vector (DoRA) is not supported, "
+        "e.g. model.layers.0.self_attn.q_proj; `tunefleet -v …` lists all"
+    )
+    assert len(told().encode()) <= 300
+    assert told("-v").count("lora_magnitude_vector") == told("--verbose").count("lora_magnitude_vector") == 14

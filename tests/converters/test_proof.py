@@ -1,5 +1,6 @@
 import ctypes
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -187,8 +188,10 @@ def test_a_norm_that_moved_by_a_trifle_is_named(demo_copy, demo_sketch, tmp_path
 )
 def test_what_differs_in_the_architecture_is_named(make_model, make_gguf, name, changes, named):
     sketch = parse_sketch(make_sketch(read_base(make_model("llama"))))
-    with pytest.raises(BaseModelError, match=named):
+    with pytest.raises(BaseModelError) as raised:
         check_base(read_base(make_gguf(name, "q8_0", **changes)), sketch)
+    assert re.search(named, raised.value.whole)
+    assert len(str(raised.value).encode()) <= 300 or str(raised.value) == raised.value.whole
 
 
 @pytest.mark.torch

@@ -90,7 +90,7 @@ def test_all_faults_of_a_kind_are_told_at_once(tmp_path, given):
         "recipe is",
         "$.steps",
     ):
-        assert part in str(caught.value)
+        assert part in caught.value.whole
 
 
 @pytest.mark.parametrize(
@@ -98,8 +98,8 @@ def test_all_faults_of_a_kind_are_told_at_once(tmp_path, given):
     [
         ({"fleet": "Home"}, "fleet is 'Home', expected 1 to 64 of a-z"),
         ({"ranks": (4, 8)}, "ranks is [4, 8]"),
-        ({"ranks": ()}, "ranks is []"),
-        ({"targets": ()}, "targets is empty"),
+        ({"ranks": (0,)}, "ranks is [0]"),
+        ({"adapter": "/nowhere/at/all"}, "adapter is '/nowhere/at/all', which does not exist"),
         ({"scale": 0.0}, "scale is 0.0"),
         ({"buffer_size": 0}, "buffer_size is 0, expected at least 1"),
         ({"keep_versions": 0}, "keep_versions is 0, expected at least 1"),
@@ -114,7 +114,7 @@ def test_all_faults_of_a_kind_are_told_at_once(tmp_path, given):
             "strategy is 'fedbuf', expected one of fedavg, fedasync, fedbuff, alignfed, alignfed-literal,",
         ),
         ({"stages": {"order": ["groop"]}}, "stages.order has 'groop', expected some of group, absolute,"),
-        ({"stages": {"gard": "backtrack"}}, "stages.gard unknown; expected some of order, trigger,"),
+        ({"stages": {"gard": "backtrack"}}, "stages.gard unknown, did you mean guard?"),
         (
             {"stages": {"guard": "truth"}},
             "stages.guard is 'truth', expected one of none, backtrack",

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from coordinator.beginning import settle
 from coordinator.founding import found_fleet
 from coordinator.state import CoordinatorState
 from edge.errors import ConfigError, StateError
@@ -12,7 +13,8 @@ from edge.errors import ConfigError, StateError
 def found(fleet, **changes):
     config = fleet.config(**changes)
     with CoordinatorState(fleet.folder, config.fleet) as state:
-        return found_fleet(config, state, 0.0), state.versions.sketch
+        settled, beginning = settle(config, state.journal)
+        return found_fleet(settled, state, 0.0, beginning), state.versions.sketch
 
 
 def quantise(base):

@@ -69,8 +69,8 @@ def test_all_faults_are_told_at_once(settings):
         "colour unknown",
         "state is missing",
     ):
-        assert fault in str(caught.value)
-    assert "\n" not in str(caught.value)
+        assert fault in caught.value.whole
+    assert "\n" not in caught.value.whole
 
 
 def test_a_malformed_broker_is_told_without_its_password(settings):

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from converters.adapter import Array, Factors, LoraAdapter
+from converters.faults import Fault
 from edge.errors import BackendError
 
 
@@ -57,17 +58,21 @@ def check_mask(mask: LoraAdapter, form: Form) -> None:
         BackendError: Naming all modules that one of the two lacks, whose shapes differ, or whose entries are
             neither 0 nor 1.
     """
-    faults = [f"{name} is missing" for name in form.keys() - mask.modules.keys()]
+    gone = form.keys() - mask.modules.keys()
+    faults = [Fault(f"{name} is missing", "modules are missing", name) for name in gone]
     for name, factors in mask:
         came, expected = (factors.a.shape, factors.b.shape), form.get(name)
         if expected is None:
-            faults.append(f"{name}: the adapter has no such module")
+            text = f"{name}: the adapter has no such module"
+            faults.append(Fault(text, "modules that the adapter does not have", name))
         elif came != expected[:2]:
-            faults.append(f"{name}: has a and b of {came}, expected {expected[:2]}")
+            text = f"{name}: has a and b of {came}, expected {expected[:2]}"
+            faults.append(Fault(text, "modules of other shapes"))
         elif not all(np.isin(matrix, (0, 1)).all() for matrix in factors[:2]):
-            faults.append(f"{name}: has entries other than 0 and 1")
+            text = f"{name}: has entries other than 0 and 1"
+            faults.append(Fault(text, "modules with entries other than 0 and 1", name))
     if faults:
-        raise BackendError("mask does not fit the adapter: " + "; ".join(sorted(faults)))
+        raise BackendError.of("mask does not fit the adapter", sorted(faults))
 
 
 def mask_vector(mask: LoraAdapter | None, form: Form) -> NDArray[np.bool_] | None:

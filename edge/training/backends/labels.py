@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from converters.adapter import LoraAdapter
 from converters.errors import UnsupportedAdapter
+from converters.faults import Fault
 from edge.training.backends.base import Batch, Score
 
 
@@ -143,8 +144,9 @@ def check_fit(adapter: LoraAdapter, modules: Mapping[str, tuple[int, int]], base
     for name, factors in adapter:
         came, expected = (factors.a.shape[1], factors.b.shape[0]), modules.get(name)
         if expected is None:
-            faults.append(f"{name}: no such linear layer")
+            faults.append(Fault(f"{name}: no such linear layer", "modules that it does not have", name))
         elif came != expected:
-            faults.append(f"{name}: has (in, out) {came}, expected {expected}")
+            text = f"{name}: has (in, out) {came}, expected {expected}"
+            faults.append(Fault(text, "modules of other shapes"))
     if faults:
-        raise UnsupportedAdapter(f"adapter does not fit {base}: " + "; ".join(faults))
+        raise UnsupportedAdapter.of(f"adapter does not fit {base}", faults)

@@ -3,6 +3,7 @@ import math
 import numpy as np
 import pytest
 
+from converters.faults import tell
 from coordinator.strategies.base import State
 from coordinator.strategies.presets import PRESETS, base_faults, fleet_faults, stage_faults, stages_of
 
@@ -95,7 +96,7 @@ def test_the_stages_in_force_can_be_read_back_as_changes():
 def test_a_fault_says_what_came_and_what_to_do(name, changes, space, parts):
     (fault,) = stage_faults(name, changes, space)
     for part in parts:
-        assert part in fault
+        assert part in tell("stages", [fault])
 
 
 def test_all_faults_of_the_stages_are_told_at_once():

@@ -16,6 +16,7 @@ import numpy as np
 
 from converters.canonical import write_atomic
 from converters.errors import TunefleetError
+from converters.faults import sum_up, tell
 from converters.gguf_toy import MATRICES, VOCAB, make_weights, write_toy
 from edge.errors import BackendError, OutOfMemory
 from edge.training.backends.llama_cpp import native
@@ -71,7 +72,7 @@ def run_test() -> None:
             _message(str(error) if isinstance(error, TunefleetError) else repr(error))
         ) from error
     if faults:
-        raise BackendError(_message("; ".join(faults)))
+        raise BackendError(_message(sum_up("", faults)), whole=_message(tell("", faults)))
 
 
 def _message(found: str) -> str:
