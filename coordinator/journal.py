@@ -16,7 +16,7 @@ from edge.disk import sync_folder
 from edge.errors import DiskFull, Rejected, StateError
 from edge.protocol.messages import Reason, UpdateHeader
 
-SCHEMA = 2
+SCHEMA = 3
 FILE = "journal.sqlite"
 MAX_REFUSALS = 1000  # kept, newest: strangers must not fill the disk
 _BUSY_S = 30.0
@@ -28,7 +28,7 @@ CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE devices (
     device TEXT PRIMARY KEY, key TEXT NOT NULL, first_seen REAL NOT NULL, last_seen REAL NOT NULL,
     online INTEGER NOT NULL DEFAULT 0, epoch INTEGER NOT NULL DEFAULT 0, hello TEXT, telemetry TEXT,
-    held TEXT NOT NULL DEFAULT '[]'
+    held TEXT NOT NULL DEFAULT '[]', astray REAL
 );
 CREATE TABLE accounts (
     device TEXT PRIMARY KEY, uploads INTEGER NOT NULL, weight REAL NOT NULL, credit REAL NOT NULL,
@@ -65,6 +65,10 @@ INSERT INTO accounts
     SELECT device, count(*), total(weight), 0.0, 0.0, 0 FROM updates
     WHERE merged_into IS NOT NULL GROUP BY device;
 """
+_FROM_2 = """
+ALTER TABLE devices ADD COLUMN astray REAL;
+"""
+_MIGRATIONS = {1: _FROM_1, 2: _FROM_2}
 
 Status = Literal["accepted", "rejected", "discarded"]
 # No receipt bears it: the device was told `accepted` when its update came.
@@ -295,7 +299,7 @@ class Journal:
 
     def _check_schema(self) -> None:
         number = self.rows("PRAGMA user_version")[0][0]
-        if number == 1:
+        if number in _MIGRATIONS:
             self._migrate()
         elif number > SCHEMA:
             raise StateError(
@@ -308,10 +312,11 @@ class Journal:
     def _migrate(self) -> None:
         """All of it or nothing; another process may have been faster."""
         with self.transaction() as db:
-            if db.execute("PRAGMA user_version").fetchone()[0] == 1:
-                for statement in _FROM_1.split(";"):
+            begun = db.execute("PRAGMA user_version").fetchone()[0]
+            for number in range(begun, SCHEMA):
+                for statement in _MIGRATIONS[number].split(";"):
                     db.execute(statement)
-                db.execute(f"PRAGMA user_version = {SCHEMA}")
+            db.execute(f"PRAGMA user_version = {SCHEMA}")
 
     @contextmanager
     def _told(self) -> Iterator[None]:

@@ -44,9 +44,8 @@ class Courier:
     def _next(self) -> Entry | None:
         """The oldest update whose task is closed: before that, a kill could make the task start again."""
         task = self._session.state.memory.task
-        pending = (task.manifest.version, task.attempt) if task else None
         entries = self._session.spool.entries()
-        return next((e for e in entries if (e.header.base_version, e.header.attempt) != pending), None)
+        return next((entry for entry in entries if not (task and task.yielded(entry.header))), None)
 
     async def _greet(self) -> None:
         """Sends the capability card, once the base model is known; again, once the speed is."""
