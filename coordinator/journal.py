@@ -99,6 +99,7 @@ class Update(NamedTuple):
     merged_into: int | None  # version; None while it waits in the buffer
     staleness: int | None  # when merged
     weight: float | None  # when merged
+    seq: int = 0  # in order of arrival, over all devices
 
 
 class Refusal(NamedTuple):
@@ -172,6 +173,15 @@ class Journal:
         with self._told(), closing(self._db.execute(query, values)) as cursor:
             return cursor.fetchall()
 
+    def copy(self, path: Path) -> None:
+        """Copies all of it to a new file, as of one moment, whoever writes meanwhile.
+
+        Raises:
+            DiskFull: There is no room; something may be at `path`.
+        """
+        with self._told(), closing(sqlite3.connect(path)) as copied:
+            self._db.backup(copied)
+
     def data_version(self) -> int:
         """A number that changes when another process has changed the journal."""
         return int(self.rows("PRAGMA data_version")[0][0])
@@ -229,6 +239,10 @@ class Journal:
         )
         return bool(found)
 
+    def last_seq(self) -> int:
+        """Of the latest update; 0 where there is none."""
+        return int(self.rows("SELECT coalesce(max(seq), 0) FROM updates")[0][0])
+
     def updates(self, limit: int = 1000) -> list[Update]:
         """The latest updates, newest first."""
         return self._updates("ORDER BY seq DESC LIMIT ?", (limit,))
@@ -241,8 +255,11 @@ class Journal:
             for row in self.rows(f"SELECT {fields} FROM refusals ORDER BY seq DESC LIMIT ?", (limit,))  # noqa: S608
         ]
 
-    def record(self, header: UpdateHeader, at: float, rejected: Rejected | None = None) -> None:
+    def record(self, header: UpdateHeader, at: float, rejected: Rejected | None = None) -> int:
         """Writes an update down, accepted or rejected; one that is already there stays as it is.
+
+        Returns:
+            Its `seq`.
 
         Raises:
             DiskFull: Nothing was written, and no receipt may be sent.
@@ -265,6 +282,7 @@ class Journal:
         marks = ", ".join("?" * len(row))
         with self.transaction() as db:
             db.execute(f"INSERT OR IGNORE INTO updates ({names}) VALUES ({marks})", list(row.values()))  # noqa: S608
+            return int(db.execute("SELECT seq FROM updates WHERE id = ?", (header.update,)).fetchone()[0])
 
     def discard(self, updates: Sequence[str], reason: DiscardReason, detail: str) -> None:
         """Takes accepted updates out of the buffer for good."""

@@ -120,6 +120,7 @@ class Coordinator:
         self._transport = transport
         self._place = place
         self._epoch = state.begin_session(clock()) if epoch is None else epoch
+        self._known = state.journal.last_seq()
         self._score = score
         self._tell = teller(show)
         self._clock = clock
@@ -295,6 +296,7 @@ class Coordinator:
                 recipe=config.recipe_in_force(rank),
                 sketch=self._sketch(),
                 epoch=self._epoch,
+                known=self._known,
             )
             topic = self._topics.version(manifest.tier)
             await self._transport.publish(topic, sign_message(manifest, self._state.key), retain=True)

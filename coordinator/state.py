@@ -21,6 +21,8 @@ from coordinator.versions import FOLDER, VersionStore
 from edge.disk import claim_folder
 from edge.identity import read_identity
 
+UPDATES = "updates"
+
 
 class CoordinatorState:
     """The state folder of a running coordinator; used as `with CoordinatorState(…) as state:`.
@@ -38,7 +40,7 @@ class CoordinatorState:
     def __init__(self, folder: Path, fleet: str) -> None:
         self.folder = folder
         self.incoming = folder / "incoming"
-        self.updates = folder / "updates"
+        self.updates = folder / UPDATES
         self._fleet = fleet
 
     def __enter__(self) -> Self:

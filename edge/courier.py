@@ -73,9 +73,12 @@ class Courier:
 
     def _settle(self, entry: Entry, receipt: Receipt) -> None:
         name = f"update {entry.header.update[:8]} on version {entry.header.base_version}"
-        facts = msgspec.structs.asdict(receipt) | {"base_version": entry.header.base_version}
+        facts = {"base_version": entry.header.base_version}
+        facts |= {name: value for name, value in msgspec.structs.asdict(receipt).items() if name != "seq"}
         if receipt.status == "accepted":
             self._session.spool.accept(entry)
+            if receipt.seq:
+                self._session.state.update(seq=max(receipt.seq, self._session.state.memory.seq))
             self._session.say("accepted", name, **facts)
             return
         reason = receipt.reason or "malformed"

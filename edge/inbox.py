@@ -24,6 +24,7 @@ class Inbox:
         coordinator_key: The only signer that is believed; None until the first manifest.
         news: Set when a manifest came.
         seen: Epoch and version of the newest manifest, in this order.
+        known: The latest verdict that the coordinator's journal held when its session began.
         turned: Set when a manifest of a later epoch came.
         download: Gets the chunks of its blob.
         upload: Gets the receipts of its update.
@@ -39,6 +40,7 @@ class Inbox:
     ) -> None:
         self.coordinator_key = coordinator_key
         self.seen = seen
+        self.known = 0
         self.news = asyncio.Event()
         self.turned = asyncio.Event()
         self.download: Download | None = None
@@ -102,6 +104,7 @@ class Inbox:
     def _turn(self, manifest: Manifest) -> None:
         """Begins anew with a later epoch's first manifest; what was asked of the earlier is asked again."""
         self.seen = (manifest.epoch, manifest.version)
+        self.known = manifest.known
         self._manifests.clear()
         self.turned.set()
         if self.download:

@@ -44,6 +44,7 @@ class Memory(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     version: int = -1  # the last version trained on
     sha256: str = ""  # of its blob: after a restore of the coordinator's state its number may name another
     attempts: int = 0  # tasks finished on it
+    seq: int = 0  # the latest in the coordinator's journal of this device's verdicts
     tokens_per_s: float | None = None  # measured by the last task
     micro_batch_tokens: int = 0  # what memory allowed in the last task; 0 is all at once
 

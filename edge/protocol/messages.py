@@ -8,7 +8,7 @@ Field names are the wire: golden bytes in the tests hold them still.
 from typing import Annotated, Literal, TypeVar
 
 import msgspec
-from msgspec import Meta, Struct
+from msgspec import UNSET, Meta, Struct, UnsetType
 
 from edge.errors import ProtocolError
 
@@ -120,6 +120,7 @@ class Manifest(Record, frozen=True, omit_defaults=True):
     recipe: Recipe
     sketch: Blob | None = None  # a sample of the base model, to prove a quantised copy by
     epoch: Count = 0  # of the coordinator's session, always later than any before; 0: it tells none
+    known: Count = 0  # the latest `seq` of its journal when the session began; what is beyond it is forgotten
 
 
 class Hello(Record, frozen=True):
@@ -169,7 +170,7 @@ class Receipt(Record, frozen=True):
     """Topic `device/<id>/receipt`, inside `Signed`: what became of an update.
 
     `accepted` and `rejected` are final, and mean that the journal knows; `missing` names the chunks that the
-    coordinator still waits for.
+    coordinator still waits for. A number is told to devices that name their base's blob.
     """
 
     update: UpdateId
@@ -177,6 +178,7 @@ class Receipt(Record, frozen=True):
     reason: Reason | None = None
     detail: str = ""
     missing: tuple[Range, ...] = ()
+    seq: Count | UnsetType = UNSET  # of the verdict in the coordinator's journal, which counts on
 
 
 class Telemetry(Record, frozen=True):

@@ -26,7 +26,7 @@ class Unanswered(TransportError):  # noqa: N818
 
 
 def new_client(settings: MqttSettings, presence: Presence | None, *, is_v5: bool) -> Client:
-    """A client that acknowledges by hand, never reconnects by itself, and keeps its session where it may last.
+    """A client that acknowledges by hand, does not reconnect, and keeps its session where it may last.
 
     Raises:
         TlsFailure: A certificate file cannot be used.
