@@ -6,7 +6,7 @@ taken: a header may promise no more bytes than its encoding needs for the tier i
 """
 
 import hashlib
-from collections.abc import Mapping, Set
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -34,7 +34,7 @@ class Present(NamedTuple):
 
     version: int
     lineage: Mapping[int, int]  # the current version and its ancestors, each with its depth
-    kept: Set[int]  # the versions whose files are here
+    kept: Mapping[int, Mapping[str, str]]  # the versions whose files are here: tier to sha256
     tiers: Mapping[str, LoraAdapter]  # what each rank tier trains on now: names and shapes of every version's
 
     def staleness(self, base_version: int) -> int:
@@ -59,7 +59,9 @@ def read_header(payload: bytes, device_id: str, update: str) -> tuple[UpdateHead
             "malformed",
             f"header of {header.device_id} {header.update} came on the topic of {device_id} {update}",
         )
-    expected = update_id(header.device_id, header.base_version, header.attempt, header.sha256)
+    expected = update_id(
+        header.device_id, header.base_version, header.attempt, header.sha256, header.base_sha256
+    )
     if header.update != expected:
         raise Rejected(
             "malformed", f"update id {header.update} does not belong to its content, expected {expected}"
@@ -115,7 +117,8 @@ def _check_version(header: UpdateHeader, rules: Rules, present: Present) -> None
     base_version = header.base_version
     if base_version > present.version:
         raise Rejected(
-            "unknown-version", f"version {base_version} was never published, {present.version} is current"
+            "unknown-version",
+            f"version {base_version} was never published from this state, {present.version} is current",
         )
     if base_version not in present.lineage:
         raise Rejected(
@@ -129,3 +132,9 @@ def _check_version(header: UpdateHeader, rules: Rules, present: Present) -> None
         )
     if base_version not in present.kept:
         raise Rejected("unknown-version", f"version {base_version} is no longer kept")
+    if header.base_sha256 not in (None, present.kept[base_version].get(header.tier)):
+        raise Rejected(
+            "unknown-version",
+            f"version {base_version} is another one here than the update began from: "
+            "the coordinator's state was restored in between",
+        )

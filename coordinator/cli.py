@@ -38,6 +38,10 @@ EXPORT = examples(
     "tunefleet export --state coordinator --version 41 --base model.gguf \\",
     "  --to gguf --out adapter.gguf",
 )
+BACKUP = examples(
+    "tunefleet backup --state coordinator --out backup-monday",
+    "tunefleet backup --state coordinator --out backup-monday --json",
+)
 FLEET, ADAPTER, MERGING = "Fleet", "Adapter", "Merging"
 RECIPE, SCORES, DEVICES, BROKER = "Training on devices", "Scores", "Devices", "Broker"
 PLACES = {  # in the settings, of options that bear another name there
@@ -572,6 +576,31 @@ def rollback(
         _print_json(version_status(made))
     else:
         typer.echo(f"version {made.version} is current now: version {version} again")
+
+
+@app.command(cls=Command, epilog=BACKUP)
+def backup(
+    state: State,
+    out: Annotated[
+        Path,
+        Option(
+            metavar="FOLDER", rich_help_panel=FLEET, help="The folder to write; nothing may be there yet."
+        ),
+    ],
+    as_json: Json = False,
+) -> None:
+    """Copies a coordinator's state, also while it runs; the copy is a --state folder itself."""
+    from coordinator.backup import make_backup
+
+    made = make_backup(state, out)
+    if as_json:
+        _print_json(made)
+    else:
+        typer.echo(
+            f"version {made.version} and {made.waiting} waiting updates → {out} "
+            f"({made.num_files} files, {made.size_bytes / 1e6:.1f} MB)\n"
+            "It holds the coordinator's private key: keep it where nobody else reads it."
+        )
 
 
 @app.command(cls=Command, epilog=EXPORT)

@@ -20,6 +20,7 @@ EventKind = Literal[
     "version",
     "filtered",  # an update that a filter left out of a version, or cut
     "rollback",
+    "restored",  # the state is of an earlier version than the fleet was
     "scored",
     "warning",
     "stopped",

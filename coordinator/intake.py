@@ -12,6 +12,8 @@ import asyncio
 from collections.abc import Callable
 from typing import NamedTuple
 
+from msgspec import structs
+
 from coordinator.admission import Present, Rules, check_header, check_payload, read_header
 from coordinator.events import Tell
 from coordinator.journal import Journal, Refusal, Update
@@ -81,7 +83,7 @@ class Intake:
                 await self._answer(device_id, _rejection(update, rejected))
             return
         if known is not None:
-            await self._answer(device_id, _final(known))
+            await self._answer(device_id, _numbered(_final(known), header, known.seq))
         elif upload := desk.uploads.find(device_id, update):
             await self._go_on(upload)
         else:
@@ -134,7 +136,7 @@ class Intake:
     async def _settle(self, header: UpdateHeader, rejected: Rejected | None) -> None:
         """Journal first, then the receipt."""
         desk = self._desk
-        desk.journal.record(header, desk.clock(), rejected)
+        seq = desk.journal.record(header, desk.clock(), rejected)
         if desk.uploads.find(header.device_id, header.update):
             desk.uploads.close(header.update)
         verdict = f"rejected, {rejected}" if rejected else f"accepted, from version {header.base_version}"
@@ -147,7 +149,7 @@ class Intake:
             **({"reason": rejected.reason, "detail": rejected.detail} if rejected else {}),
         )
         receipt = _rejection(header.update, rejected) if rejected else _acceptance(header.update)
-        await self._answer(header.device_id, receipt)
+        await self._answer(header.device_id, _numbered(receipt, header, seq))
 
     async def _answer(self, device_id: str, receipt: Receipt) -> None:
         topic = self._desk.topics.device(device_id, "receipt")
@@ -158,6 +160,11 @@ def _final(update: Update) -> Receipt:
     if update.status == "rejected":
         return _rejection(update.id, Rejected(update.reason or "malformed", update.detail))
     return _acceptance(update.id)
+
+
+def _numbered(receipt: Receipt, header: UpdateHeader, seq: int) -> Receipt:
+    """With its place in the journal, for devices that know of it."""
+    return receipt if header.base_sha256 is None else structs.replace(receipt, seq=seq)
 
 
 def _acceptance(update: str) -> Receipt:

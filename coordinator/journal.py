@@ -28,7 +28,7 @@ CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE devices (
     device TEXT PRIMARY KEY, key TEXT NOT NULL, first_seen REAL NOT NULL, last_seen REAL NOT NULL,
     online INTEGER NOT NULL DEFAULT 0, epoch INTEGER NOT NULL DEFAULT 0, hello TEXT, telemetry TEXT,
-    held TEXT NOT NULL DEFAULT '[]'
+    held TEXT NOT NULL DEFAULT '[]', astray REAL
 );
 CREATE TABLE accounts (
     device TEXT PRIMARY KEY, uploads INTEGER NOT NULL, weight REAL NOT NULL, credit REAL NOT NULL,
@@ -65,9 +65,12 @@ INSERT INTO accounts
     SELECT device, count(*), total(weight), 0.0, 0.0, 0 FROM updates
     WHERE merged_into IS NOT NULL GROUP BY device;
 """
-# What one of version 2 lacks: the adapter that version 0 was made of.
-_FROM_2 = "ALTER TABLE versions ADD COLUMN origin TEXT;"
-_FROM = {1: _FROM_1, 2: _FROM_2}
+# What one of version 2 lacks: the adapter that version 0 was made of, and devices that follow another state.
+_FROM_2 = """
+ALTER TABLE versions ADD COLUMN origin TEXT;
+ALTER TABLE devices ADD COLUMN astray REAL;
+"""
+_MIGRATIONS = {1: _FROM_1, 2: _FROM_2}
 
 Status = Literal["accepted", "rejected", "discarded"]
 # No receipt bears it: the device was told `accepted` when its update came.
@@ -98,6 +101,7 @@ class Update(NamedTuple):
     merged_into: int | None  # version; None while it waits in the buffer
     staleness: int | None  # when merged
     weight: float | None  # when merged
+    seq: int = 0  # in order of arrival, over all devices
 
 
 class Refusal(NamedTuple):
@@ -171,6 +175,15 @@ class Journal:
         with self._told(), closing(self._db.execute(query, values)) as cursor:
             return cursor.fetchall()
 
+    def copy(self, path: Path) -> None:
+        """Copies all of it to a new file, as of one moment, whoever writes meanwhile.
+
+        Raises:
+            DiskFull: There is no room; something may be at `path`.
+        """
+        with self._told(), closing(sqlite3.connect(path)) as copied:
+            self._db.backup(copied)
+
     def data_version(self) -> int:
         """A number that changes when another process has changed the journal."""
         return int(self.rows("PRAGMA data_version")[0][0])
@@ -228,6 +241,10 @@ class Journal:
         )
         return bool(found)
 
+    def last_seq(self) -> int:
+        """Of the latest update; 0 where there is none."""
+        return int(self.rows("SELECT coalesce(max(seq), 0) FROM updates")[0][0])
+
     def updates(self, limit: int = 1000) -> list[Update]:
         """The latest updates, newest first."""
         return self._updates("ORDER BY seq DESC LIMIT ?", (limit,))
@@ -240,8 +257,11 @@ class Journal:
             for row in self.rows(f"SELECT {fields} FROM refusals ORDER BY seq DESC LIMIT ?", (limit,))  # noqa: S608
         ]
 
-    def record(self, header: UpdateHeader, at: float, rejected: Rejected | None = None) -> None:
+    def record(self, header: UpdateHeader, at: float, rejected: Rejected | None = None) -> int:
         """Writes an update down, accepted or rejected; one that is already there stays as it is.
+
+        Returns:
+            Its `seq`.
 
         Raises:
             DiskFull: Nothing was written, and no receipt may be sent.
@@ -264,6 +284,7 @@ class Journal:
         marks = ", ".join("?" * len(row))
         with self.transaction() as db:
             db.execute(f"INSERT OR IGNORE INTO updates ({names}) VALUES ({marks})", list(row.values()))  # noqa: S608
+            return int(db.execute("SELECT seq FROM updates WHERE id = ?", (header.update,)).fetchone()[0])
 
     def discard(self, updates: Sequence[str], reason: DiscardReason, detail: str) -> None:
         """Takes accepted updates out of the buffer for good."""
@@ -298,7 +319,7 @@ class Journal:
 
     def _check_schema(self) -> None:
         number = self.rows("PRAGMA user_version")[0][0]
-        if number in _FROM:
+        if number in _MIGRATIONS:
             self._migrate()
         elif number > SCHEMA:
             raise StateError(
@@ -311,9 +332,9 @@ class Journal:
     def _migrate(self) -> None:
         """All of it or nothing; another process may have been faster."""
         with self.transaction() as db:
-            number = db.execute("PRAGMA user_version").fetchone()[0]
-            for old in range(number, SCHEMA):
-                for statement in _FROM[old].split(";"):
+            begun = db.execute("PRAGMA user_version").fetchone()[0]
+            for number in range(begun, SCHEMA):
+                for statement in _MIGRATIONS[number].split(";"):
                     db.execute(statement)
             db.execute(f"PRAGMA user_version = {SCHEMA}")
 

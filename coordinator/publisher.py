@@ -43,15 +43,16 @@ class Publisher:
         self._wanted: dict[str, set[int]] = {}
         self._news = asyncio.Event()
 
-    def ask(self, want: Want) -> None:
-        """Notes what a device is missing; a blob that is not kept is ignored: a newer one is announced."""
+    def ask(self, want: Want) -> bool:
+        """Notes what a device is missing; False where there is no such blob, or none any more."""
         try:
             size = self._versions.path(want.sha256).stat().st_size
         except FileNotFoundError:
-            return
+            return False
         ranges = first_chunks(merge_ranges(want.ranges, num_chunks(size, self._chunk_bytes)), want.window)
         self._wanted.setdefault(want.sha256, set()).update(chunk_numbers(ranges))
         self._news.set()
+        return True
 
     async def run(self) -> None:
         """Publishes for ever."""

@@ -31,6 +31,7 @@ class DeviceStatus(Struct, frozen=True):
     tokens_per_s: float | None  # of the task under way, or the last one
     step: int | None  # of the task under way; None: it trains nothing
     steps: int | None  # 0: bounded by time
+    astray: float | None  # Unix time when it was at a version that is not here; None: it is not
 
 
 class FleetStatus(Struct, frozen=True):
@@ -333,6 +334,7 @@ def _device_status(device: Device, tally: Tally, weight: float, is_served: bool)
         tokens_per_s=task.tokens_per_s if task else measured,
         step=task.step if task else None,
         steps=task.steps if task else None,
+        astray=device.astray,
     )
 
 

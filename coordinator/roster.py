@@ -33,6 +33,7 @@ class Device(NamedTuple):
     hello: Hello | None
     telemetry: Telemetry | None  # of the task under way, or the last one
     held: tuple[int, ...] = ()  # versions that it downloaded or trained on last, oldest first
+    astray: float | None = None  # when it was at a version that is not here; None: it is not
 
 
 class Roster:
@@ -139,6 +140,12 @@ class Roster:
         kept = (*(one for one in held if one != version), version)[-MAX_HELD:]
         self._change(device_id, at, held=kept)
 
+    def stray(self, device_id: str, at: float | None) -> None:
+        """Notes when a device was at a version that is not here, or None when it is back."""
+        known = self._devices.get(device_id)
+        if known and at != known.astray:
+            self._change(device_id, at if at is not None else known.last_seen, astray=at)
+
     def held(self, since: float) -> set[int]:
         """The versions that devices hold of which something was heard since then."""
         return {
@@ -158,8 +165,8 @@ class Roster:
             return
         with self._journal.transaction() as db:
             db.executemany(
-                "UPDATE devices SET last_seen = ?, online = ?, epoch = ?, hello = ?, telemetry = ?, held = ?"
-                " WHERE device = ?",
+                "UPDATE devices SET last_seen = ?, online = ?, epoch = ?, hello = ?, telemetry = ?, held = ?,"
+                " astray = ? WHERE device = ?",
                 [
                     (
                         one.last_seen,
@@ -168,6 +175,7 @@ class Roster:
                         _json(one.hello),
                         _json(one.telemetry),
                         msgspec.json.encode(one.held).decode(),
+                        one.astray,
                         one.device,
                     )
                     for one in (self._devices[device_id] for device_id in self._changed)

@@ -52,6 +52,11 @@ def status_view(width: int, *, report: FleetStatus, now: float) -> RenderableTyp
         lines.append(f"fairness: {report.fairness:.3f} (Jain's index of the weights; 1 is even)")
     if not report.devices:
         return _lines([*lines, "no device has joined yet"])
+    lines += [
+        f"{device.device} does not follow: it was at a version that is not here, {_ago(device.astray, now)}"
+        for device in report.devices
+        if device.astray is not None
+    ]
     return Group(_lines([*lines, ""]), _devices(report.devices, width, now))
 
 
@@ -185,7 +190,11 @@ def _seen(device: DeviceStatus, now: float) -> str:
         return "online"
     if not device.last_seen:
         return "never"
-    ago_s = max(0.0, now - device.last_seen)
+    return _ago(device.last_seen, now)
+
+
+def _ago(at: float, now: float) -> str:
+    ago_s = max(0.0, now - at)
     for unit, seconds in (("d", 86400), ("h", 3600), ("min", 60)):
         if ago_s >= 2 * seconds:
             return f"{ago_s / seconds:.0f} {unit} ago"

@@ -5,6 +5,7 @@ disk.
 """
 
 import asyncio
+import secrets
 import signal
 import time
 from pathlib import Path
@@ -13,11 +14,15 @@ from typing import TYPE_CHECKING
 from msgspec import structs
 
 from coordinator.config import CoordinatorConfig, mqtt_settings
+from coordinator.events import teller
+from coordinator.place import Found, Place
 from coordinator.server import Coordinator, coordinator_presence
 from coordinator.state import CoordinatorState
+from edge.errors import BrokerRefused
 from edge.events import Show
 from edge.training.backends.hub import find_base
 from edge.transport.mqtt import MqttTransport
+from edge.transport.settings import MqttSettings
 
 if TYPE_CHECKING:
     from coordinator.calibration import Calibration
@@ -28,6 +33,7 @@ def serve_fleet(config: CoordinatorConfig, show: Show) -> None:
 
     Raises:
         TransportError: The broker cannot be reached, or refuses.
+        PlaceTaken: Another coordinator serves this fleet.
         BaseModelError, UnsupportedAdapter: The base model does not fit the configuration.
         StateError: The state folder does not.
         DataError, MissingExtra: Versions cannot be scored, or the calibration data cannot be used.
@@ -35,16 +41,62 @@ def serve_fleet(config: CoordinatorConfig, show: Show) -> None:
     """
     settings = mqtt_settings(config)
     config = structs.replace(config, base=str(find_base(config.base)))
-    score, calibrator = open_data(config)
-    for calibration in dict.fromkeys(filter(None, (score, calibrator))):
-        show(calibration.loaded())
     with CoordinatorState(Path(config.state), config.fleet) as state:
-        presence = coordinator_presence(config.fleet, epoch=time.time_ns() // 1_000_000)
-        transport = MqttTransport(settings, presence)
+        place = Place(config.fleet, state.key, lambda: MqttTransport(_aside(settings)))
+        place.epoch = asyncio.run(_begin(place, state, show))
+        score, calibrator = open_data(config)
+        for calibration in dict.fromkeys(filter(None, (score, calibrator))):
+            show(calibration.loaded())
+        transport = MqttTransport(
+            settings, coordinator_presence(config.fleet, place.epoch), claim=place.claim
+        )
         coordinator = Coordinator(
-            config, state, transport, score=score.score if score else None, calibrator=calibrator, show=show
+            config,
+            state,
+            transport,
+            place=place,
+            epoch=place.epoch,
+            score=score.score if score else None,
+            calibrator=calibrator,
+            show=show,
         )
         asyncio.run(_run(coordinator))
+
+
+def _aside(settings: MqttSettings) -> MqttSettings:
+    """For a connection beside the coordinator's own, of which the broker keeps nothing."""
+    client_id = f"{settings.client_id}-{secrets.token_hex(4)}"
+    return structs.replace(settings, client_id=client_id, session_expiry_s=0)
+
+
+async def _begin(place: Place, state: CoordinatorState, show: Show) -> int:
+    """The epoch of a session, if no other coordinator is there; what is amiss with its state is said."""
+    try:
+        found = await place.look()
+    except BrokerRefused:  # as in `Place.claim`
+        found = Found()
+    if found.holder:
+        raise place.taken(found)
+    tell = teller(show)
+    now, current = time.time(), state.versions.current()
+    if current and found.version > current.version:
+        tell(
+            "restored",
+            f"this state is at version {current.version}, and the fleet was at {found.version}: "
+            "it was restored from a backup, and devices will follow it back",
+            version=current.version,
+            before=found.version,
+        )
+    if now * 1000 < state.last_epoch:
+        tell(
+            "warning",
+            "this machine's clock is behind this state's last session; if the state was restored, set the "
+            "clock first: devices follow later sessions only",
+        )
+    for key in sorted(found.strangers):
+        text = f"another coordinator, with key {key}, was here; devices that have pinned it will not follow"
+        tell("warning", text, key=key)
+    return state.begin_session(now, found.epoch)
 
 
 async def _run(coordinator: Coordinator) -> None:

@@ -29,6 +29,7 @@ from coordinator.intake import Desk, Intake
 from coordinator.journal import Update
 from coordinator.merging import Merger, check_calibration
 from coordinator.pace import PaceTeller, describe_pace
+from coordinator.place import Place
 from coordinator.publisher import Publisher
 from coordinator.reports import tell_merge
 from coordinator.roster import Roster
@@ -58,6 +59,7 @@ POLL_S = 0.25  # how soon a rollback by another process, or a time budget that r
 SETTLE_S = 2.0  # until it is known who is here; only where updates wait from before
 RETRY_S = 5.0  # after a full disk, or a calibration set that could not be read
 ANNOUNCE_EVERY_S = 60.0  # a broker without persistence forgets what is retained when it restarts
+ANNOUNCE_AGAIN_S = 5.0  # at the earliest, to a device that asks for what is not here
 SAY_EVERY_S = 60.0
 MAX_FAULTS = 1000
 
@@ -85,6 +87,8 @@ class Coordinator:
         config: Its settings.
         state: Its state folder, entered.
         transport: Not entered yet; with `coordinator_presence`.
+        place: Its claim to the fleet; None where no other can come, as in memory.
+        epoch: Of this session; None begins one.
         score: Scores an adapter on held-out data, in a thread; None scores nothing.
         calibrator: The calibration set, where the strategy asks for it; asked in a thread.
         strategy: Instead of the one that `config` names, which still says the space and what devices do.
@@ -104,6 +108,8 @@ class Coordinator:
         state: CoordinatorState,
         transport: Transport,
         *,
+        place: Place | None = None,
+        epoch: int | None = None,
         score: Score | None = None,
         calibrator: Calibrator | None = None,
         strategy: Strategy | None = None,
@@ -114,6 +120,9 @@ class Coordinator:
         self._config = config
         self._state = state
         self._transport = transport
+        self._place = place
+        self._epoch = state.begin_session(clock()) if epoch is None else epoch
+        self._known = state.journal.last_seq()
         self._score = score
         self._tell = teller(show)
         self._clock = clock
@@ -173,6 +182,7 @@ class Coordinator:
 
         Raises:
             TransportError: The first connection was refused.
+            PlaceTaken: Another coordinator has taken this one's place.
         """
         for update in self._state.recover():
             text = f"update {update[:8]} left the buffer: its payload on this disk is damaged"
@@ -194,6 +204,8 @@ class Coordinator:
             )
             for kind in ("hello", "state", "want", "telemetry", "up/+/+"):
                 await self._transport.subscribe(self._topics.device("+", kind))
+            for topic in (self._topics.coordinator, self._topics.challenge) if self._place else ():
+                await self._transport.subscribe(topic)
             await self._intake.recover()
             await self._announce()  # last: whoever sees a version asks for it at once
             await _until_first(
@@ -202,6 +214,7 @@ class Coordinator:
                 self._merge_when_ready(),
                 self._score_versions(),
                 self._stopping.wait(),
+                *([self._place.keep(self._transport.publish)] if self._place else []),
             )
         self._close()
         told = "stopped; state is on disk, the same command goes on from here"
@@ -232,16 +245,35 @@ class Coordinator:
             case ["device", device_id, "up", update, number]:
                 await self._intake.take_chunk(device_id, update, int(number), payload)
             case ["device", device_id, "want"]:
-                want = decode_message(payload, Want)
-                self._publisher.ask(want)
-                if want.sha256 in self._served:
-                    self._roster.hold(device_id, self._served[want.sha256], at)
+                await self._serve(device_id, decode_message(payload, Want), at)
             case ["device", device_id, "hello"] if payload:
                 self._arrivals.greet(device_id, message, at)
             case ["device", device_id, "state"] if payload:
                 self._arrivals.observe(device_id, message, at)
             case ["device", device_id, "telemetry"]:
-                self._roster.follow(device_id, decode_message(payload, Telemetry), at)
+                telemetry = decode_message(payload, Telemetry)
+                self._roster.follow(device_id, telemetry, at)
+                self._roster.stray(device_id, at if telemetry.base_version > self._version.version else None)
+            case ["coordinator", "challenge"] if self._place:
+                answer = self._place.answer(payload, self._version.version)
+                await self._transport.publish(self._topics.answer, answer)
+            case ["coordinator"] if self._place and payload:
+                self._place.hear(payload)
+
+    async def _serve(self, device_id: str, want: Want, at: float) -> None:
+        """Has the wanted chunks published; where there are none, the device is told what there is instead."""
+        if self._publisher.ask(want):
+            self._roster.stray(device_id, None)
+            if want.sha256 in self._served:
+                self._roster.hold(device_id, self._served[want.sha256], at)
+            return
+        self._roster.stray(device_id, at)
+        if at - self._announced_at >= ANNOUNCE_AGAIN_S:
+            self._complain(
+                f"{device_id} asks for {want.sha256[:16]}…, which is not here; "
+                f"version {self._version.version} is announced again"
+            )
+            await self._announce()
 
     def _complain(self, fault: str) -> None:
         """Says a fault, the same one at most once a minute: strangers must not fill a log."""
@@ -273,6 +305,8 @@ class Coordinator:
                 space=config.stages_in_force.space,
                 recipe=config.recipe_in_force(rank),
                 sketch=self._sketch(),
+                epoch=self._epoch,
+                known=self._known,
             )
             topic = self._topics.version(manifest.tier)
             await self._transport.publish(topic, sign_message(manifest, self._state.key), retain=True)
@@ -294,8 +328,8 @@ class Coordinator:
             )
             for rank in self._config.ranks
         }
-        numbers = {one.version for one in kept}
-        return Present(current.version, versions.lineage(current.version), numbers, tiers)
+        blobs = {one.version: one.tiers for one in kept}
+        return Present(current.version, versions.lineage(current.version), blobs, tiers)
 
     async def _adopt(self, version: Version) -> None:
         self._version = version

@@ -21,6 +21,8 @@ from coordinator.versions import FOLDER, VersionStore
 from edge.disk import claim_folder
 from edge.identity import read_identity
 
+UPDATES = "updates"
+
 
 class CoordinatorState:
     """The state folder of a running coordinator; used as `with CoordinatorState(…) as state:`.
@@ -38,7 +40,7 @@ class CoordinatorState:
     def __init__(self, folder: Path, fleet: str) -> None:
         self.folder = folder
         self.incoming = folder / "incoming"
-        self.updates = folder / "updates"
+        self.updates = folder / UPDATES
         self._fleet = fleet
 
     def __enter__(self) -> Self:
@@ -59,6 +61,27 @@ class CoordinatorState:
     ) -> None:
         self.journal.close()
         self._lock.close()
+
+    def begin_session(self, at: float, heard: int = 0) -> int:
+        """The epoch of a new session: later than every one before, also where the clock was set back.
+
+        A restored journal remembers an early one, and the clock then is later, or what was heard is.
+
+        Args:
+            at: Unix time in seconds.
+            heard: The latest epoch that the broker still has, signed by this coordinator's key.
+
+        Raises:
+            DiskFull: It was not noted, and must not be used.
+        """
+        epoch = max(int(at * 1000), self.last_epoch + 1, heard + 1)
+        self.journal.note("epoch", str(epoch))
+        return epoch
+
+    @property
+    def last_epoch(self) -> int:
+        """Of the session before, as far as this folder knows."""
+        return int(self.journal.meta("epoch") or 0)
 
     def recover(self) -> list[str]:
         """Brings files and journal together after a kill; to be called before anything is received.

@@ -23,6 +23,12 @@ class Assignment(Struct, frozen=True, forbid_unknown_fields=True):
     manifest: Manifest
     attempt: int
 
+    def yielded(self, header: UpdateHeader) -> bool:
+        """Whether that update came of this task."""
+        manifest = self.manifest
+        is_same_base = header.base_sha256 in (None, manifest.sha256)
+        return (header.base_version, header.attempt) == (manifest.version, self.attempt) and is_same_base
+
 
 class Update(NamedTuple):
     """What a task yields."""
@@ -109,8 +115,10 @@ def make_update(
     sent = train_mask(rows, "a" if recipe.keeps == "b" else recipe.trains, 0)
     payload, left = encode_delta(rows, began, residual, manifest.encoding, mask=sent)
     sha256 = hashlib.sha256(payload).hexdigest()
+    # A coordinator that tells no epoch is of an older tunefleet, and takes no header that names the blob.
+    base_sha256 = manifest.sha256 if manifest.epoch else None
     header = UpdateHeader(
-        update=update_id(device_id, manifest.version, task.attempt, sha256),
+        update=update_id(device_id, manifest.version, task.attempt, sha256, base_sha256),
         fleet=manifest.fleet,
         device_id=device_id,
         tier=manifest.tier,
@@ -127,5 +135,6 @@ def make_update(
         seconds=result.seconds,
         loss_before=result.loss_before,
         loss_after=result.loss_after,
+        base_sha256=base_sha256,
     )
     return Update(header, payload, left, trained if recipe.keeps == "b" else None)

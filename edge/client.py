@@ -47,6 +47,8 @@ class Client:
             config.device_id,
             state.memory.coordinator_key,
             lambda text: show(Event("warning", text, {})),
+            # A coordinator that tells no epoch may be followed back to any version, as ever.
+            (state.memory.epoch, state.memory.newest if state.memory.epoch else -1),
         )
         spool = Spool(state.spool, state.residual)
         self._session = Session(config, backend, state, spool, inbox, transport, show, asyncio.Event())
@@ -85,9 +87,8 @@ class Client:
         config = self._session.config
         async with self._session.transport, self._worker:
             self._session.say("joined", f"fleet {config.fleet} as {config.device_id}")
-            loops = [
-                asyncio.create_task(run()) for run in (self._learner.run, self._courier.run, self._listen)
-            ]
+            runs = (self._learner.run, self._learner.follow, self._courier.run, self._listen)
+            loops = [asyncio.create_task(run()) for run in runs]
             try:
                 done, _ = await asyncio.wait(loops, return_when=asyncio.FIRST_COMPLETED)
                 for loop in done:

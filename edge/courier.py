@@ -44,9 +44,8 @@ class Courier:
     def _next(self) -> Entry | None:
         """The oldest update whose task is closed: before that, a kill could make the task start again."""
         task = self._session.state.memory.task
-        pending = (task.manifest.version, task.attempt) if task else None
         entries = self._session.spool.entries()
-        return next((e for e in entries if (e.header.base_version, e.header.attempt) != pending), None)
+        return next((entry for entry in entries if not (task and task.yielded(entry.header))), None)
 
     async def _greet(self) -> None:
         """Sends the capability card, once the base model is known; again, once the speed is."""
@@ -74,9 +73,12 @@ class Courier:
 
     def _settle(self, entry: Entry, receipt: Receipt) -> None:
         name = f"update {entry.header.update[:8]} on version {entry.header.base_version}"
-        facts = msgspec.structs.asdict(receipt) | {"base_version": entry.header.base_version}
+        facts = {"base_version": entry.header.base_version}
+        facts |= {name: value for name, value in msgspec.structs.asdict(receipt).items() if name != "seq"}
         if receipt.status == "accepted":
             self._session.spool.accept(entry)
+            if receipt.seq:
+                self._session.state.update(seq=max(receipt.seq, self._session.state.memory.seq))
             self._session.say("accepted", name, **facts)
             return
         reason = receipt.reason or "malformed"

@@ -33,6 +33,7 @@ class Download:
         self._received = 0
         self._news = asyncio.Event()
         self._fault: DiskFull | None = None
+        self._is_interrupted = False
 
     def receive(self, number: int, chunk: bytes) -> None:
         """Takes a chunk as it came from the broker."""
@@ -44,6 +45,11 @@ class Download:
             self._fault = error
         self._news.set()
 
+    def interrupt(self) -> None:
+        """Has `run` return: the coordinator may have no such blob any more."""
+        self._is_interrupted = True
+        self._news.set()
+
     async def run(self, topics: Topics, on_progress: Callable[[int], None]) -> bool:
         """Fetches what is missing, for as long as it comes.
 
@@ -52,7 +58,7 @@ class Download:
             on_progress: Called with the number of chunks that are here.
 
         Returns:
-            Whether everything is here; False when nothing came for `patience_s`.
+            Whether everything is here; False when nothing came for `patience_s`, or after `interrupt`.
 
         Raises:
             DiskFull: A chunk found no room.
@@ -60,7 +66,8 @@ class Download:
         await self._transport.subscribe(topics.blob(self.sha256))
         while not self._part.is_complete:
             on_progress(self.num_chunks - sum(end - start for start, end in self._part.missing()))
-            if not await self._window():
+            came = await self._window()
+            if (not came or self._is_interrupted) and not self._part.is_complete:
                 return False
         await self._transport.unsubscribe(topics.blob(self.sha256))
         return True
@@ -72,7 +79,7 @@ class Download:
         before = self._received
         want = Want(sha256=self.sha256, ranges=missing, window=WINDOW)
         await self._transport.publish(self._want_topic, encode_message(want))
-        while self._received < due and not self._part.is_complete:
+        while self._received < due and not self._part.is_complete and not self._is_interrupted:
             self._news.clear()
             try:
                 async with asyncio.timeout(self._patience_s):

@@ -12,7 +12,8 @@ TunefleetError (converters.errors)
     ├── DiskFull           no room to spool or to journal; nothing was lost
     ├── TransportError     the broker cannot be reached
     │   ├── BrokerRefused  the broker answered no: password, rights, protocol
-    │   └── TlsFailure     the encrypted connection could not be made
+    │   ├── TlsFailure     the encrypted connection could not be made
+    │   └── PlaceTaken     another process has this one's place in the fleet
     └── ProtocolError      a message that breaks the wire's contract
         └── Rejected       an update that was refused, with the reason of its receipt
 """
@@ -74,6 +75,10 @@ class BrokerRefused(TransportError):  # noqa: N818
 
 class TlsFailure(TransportError):  # noqa: N818
     """The encrypted connection could not be made."""
+
+
+class PlaceTaken(TransportError):  # noqa: N818
+    """Another process has this one's place in the fleet, which is one process's at a time."""
 
 
 class ProtocolError(EdgeError):

@@ -25,6 +25,7 @@ EventKind = Literal[
     "spooled",
     "accepted",
     "rejected",
+    "dropped",  # a task that is of no use any more
     "warning",
     "stopped",
 ]

@@ -6,6 +6,8 @@ from edge.disk import room_for, sync_folder, write_through
 from edge.errors import StateError
 from edge.protocol.signing import new_key
 
+FILE = "identity.key"
+
 
 def read_identity(folder: Path, advice: str) -> bytes:
     """The key in `folder`, 32 bytes.
@@ -18,9 +20,9 @@ def read_identity(folder: Path, advice: str) -> bytes:
         StateError: The file holds no key.
         DiskFull: There is no room to make one.
     """
-    path = folder / "identity.key"
+    path = folder / FILE
     if not path.exists():
-        draft = folder / ".identity.key.partial"
+        draft = folder / f".{FILE}.partial"
         with room_for("a key", folder):
             write_through(draft, new_key().hex().encode(), mode=0o600)
             draft.replace(path)

@@ -15,6 +15,7 @@ from converters.errors import AdapterError
 from edge.assignment import Assignment, Update, make_plan, make_update, start_adapter, task_seed
 from edge.blobs import Blobs
 from edge.disk import write_file
+from edge.epochs import Epochs
 from edge.errors import (
     BackendError,
     DiskFull,
@@ -27,7 +28,6 @@ from edge.errors import (
 from edge.offers import Offers
 from edge.progress import ProgressReporter
 from edge.proof import Proof
-from edge.protocol.messages import Manifest
 from edge.protocol.signing import sign_message
 from edge.session import Session
 from edge.training.task import Result, Task
@@ -52,6 +52,7 @@ class Learner:
         self._blobs = Blobs(session)
         self._proof = Proof(session, self._blobs)
         self._offers = Offers(session, self._proof)
+        self._epochs = Epochs(session, self._end_training)
         self._reporter = ProgressReporter(session)
 
     async def run(self) -> None:
@@ -67,9 +68,16 @@ class Learner:
         finally:
             await self._reporter.close()
 
+    async def follow(self) -> None:
+        """Follows the coordinator for ever; a task that is of no use to it any more is dropped."""
+        await self._epochs.run()
+
     async def stop(self) -> bool:
         """Ends a task under way with a checkpoint; whether `run` will now end by itself."""
         self._is_stopping = True
+        return await self._end_training()
+
+    async def _end_training(self) -> bool:
         if self._is_training:
             await self._worker.stop()
             return True
@@ -99,17 +107,23 @@ class Learner:
             return True
         task = self._state.memory.task or await self._offers.next_task()
         is_ours = await self._proof.holds(task.manifest)  # the model may be another than before a restart
-        dispatched = await self._fetch(task.manifest) if is_ours else None
-        if dispatched is None:
-            self._state.update(task=None)
+        dispatched = await self._fetch(task) if is_ours else None
+        result = await self._train(task, dispatched) if dispatched and not self._epochs.loss(task) else None
+        if dispatched is None or result is None or self._epochs.loss(task):
+            self._drop(task)
             return False
-        result = await self._train(task, dispatched)
         if result.is_complete:
             await self._spool(task, dispatched, result)
         return result.is_complete
 
-    async def _fetch(self, manifest: Manifest) -> Path | None:
+    def _drop(self, task: Assignment) -> None:
+        if reason := self._epochs.loss(task):
+            self._session.say("dropped", reason, version=task.manifest.version)
+        self._state.update(task=None)
+
+    async def _fetch(self, task: Assignment) -> Path | None:
         """The version's adapter on the disk; None when it stopped coming and there is a newer version."""
+        manifest = task.manifest
         final = self._state.versions / f"{manifest.sha256}.safetensors"
         if final.exists():
             return final
@@ -122,7 +136,7 @@ class Learner:
         what = f"version {manifest.version}"
         while not await self._blobs.fetch(part, final, what, version=manifest.version):
             newest = self._session.inbox.choose(self._session.config.max_rank)
-            if newest and newest.version > manifest.version:
+            if self._epochs.loss(task) or (newest and newest.version > manifest.version):
                 part.discard()
                 return None
         return final
@@ -196,16 +210,17 @@ class Learner:
         else:
             if update.personal is not None:  # before the spool: a task that is in there is never done again
                 write_file(self._state.personal, dump_adapter(update.personal))
-            self._take_in(update)
+            self._take_in(update, task.manifest.epoch)
         self._close(
             task,
             tokens_per_s=result.num_tokens / result.seconds if result.seconds else None,
             micro_batch_tokens=result.micro_batch_tokens,
         )
 
-    def _take_in(self, update: Update) -> None:
+    def _take_in(self, update: Update, epoch: int) -> None:
         header = update.header
-        self._session.spool.add(header, sign_message(header, self._key), update.payload, update.residual)
+        signed = sign_message(header, self._key)
+        self._session.spool.add(header, signed, update.payload, update.residual, epoch)
         self._session.say(
             "spooled",
             f"update {header.update[:8]} on version {header.base_version}: {header.size_bytes:,} bytes, "
@@ -223,11 +238,15 @@ class Learner:
     def _close_spooled(self) -> bool:
         """Closes a task whose update lies in the spool: a kill or a full disk came just in between."""
         task = self._state.memory.task
-        if task is None or not self._session.spool.holds(task.manifest.version, task.attempt):
+        if task is None or not self._session.spool.holds(
+            task.manifest.version, task.attempt, task.manifest.epoch
+        ):
             return False
         self._close(task)
         return True
 
     def _close(self, task: Assignment, **measured: float | None) -> None:
-        self._state.update(task=None, version=task.manifest.version, attempts=task.attempt + 1, **measured)
+        manifest = task.manifest
+        trained = {"version": manifest.version, "sha256": manifest.sha256, "attempts": task.attempt + 1}
+        self._state.update(task=None, **trained, **measured)
         self._session.spooled.set()

@@ -35,7 +35,10 @@ class Offers:
                 manifest = inbox.choose(max_rank)
             task = await self._offer(manifest) if manifest else None
             if task:
-                self._session.state.update(task=task, coordinator_key=inbox.coordinator_key)
+                epoch, newest = inbox.seen
+                self._session.state.update(
+                    task=task, coordinator_key=inbox.coordinator_key, epoch=epoch, newest=newest
+                )
                 return task
             if (reason := self._waits_for(manifest)) != told:
                 self._session.say("waiting", reason)
@@ -51,7 +54,8 @@ class Offers:
             )
         if not await self._proof.holds(manifest):
             return None
-        attempt = memory.attempts if manifest.version == memory.version else 0
+        is_same = manifest.version == memory.version and memory.sha256 in ("", manifest.sha256)
+        attempt = memory.attempts if is_same else 0
         is_exhausted = 0 < manifest.recipe.attempts <= attempt
         is_crowded = len(self._session.spool.entries()) >= config.max_pending
         return None if is_exhausted or is_crowded else Assignment(manifest, attempt)

@@ -2,7 +2,7 @@
 
 An update is one folder, made elsewhere and renamed into place, so it is there whole or not at all:
 
-    spool/<base version>-<attempt>/
+    spool/<epoch>-<base version>-<attempt>/    without the epoch where the coordinator told none
         header.json           the signed header, as it is sent
         payload.bin           the encoded delta
         residual.safetensors  what the encoding left over
@@ -60,12 +60,26 @@ class Spool:
         """
         return [_read(path) for path in sorted(self._folder.iterdir()) if not path.name.startswith(".")]
 
-    def holds(self, version: int, attempt: int) -> bool:
+    def holds(self, version: int, attempt: int, epoch: int = 0) -> bool:
         """Whether the update of this task is here."""
-        return (self._folder / _name(version, attempt)).exists()
+        return (self._folder / _name(epoch, version, attempt)).exists()
 
-    def add(self, header: UpdateHeader, signed: bytes, payload: bytes, residual: LoraAdapter | None) -> None:
+    def add(
+        self,
+        header: UpdateHeader,
+        signed: bytes,
+        payload: bytes,
+        residual: LoraAdapter | None,
+        epoch: int = 0,
+    ) -> None:
         """Takes an update in; afterwards it survives a power cut.
+
+        Args:
+            header: Of the update.
+            signed: The same, as it is sent.
+            payload: The encoded delta.
+            residual: What the encoding left over.
+            epoch: Of the task's manifest: a restored coordinator's versions fall, epochs always rise.
 
         Raises:
             DiskFull: Nothing was added.
@@ -79,7 +93,7 @@ class Spool:
                 if residual is not None:
                     write_through(draft / RESIDUAL, dump_adapter(residual))
                 sync_folder(draft)
-                draft.rename(self._folder / _name(header.base_version, header.attempt))
+                draft.rename(self._folder / _name(epoch, header.base_version, header.attempt))
             except OSError:
                 shutil.rmtree(draft, ignore_errors=True)
                 raise
@@ -109,8 +123,9 @@ class Spool:
         shutil.rmtree(leaving)
 
 
-def _name(version: int, attempt: int) -> str:
-    return f"{version:010d}-{attempt:06d}"
+def _name(epoch: int, version: int, attempt: int) -> str:
+    """In the order of time; names without an epoch come before all others."""
+    return f"{epoch:016d}-{version:010d}-{attempt:06d}" if epoch else f"{version:010d}-{attempt:06d}"
 
 
 def _read(folder: Path) -> Entry:

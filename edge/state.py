@@ -26,7 +26,7 @@ from edge.disk import claim_folder, write_file
 from edge.errors import StateError
 from edge.identity import read_identity
 
-FORMAT = 1
+FORMAT = 2  # 1 knew no epochs; its folders are taken up
 
 
 class Memory(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -39,8 +39,12 @@ class Memory(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     base_files: str = ""  # the files that it was proved of; empty where the fingerprint is their own
     coordinator_key: str | None = None  # pinned at first sight
     task: Assignment | None = None
+    epoch: int = 0  # of the coordinator's latest session; what is signed by an earlier one does not count
+    newest: int = -1  # version seen in it
     version: int = -1  # the last version trained on
+    sha256: str = ""  # of its blob: after a restore of the coordinator's state its number may name another
     attempts: int = 0  # tasks finished on it
+    seq: int = 0  # the latest in the coordinator's journal of this device's verdicts
     tokens_per_s: float | None = None  # measured by the last task
     micro_batch_tokens: int = 0  # what memory allowed in the last task; 0 is all at once
 
@@ -94,7 +98,9 @@ class DeviceState:
 
     def task_folder(self, task: Assignment) -> Path:
         """The worker's folder for `task`; those of other tasks are removed."""
-        wanted = self.task / f"{task.manifest.version}-{task.attempt}-{task.manifest.tier}"
+        manifest = task.manifest
+        session = f"-{manifest.epoch}" if manifest.epoch else ""
+        wanted = self.task / f"{manifest.version}-{task.attempt}-{manifest.tier}{session}"
         for path in self.task.iterdir():
             if path != wanted:
                 shutil.rmtree(path)
@@ -135,6 +141,7 @@ def _agreed(path: Path, fresh: Memory) -> Memory:
     is_proved = fresh.base_files and memory.base_files == fresh.base_files
     return msgspec.structs.replace(
         memory,
+        format=FORMAT,
         base=memory.base if is_proved else fresh.base,
         base_files=fresh.base_files,
         coordinator_key=pinned or configured,

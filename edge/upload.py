@@ -34,6 +34,12 @@ class Upload:
         self._queue: deque[int] = deque()
         self._verdict: Receipt | None = None
         self._news = asyncio.Event()
+        self._is_interrupted = False
+
+    def interrupt(self) -> None:
+        """Has `run` begin again with the header: the coordinator may have forgotten the update."""
+        self._is_interrupted = True
+        self._news.set()
 
     def receive(self, receipt: Receipt) -> None:
         """Takes a receipt whose signature was checked."""
@@ -51,10 +57,11 @@ class Upload:
             await self._publish("header", self._entry.signed)
             await self._send_all()
             is_heard = await self._hear(patience * self._patience_s)
-            while is_heard and self._verdict is None:
+            while is_heard and self._verdict is None and not self._is_interrupted:
                 await self._send_all()
                 is_heard = await self._hear(self._patience_s)
-            patience = min(2 * patience, MAX_PATIENCE)
+            patience = 1.0 if self._is_interrupted else min(2 * patience, MAX_PATIENCE)
+            self._is_interrupted = False
         return self._verdict
 
     def _fill(self, ranges: Iterable[Range]) -> None:

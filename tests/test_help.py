@@ -15,7 +15,7 @@ from coordinator.config import RANKS, SCALE, TARGETS, CoordinatorConfig
 from edge.config import DeviceConfig
 
 ALONE = ["train", "eval", "generate", "demo", "convert"]
-FLEET = ["join", "serve", "status", "history", "rollback", "export"]
+FLEET = ["join", "serve", "status", "history", "rollback", "backup", "export"]
 COMMANDS = [*((name,) for name in ALONE + FLEET), ("bench", "device"), ("data", "check")]
 
 

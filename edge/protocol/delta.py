@@ -78,9 +78,22 @@ def encode_delta(
     return payload, make_delta(delta, apply_delta(nothing, decode_adapter(payload, like=delta)))
 
 
-def update_id(device_id: str, base_version: int, attempt: int, sha256: str) -> str:
-    """The update's name, 32 hex digits: the same update has the same id however often it is sent."""
+def update_id(
+    device_id: str, base_version: int, attempt: int, sha256: str, base_sha256: str | None = None
+) -> str:
+    """The update's name, 32 hex digits: the same update has the same id however often it is sent.
+
+    Args:
+        device_id: Who trained.
+        base_version: On what.
+        attempt: How many tasks the device had done on it before.
+        sha256: Of the payload.
+        base_sha256: Of the base version's blob, where it is told: a number may name two versions, one from
+            before the coordinator's state was restored, and one from after.
+    """
     text = f"{device_id}\n{base_version}\n{attempt}\n{sha256}"
+    if base_sha256 is not None:
+        text += f"\n{base_sha256}"
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 

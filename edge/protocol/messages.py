@@ -8,13 +8,15 @@ Field names are the wire: golden bytes in the tests hold them still.
 from typing import Annotated, Literal, TypeVar
 
 import msgspec
-from msgspec import Meta, Struct
+from msgspec import UNSET, Meta, Struct, UnsetType
 
 from edge.errors import ProtocolError
 
 Id = Annotated[str, Meta(pattern=r"^[a-z0-9]([a-z0-9-]{0,62}[a-z0-9])?$")]
 Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}$")]
 UpdateId = Annotated[str, Meta(pattern=r"^[0-9a-f]{32}$")]
+Nonce = Annotated[str, Meta(pattern=r"^[0-9a-f]{32}$")]
+HostName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9._-]{0,64}$")]  # it is shown on other people's terminals
 Count = Annotated[int, Meta(ge=0, le=2**53)]
 Seconds = Annotated[float, Meta(ge=0)]
 EncodingName = Literal["f32", "f16", "int8", "int4"]
@@ -51,6 +53,24 @@ class Presence(Record, frozen=True):
     epoch: Count  # Unix time in ms at the start of the session
 
 
+class Challenge(Record, frozen=True):
+    """Topic `coordinator/challenge`: whoever coordinates this fleet is asked to say so."""
+
+    nonce: Nonce
+
+
+class Answer(Record, frozen=True):
+    """Topic `coordinator/answer`, inside `Signed`: who coordinates this fleet, to one challenge."""
+
+    fleet: Id
+    nonce: Nonce  # of the challenge
+    session: Nonce  # drawn by each process anew: two that run from copies of one state folder share their key
+    epoch: Count
+    version: Count
+    since: Annotated[float, Meta(ge=0, le=1e11)]  # Unix time
+    host: HostName
+
+
 class Recipe(Record, frozen=True):
     """How devices are to train on a version.
 
@@ -79,8 +99,12 @@ class Blob(Record, frozen=True):
     size_bytes: Count
 
 
-class Manifest(Record, frozen=True):
-    """Topic `version/<tier>`, retained, inside `Signed`: the current version for a rank tier."""
+class Manifest(Record, frozen=True, omit_defaults=True):
+    """Topic `version/<tier>`, retained, inside `Signed`: the current version for a rank tier.
+
+    Of two, the one of the later epoch counts, and in one epoch the one of the higher version: a coordinator
+    whose state was restored may go back, and a manifest that somebody has kept and sends again may not.
+    """
 
     fleet: Id
     tier: Id  # `r8`: adapters of rank 8
@@ -95,6 +119,8 @@ class Manifest(Record, frozen=True):
     space: Space
     recipe: Recipe
     sketch: Blob | None = None  # a sample of the base model, to prove a quantised copy by
+    epoch: Count = 0  # of the coordinator's session, always later than any before; 0: it tells none
+    known: Count = 0  # the latest `seq` of its journal when the session began; what is beyond it is forgotten
 
 
 class Hello(Record, frozen=True):
@@ -117,10 +143,10 @@ class Want(Record, frozen=True):
     window: Annotated[int, Meta(ge=1, le=16)]  # how many chunks the device takes now
 
 
-class UpdateHeader(Record, frozen=True):
+class UpdateHeader(Record, frozen=True, omit_defaults=True):
     """Topic `device/<id>/up/<update>/header`, inside `Signed`, before the update's chunks."""
 
-    update: UpdateId  # of (device, base version, attempt, sha256): `edge.protocol.delta.update_id`
+    update: UpdateId  # `edge.protocol.delta.update_id`
     fleet: Id
     device_id: Id
     tier: Id
@@ -137,13 +163,14 @@ class UpdateHeader(Record, frozen=True):
     seconds: Seconds
     loss_before: float  # first and last step's training loss
     loss_after: float
+    base_sha256: Sha256 | None = None  # of the base version's blob; None where the manifest had no epoch
 
 
 class Receipt(Record, frozen=True):
     """Topic `device/<id>/receipt`, inside `Signed`: what became of an update.
 
     `accepted` and `rejected` are final, and mean that the journal knows; `missing` names the chunks that the
-    coordinator still waits for.
+    coordinator still waits for. A number is told to devices that name their base's blob.
     """
 
     update: UpdateId
@@ -151,6 +178,7 @@ class Receipt(Record, frozen=True):
     reason: Reason | None = None
     detail: str = ""
     missing: tuple[Range, ...] = ()
+    seq: Count | UnsetType = UNSET  # of the verdict in the coordinator's journal, which counts on
 
 
 class Telemetry(Record, frozen=True):

@@ -13,6 +13,8 @@ class Topics:
     def __init__(self, fleet: str) -> None:
         self.root = f"{ROOT}/{fleet}"
         self.coordinator = f"{self.root}/coordinator"
+        self.challenge = f"{self.coordinator}/challenge"
+        self.answer = f"{self.coordinator}/answer"
 
     def version(self, tier: str) -> str:
         """Retained manifest of the current version for `tier`."""

@@ -26,7 +26,7 @@ class Unanswered(TransportError):  # noqa: N818
 
 
 def new_client(settings: MqttSettings, presence: Presence | None, *, is_v5: bool) -> Client:
-    """A client that keeps its session, acknowledges by hand and never reconnects by itself.
+    """A client that acknowledges by hand, does not reconnect, and keeps its session where it may last.
 
     Raises:
         TlsFailure: A certificate file cannot be used.
@@ -34,7 +34,7 @@ def new_client(settings: MqttSettings, presence: Presence | None, *, is_v5: bool
     client = Client(
         CallbackAPIVersion.VERSION2,
         client_id=settings.client_id,
-        clean_session=None if is_v5 else False,
+        clean_session=None if is_v5 else settings.session_expiry_s == 0,
         protocol=MQTTProtocolVersion.MQTTv5 if is_v5 else MQTTProtocolVersion.MQTTv311,
         reconnect_on_failure=False,
         manual_ack=True,
@@ -63,7 +63,7 @@ def dial(client: Client, settings: MqttSettings) -> None:
         properties.SessionExpiryInterval = settings.session_expiry_s
         properties.ReceiveMaximum = MAX_UNREAD
         properties.MaximumPacketSize = MAX_INCOMING_BYTES
-        options = {"clean_start": False, "properties": properties}
+        options = {"clean_start": settings.session_expiry_s == 0, "properties": properties}
     try:
         client.connect(settings.host, settings.port, settings.keepalive_s, **options)
     except (OSError, UnicodeError) as error:  # UnicodeError: a host name that no DNS can hold

@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from types import TracebackType
 from typing import Self
 
-from edge.errors import BrokerRefused, TlsFailure, TransportError
+from edge.errors import BrokerRefused, PlaceTaken, TlsFailure, TransportError
 from edge.transport.base import Limits, Message, Presence
 from edge.transport.dial import ProtocolRefused, Unanswered
 from edge.transport.paho import Incoming, Link, LinkLost
@@ -32,6 +32,8 @@ class MqttTransport:
     Args:
         settings: Where the broker is (`MqttSettings.from_url`).
         presence: Birth and will; None for a client that nobody watches.
+        claim: Asked before every connection, with whether another client took the session; its `PlaceTaken`
+            ends the transport for good. None has a client that is thrown out come back.
         generator: Draws the jitter of the back-off.
         sleep: Waits between attempts.
         max_backoff_s: The longest wait between attempts.
@@ -42,12 +44,14 @@ class MqttTransport:
         settings: MqttSettings,
         presence: Presence | None = None,
         *,
+        claim: Callable[[bool], Awaitable[None]] | None = None,
         generator: random.Random | None = None,
         sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
         max_backoff_s: float = 30.0,
     ) -> None:
         self._settings = settings
         self._presence = presence
+        self._claim = claim
         self._random = generator or random.Random()  # noqa: S311 - jitter, not secrets
         self._sleep = sleep
         self._max_backoff_s = max_backoff_s
@@ -58,6 +62,8 @@ class MqttTransport:
         self._window = asyncio.Semaphore(0)
         self._changed = asyncio.Event()  # connected, or left
         self._lost = asyncio.Event()
+        self._was_taken = False
+        self._fault: PlaceTaken | None = None
         self._is_left = False
         self._mending: asyncio.Task[None] | None = None
 
@@ -109,6 +115,7 @@ class MqttTransport:
 
         Raises:
             BrokerRefused: The broker takes no such message.
+            PlaceTaken: As `claim` said; nothing goes out any more.
             TransportError: It is larger than the broker takes, or the transport has been left.
         """
         while True:
@@ -153,13 +160,19 @@ class MqttTransport:
             return
 
     async def messages(self) -> AsyncIterator[Message]:
-        """See `Transport.messages`; a message counts as received when the next one is asked for."""
+        """See `Transport.messages`; a message counts as received when the next one is asked for.
+
+        Raises:
+            PlaceTaken: As `claim` said.
+        """
         while not self._is_left and (incoming := await self._queue.get()) is not None:
             message = incoming.message
             retained = ", retained" if message.retained else ""
             LOG.debug("from %s: %d bytes%s", message.topic, len(message.payload), retained)
             yield message
             incoming.acknowledge()
+        if self._fault is not None:
+            raise self._fault
 
     async def _connect_first(self) -> None:
         """Connects; what cannot be reached is tried again for `wait_for_broker_s`."""
@@ -170,7 +183,7 @@ class MqttTransport:
             try:
                 await self._connect()
                 return
-            except (BrokerRefused, TlsFailure):
+            except (BrokerRefused, TlsFailure, PlaceTaken):
                 raise
             except TransportError:
                 pause = self._backoff_s(attempt)
@@ -190,6 +203,9 @@ class MqttTransport:
                 attempt += 1
                 try:
                     await self._connect()
+                except PlaceTaken as error:
+                    self._end(error)
+                    return
                 except TransportError as error:
                     LOG.warning("attempt %d: %s", attempt, error)
                 else:
@@ -200,7 +216,9 @@ class MqttTransport:
         return self._random.uniform(0, min(self._max_backoff_s, 0.5 * 2.0 ** min(attempt, 16)))
 
     async def _connect(self) -> None:
-        """One attempt: connection, subscriptions, birth; only then publishes go out."""
+        """One attempt: claim, connection, subscriptions, birth; only then publishes go out."""
+        if self._claim is not None:
+            await self._claim(self._was_taken)
         link = await self._open_link()
         self._lost.clear()
         try:
@@ -235,12 +253,21 @@ class MqttTransport:
                 break
             self._changed.clear()
             await self._changed.wait()
+        if self._fault is not None:
+            raise self._fault
         if self._is_left or self._link is None:
             raise TransportError(f"broker {self._settings.place}: the transport has been left")
         return self._link, self._window
 
-    def _lose(self) -> None:
+    def _lose(self, was_taken: bool) -> None:
+        self._was_taken = was_taken
         self._lost.set()
+
+    def _end(self, fault: PlaceTaken) -> None:
+        """Whoever publishes or listens gets `fault`; nothing is said of the presence, which is another's."""
+        self._fault, self._is_left = fault, True
+        self._changed.set()
+        self._queue.put_nowait(None)
 
     def _received(self, incoming: Incoming) -> None:
         if incoming.qos > 0 or self._queue.qsize() < MAX_QUEUED:

@@ -24,6 +24,7 @@ from edge.transport.dial import Unanswered, dial, new_client, refusal, unanswere
 from edge.transport.settings import MqttSettings
 
 MAX_READS = 4  # packets in a row, before others have their turn
+TAKEN_OVER = 0x8E  # MQTT 5, 3.14.2.1
 HEADER_BYTES = 32  # of a publish besides topic and payload: fixed header, packet id, properties
 
 
@@ -52,7 +53,8 @@ class Link:
         version: `5` or `3.1.1`.
         presence: The will, and the birth that the caller publishes.
         on_message: Called in the event loop for each message; must return at once.
-        on_lost: Called in the event loop when the connection has broken.
+        on_lost: Called in the event loop when the connection has broken, with whether another client took
+            the session; a broker tells that in MQTT 5 only.
     """
 
     def __init__(
@@ -61,7 +63,7 @@ class Link:
         version: str,
         presence: Presence | None,
         on_message: Callable[[Incoming], None],
-        on_lost: Callable[[], None],
+        on_lost: Callable[[bool], None],
     ) -> None:
         self.limits = Limits(max_packet_bytes=268_435_455, max_in_flight=settings.max_in_flight)
         self.is_alive = False
@@ -75,6 +77,7 @@ class Link:
         self._housekeeping: asyncio.TimerHandle | None = None
         self._socket: socket.socket | None = None  # while the event loop watches it
         self._is_adopted = False
+        self._was_taken = False
         self._is_writing = False
         self._num_events = 0
         self._client = self._new_client(presence)
@@ -267,6 +270,7 @@ class Link:
         reason: ReasonCode,
         properties: Properties | None,
     ) -> None:
+        self._was_taken = reason.packetType == PacketTypes.DISCONNECT and reason.value == TAKEN_OVER
         if self._is_adopted:  # else the connecting thread's own failure, which `open` sees
             self._lose(str(reason))
 
@@ -324,7 +328,7 @@ class Link:
         if self._housekeeping is not None:
             self._housekeeping.cancel()
         if was_alive:
-            self._on_lost()
+            self._on_lost(self._was_taken)
         text = f"broker {self._settings.place} closed the connection: {reason}"
         if not self._answer.done():
             self._answer.set_exception(unanswered(self._settings))

@@ -37,7 +37,8 @@ class MqttSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
         protocol: `auto` speaks MQTT 5, and 3.1.1 with a broker that refuses it.
         ca_file: Certificates to trust (PEM) instead of the system's.
         cert_file: This client's own certificate (PEM), with `key_file`, where the broker asks for one.
-        session_expiry_s: How long the broker keeps the session without a connection (MQTT 5).
+        session_expiry_s: How long the broker keeps the session without a connection (MQTT 5); with 0 it keeps
+            none, in 3.1.1 neither.
         keepalive_s: A dead connection is found out within twice this time.
         connect_timeout_s: For each of TCP, TLS handshake and the broker's answer.
         wait_for_broker_s: How long the first connection is tried again while the broker cannot be reached.

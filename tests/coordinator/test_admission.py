@@ -22,7 +22,8 @@ def adapter(value=1.0, rank=2, width=3):
 
 
 # 4 -> 5 was rolled back to 2: 2, 1, 0 and 6 are the lineage; of these 0 has lost its files.
-PRESENT = Present(6, {6: 2, 2: 2, 1: 1, 0: 0}, {6, 2, 1}, {"r2": adapter()})
+BLOBS = {number: {"r2": f"{number:064x}"} for number in (6, 2, 1)}
+PRESENT = Present(6, {6: 2, 2: 2, 1: 1, 0: 0}, BLOBS, {"r2": adapter()})
 
 
 def header(payload, **changes):
@@ -32,7 +33,13 @@ def header(payload, **changes):
         "encoding": "f32", "num_examples": 1, "num_tokens": 1, "num_steps": 1, "seconds": 1.0,
         "loss_before": 1.0, "loss_after": 1.0,
     } | changes  # fmt: skip
-    named = update_id(fields["device_id"], fields["base_version"], fields["attempt"], fields["sha256"])
+    named = update_id(
+        fields["device_id"],
+        fields["base_version"],
+        fields["attempt"],
+        fields["sha256"],
+        fields.get("base_sha256"),
+    )
     return UpdateHeader(**{"update": named} | fields)
 
 
@@ -67,6 +74,17 @@ def test_a_sound_update_passes_and_gives_its_delta():
 )
 def test_a_header_that_proves_nothing_is_refused(payload, expected):
     assert reason(read_header, payload, "x", header(GOOD).update) == expected
+
+
+def test_an_update_of_another_version_of_that_number_is_rejected():
+    same, other = (header(GOOD, base_version=2, base_sha256=f"{number:064x}") for number in (2, 3))
+    for good in (same, header(GOOD, base_version=2)):
+        read_header(sign_message(good, KEY), "x", good.update)
+        check_header(good, RULES, PRESENT)
+    assert same.update != other.update
+    with pytest.raises(Rejected, match="version 2 is another one here than the update began from") as caught:
+        check_header(other, RULES, PRESENT)
+    assert caught.value.reason == "unknown-version"
 
 
 def test_another_message_is_no_header():

@@ -11,7 +11,7 @@ from coordinator.uploads import Uploads
 from edge.protocol.codec import encode_adapter
 from edge.protocol.messages import Telemetry, UpdateHeader
 
-PRESENT = Present(5, {number: number for number in range(6)}, set(range(6)), {})
+PRESENT = Present(5, {number: number for number in range(6)}, {number: {} for number in range(6)}, {})
 
 
 def header(base_version):
@@ -75,7 +75,7 @@ def test_a_device_that_is_away_for_long_holds_nothing(journal, roster, uploads):
 def test_a_version_that_a_rollback_took_out_of_the_line_is_held_by_nobody(journal, roster, uploads):
     roster.hold("x", 3, 0.0)
     holding = Holding(journal, roster, uploads, max_staleness=10, hold_s=60.0)
-    assert holding.versions(Present(5, {5: 1, 0: 0}, {0, 3, 5}, {}), 0.0) == set()
+    assert holding.versions(Present(5, {5: 1, 0: 0}, {0: {}, 3: {}, 5: {}}, {}), 0.0) == set()
 
 
 def test_updates_that_wait_or_are_being_received_hold_their_versions(journal, roster, uploads):

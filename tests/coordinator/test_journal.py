@@ -127,8 +127,27 @@ def test_a_journal_of_version_1_gets_what_it_lacks_and_loses_nothing(tmp_path):
             assert versions.accounts() == {"x": Account(uploads=2, weight=0.75, credit=0.0)}
             (made,) = versions.history()
             assert (made.loss, made.tiers, made.carried) == (1.5, {"r2": "tier"}, Carried())
-            assert [device.held for device in read_devices(journal)] == [()]
+            assert [(device.held, device.astray) for device in read_devices(journal)] == [((), None)]
             assert [update.attempt for update in journal.waiting()] == [0]
+
+
+def test_a_journal_of_version_2_gets_what_it_lacks(tmp_path):
+    Journal(tmp_path, "home").close()
+    with closing(sqlite3.connect(tmp_path / FILE)) as db:
+        db.executescript("ALTER TABLE devices DROP COLUMN astray; PRAGMA user_version = 2;")
+        db.execute("INSERT INTO devices (device, key, first_seen, last_seen) VALUES ('x', 'ab', 1.0, 2.0)")
+        db.commit()
+    for _ in range(2):
+        with closing(Journal(tmp_path)) as journal:
+            assert [(device.device, device.astray) for device in read_devices(journal)] == [("x", None)]
+
+
+def test_every_session_has_a_later_epoch_whatever_the_clock_says(tmp_path):
+    epochs = []
+    for at, heard in ((1000.0, 0), (1000.0, 0), (1.0, 0), (2000.0, 0), (1.0, 5_000_000), (1.0, 0)):
+        with CoordinatorState(tmp_path, "home") as state:
+            epochs.append(state.begin_session(at, heard))
+    assert epochs == [1_000_000, 1_000_001, 1_000_002, 2_000_000, 5_000_001, 5_000_002]
 
 
 @pytest.mark.parametrize("content", [b"", b"no database at all " * 500])

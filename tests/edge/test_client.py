@@ -191,7 +191,7 @@ def test_a_stopped_task_goes_on_from_its_checkpoint(home):
                 await device.until("training", 3)
             assert kinds(device) == ["joined", "stopped"]
             reached = device.of("training")[-1].facts["done"]
-            assert list((home.folder / "lamp" / "task").glob("0-0-r4/checkpoint*"))
+            assert list((home.folder / "lamp" / "task").glob("0-0-r4-*/checkpoint*"))
             async with home.device(max_tasks=1) as again:
                 await again.client.run()
             assert again.of("training")[0].facts["done"] > reached

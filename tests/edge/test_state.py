@@ -1,3 +1,4 @@
+import json
 import stat
 
 import pytest
@@ -63,11 +64,35 @@ def test_another_configured_key_than_the_pinned_one_is_refused(tmp_path):
 
 
 def test_a_newer_format_is_refused_and_left_alone(tmp_path):
-    content = '{"format": 2, "what": "comes"}'
+    content = '{"format": 3, "what": "comes"}'
     (tmp_path / "state.json").write_text(content)
-    with pytest.raises(StateError, match=r"has format 2, this tunefleet reads up to 1; upgrade it"):
+    with pytest.raises(StateError, match=r"has format 3, this tunefleet reads up to 2; upgrade it"):
         DeviceState(tmp_path, memory()).__enter__()
     assert (tmp_path / "state.json").read_text() == content
+
+
+def test_a_folder_of_format_1_is_taken_up_with_its_task(tmp_path):
+    manifest = {
+        "fleet": "home", "tier": "r4", "version": 3, "parent": 2, "sha256": "0" * 64, "size_bytes": 10,
+        "chunk_bytes": 1024, "encoding": "f32", "base": BASE, "rank": 4, "space": "product",
+        "recipe": {"steps": 1}, "sketch": None,
+    }  # fmt: skip
+    old = {"format": 1, "fleet": "home", "device_id": "lamp", "base": BASE, "version": 3, "attempts": 1}
+    old["task"] = {"manifest": manifest, "attempt": 1}
+    (tmp_path / "state.json").write_text(json.dumps(old))
+    with DeviceState(tmp_path, memory()) as state:
+        assert (state.memory.version, state.memory.attempts, state.memory.epoch) == (3, 1, 0)
+        assert state.task_folder(state.memory.task).name == "3-1-r4"  # its checkpoints are still found
+        state.update(task=None)
+    assert json.loads((tmp_path / "state.json").read_text())["format"] == 2
+
+
+def test_tasks_of_two_versions_of_one_number_have_folders_of_their_own(tmp_path, make_manifest):
+    with DeviceState(tmp_path, memory()) as state:
+        old = state.task_folder(Assignment(make_manifest(version=58, epoch=1), 0))
+        (old / "checkpoint").write_text("of the other one")
+        new = state.task_folder(Assignment(make_manifest(version=58, epoch=2), 0))
+        assert list(new.iterdir()) == []
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"format": 1}', '{"format": 1, "fleet": 3}'])

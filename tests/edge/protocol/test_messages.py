@@ -5,7 +5,9 @@ import pytest
 
 from edge.errors import ProtocolError
 from edge.protocol.messages import (
+    Answer,
     Blob,
+    Challenge,
     Hello,
     Manifest,
     Presence,
@@ -97,6 +99,23 @@ GOLDEN = [
         b'"missing":[]}',
     ),
     (
+        Challenge(nonce=UPDATE),
+        b'{"nonce":"' + UPDATE.encode() + b'"}',
+    ),
+    (
+        Answer(
+            fleet="home",
+            nonce=UPDATE,
+            session="ef" * 16,
+            epoch=1760000000000,
+            version=57,
+            since=1760000000.5,
+            host="pi-4.local",
+        ),
+        b'{"fleet":"home","nonce":"' + UPDATE.encode() + b'","session":"' + b"ef" * 16 + b'",'
+        b'"epoch":1760000000000,"version":57,"since":1760000000.5,"host":"pi-4.local"}',
+    ),
+    (
         Receipt(update=UPDATE, status="missing", missing=((0, 2),)),
         b'{"update":"'
         + UPDATE.encode()
@@ -119,6 +138,19 @@ def test_golden_bytes(message, golden):
     assert encode_message(decode_message(golden, type(message))) == golden
 
 
+def test_the_fields_of_epochs_come_last_and_only_where_they_are_told():
+    manifest, header = (
+        next(one for one, _ in GOLDEN if isinstance(one, k)) for k in (Manifest, UpdateHeader)
+    )
+    told = encode_message(msgspec.structs.replace(manifest, epoch=1760000000000))
+    assert told == encode_message(manifest)[:-1] + b',"epoch":1760000000000}'
+    assert decode_message(encode_message(manifest), Manifest).epoch == 0
+    told = encode_message(msgspec.structs.replace(header, base_sha256=SHA))
+    assert told == encode_message(header)[:-1] + b',"base_sha256":"' + SHA.encode() + b'"}'
+    without = encode_message(msgspec.structs.replace(manifest, sketch=None))[:-1] + b',"sketch":null}'
+    assert decode_message(without, Manifest).sketch is None  # as an older coordinator writes it
+
+
 @pytest.mark.parametrize(
     ("payload", "kind", "complaint"),
     [
@@ -130,6 +162,7 @@ def test_golden_bytes(message, golden):
         (b'{"steps":1,"pull":-0.5}', Recipe, ">= 0.0"),
         (b'{"steps":1,"trains":"c"}', Recipe, "Invalid enum value 'c'"),
         (b'{"online":true,"epoch":1e400}', Presence, "Presence: "),
+        (b'{"nonce":"1"}', Challenge, "matching regex"),
         (b'{"sha256":"../x","ranges":[],"window":1}', Want, "matching regex"),
         (b'{"sha256":"' + SHA.encode() + b'","ranges":[[0,1,2]],"window":1}', Want, "`array` of length 2"),
         (b'{"sha256":"' + SHA.encode() + b'","ranges":[],"window":17}', Want, "<= 16"),
@@ -147,6 +180,8 @@ def test_topics_are_golden_and_have_at_most_7_slashes():
     topics = Topics("home")
     names = [
         topics.coordinator,
+        topics.challenge,
+        topics.answer,
         topics.version("r8"),
         topics.blob(SHA, 5),
         topics.device("kitchen-1", "hello"),
@@ -154,11 +189,13 @@ def test_topics_are_golden_and_have_at_most_7_slashes():
     ]
     assert names == [
         "tunefleet/v1/home/coordinator",
+        "tunefleet/v1/home/coordinator/challenge",
+        "tunefleet/v1/home/coordinator/answer",
         "tunefleet/v1/home/version/r8",
         f"tunefleet/v1/home/blob/{SHA}/5",
         "tunefleet/v1/home/device/kitchen-1/hello",
         f"tunefleet/v1/home/device/kitchen-1/up/{UPDATE}/header",
     ]
     assert max(name.count("/") for name in names) <= 7
-    assert topics.levels(names[3]) == ["device", "kitchen-1", "hello"]
+    assert topics.levels(names[5]) == ["device", "kitchen-1", "hello"]
     assert topics.levels("tunefleet/v1/other/coordinator") == []
