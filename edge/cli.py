@@ -1,18 +1,20 @@
 """Commands of a device; heavy imports happen inside the command that needs them."""
 
 import asyncio
-import json
 from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from typer import Argument, Option
+from typer import Option
 
 from converters.command import OUTPUT, Command, examples
 from edge import bench, data
-from edge.join import EXAMPLES, JoinCommand, join
+from edge.generate import EXAMPLES as GENERATE
+from edge.generate import generate
+from edge.join import EXAMPLES as JOIN
+from edge.join import JoinCommand, join
 from edge.options import (
     ADAPTER,
     DATA,
@@ -50,14 +52,11 @@ EVALUATE = examples(
     "tunefleet eval --base Qwen/Qwen3-0.6B --data held-out.jsonl",
     "tunefleet eval --base model.gguf --adapter adapter --data held-out.jsonl",
 )
-GENERATE = examples(
-    "tunefleet generate --base Qwen/Qwen3-0.6B --adapter adapter 'What is MQTT?'",
-    "tunefleet generate --base model.gguf --max-tokens 400 < letter.txt",
-)
-LENGTH, OPTIMIZER, SAMPLING = "How long to train", "Optimizer", "Sampling"
+LENGTH, OPTIMIZER = "How long to train", "Optimizer"
 
 app = typer.Typer()
-app.command(cls=JoinCommand, epilog=EXAMPLES)(join)
+app.command(cls=JoinCommand, epilog=JOIN)(join)
+app.command(cls=Command, epilog=GENERATE)(generate)
 app.add_typer(bench.app)
 app.add_typer(data.app)
 
@@ -304,55 +303,6 @@ def evaluate(
         display.stage(f"loading {base}")
         report = asyncio.run(score())
     print_report(report, as_json)
-
-
-@app.command(cls=Command, epilog=GENERATE)
-def generate(
-    base: BaseOption,
-    prompts: Annotated[list[str], Argument(metavar="PROMPT", help="Texts to continue.")],
-    adapter: AdapterOption = None,
-    backend: BackendOption = Backend.auto,
-    precision: PrecisionOption = Precision.auto,
-    max_tokens: Annotated[
-        int,
-        Option(metavar="N", min=1, rich_help_panel=SAMPLING, help="The most tokens of a completion."),
-    ] = 128,
-    temperature: Annotated[
-        float,
-        Option(
-            "--temperature",
-            "--temp",
-            metavar="X",
-            min=0,
-            rich_help_panel=SAMPLING,
-            help="Higher is more varied; 0 always takes the most likely token.",
-        ),
-    ] = 0.0,
-    seed: Annotated[
-        int, Option(metavar="N", min=0, rich_help_panel=SAMPLING, help="Of the choice of tokens.")
-    ] = 0,
-    as_json: AsJson = False,
-) -> None:
-    """Continues prompts, with an adapter or without."""
-    from edge.training.alone import canonical_file
-    from edge.training.backends.hub import find_base
-    from edge.training.display import Display
-    from edge.training.worker import Worker
-
-    async def complete() -> list[str]:
-        found = find_base(base)
-        with canonical_file(adapter, found) as path:
-            async with Worker(found, backend.value, precision.value) as worker:
-                return await worker.generate(
-                    prompts, adapter=path, max_tokens=max_tokens, temperature=temperature, seed=seed
-                )
-
-    with Display() as display:
-        display.stage(f"generating with {base}")
-        completions = asyncio.run(complete())
-    for prompt, completion in zip(prompts, completions, strict=True):
-        report = {"prompt": prompt, "completion": completion}
-        typer.echo(json.dumps(report, ensure_ascii=False) if as_json else completion)
 
 
 def _run(params: Mapping[str, Any]) -> "Run":

@@ -30,6 +30,7 @@ from edge.training.backends.hub import find_base
 from edge.training.checkpoint import FILE
 from edge.training.data.check import check_source
 from edge.training.data.folders import locate
+from edge.training.data.forms import Asking
 from edge.training.dataset import DataSource
 from edge.training.plan import Plan
 from edge.training.task import Evaluation, Loaded, Progress, Result, Task
@@ -179,6 +180,25 @@ def canonical_file(adapter: LoraAdapter | Path | None, base: Path) -> Iterator[P
         yield path
 
 
+def trained_asking(adapter: Path) -> Asking | None:
+    """How the data that an adapter was trained on asks; None is unknown.
+
+    Its metrics.json tells, for as long as it lies beside the adapter.
+    """
+    folder = adapter if adapter.is_dir() else adapter.parent
+    try:
+        metrics = msgspec.json.decode((folder / METRICS).read_bytes(), type=_Asked)
+    except (OSError, msgspec.MsgspecError):
+        return None
+    is_of_it = Path(metrics.adapter).name == adapter.name or adapter.is_dir()
+    return metrics.asking if is_of_it else None
+
+
+class _Asked(Struct):
+    adapter: str
+    asking: Asking | None = None
+
+
 def evaluation_report(evaluation: Evaluation) -> dict[str, Any]:
     """An evaluation as it is printed."""
     return {
@@ -281,6 +301,7 @@ def _report(run: Run, loaded: Loaded, adapter: LoraAdapter, result: Result) -> d
         "loss_after": result.loss_after,
         "micro_batch_tokens": result.micro_batch_tokens,
         "is_complete": result.is_complete,
+        "asking": result.asking,
     }
 
 

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Event, Thread
-from typing import BinaryIO, cast
+from typing import BinaryIO, Literal, cast
 
 import msgspec
 from msgspec import structs
@@ -26,17 +26,21 @@ from converters.canonical import load_adapter
 from converters.errors import TunefleetError
 from edge.disk import room_for
 from edge.errors import EdgeError
+from edge.training.asking import encode_questions, end_tokens
 from edge.training.backends import load_model
 from edge.training.backends.base import ModelCard, Precision, TrainableModel
 from edge.training.data.folders import stamp
-from edge.training.dataset import Dataset, DataSource, encode_prompt, load_dataset
+from edge.training.dataset import Dataset, DataSource, load_dataset
 from edge.training.held_model import HeldModel
 from edge.training.plan import Plan
 from edge.training.task import (
+    Completion,
+    Completions,
     Evaluation,
     Failed,
     Generation,
     Loaded,
+    Piece,
     Progress,
     Reply,
     Request,
@@ -44,8 +48,8 @@ from edge.training.task import (
     Scoring,
     Stop,
     Task,
-    Texts,
 )
+from edge.training.text_stream import TextStream
 from edge.training.trainer import score_dataset, train
 
 PROGRESS_EVERY_S = 0.1  # a toy's step takes less than a millisecond
@@ -140,17 +144,47 @@ class Session:
         data = self._dataset(request.data, seq_tokens)
         return score_dataset(self.model, data, seq_tokens=seq_tokens, batch_tokens=request.batch_tokens)
 
-    def _generate(self, request: Generation) -> Texts:
+    def _generate(self, request: Generation) -> Completions:
         self.held.compute_in("auto")
+        tokenizer, sampling = self.model.tokenizer, request.sampling
+        prompts = encode_questions(request, tokenizer, self.model.card.max_tokens)
         self._set_adapter(request.adapter)
-        tokenizer = self.model.tokenizer
-        completions = self.model.generate(
-            [encode_prompt(tokenizer, prompt) for prompt in request.prompts],
-            max_tokens=request.max_tokens,
-            temperature=request.temperature,
-            seed=request.seed,
+        streams = [TextStream(tokenizer) for _ in prompts]
+
+        def tell(index: int, text: str) -> None:
+            if text and request.is_streamed:
+                self.send(Piece(prompt=index, text=text))
+
+        found = self.model.generate(
+            prompts,
+            max_tokens=sampling.max_tokens,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            seed=sampling.seed,
+            ends=end_tokens(tokenizer),
+            on_token=lambda index, token: tell(index, streams[index].push(token)),
         )
-        return Texts(texts=tuple(tokenizer.decode(completion) for completion in completions))
+        for index, stream in enumerate(streams):
+            tell(index, stream.end())
+        return Completions(
+            completions=tuple(
+                Completion(
+                    text=stream.text,
+                    num_prompt_tokens=len(prompt),
+                    num_tokens=len(tokens),
+                    ended_by=self._ended_by(len(prompt), len(tokens), sampling.max_tokens),
+                )
+                for prompt, tokens, stream in zip(prompts, found, streams, strict=True)
+            )
+        )
+
+    def _ended_by(
+        self, num_prompt_tokens: int, num_tokens: int, max_tokens: int
+    ) -> Literal["end", "max_tokens", "context"]:
+        if num_tokens >= max_tokens:
+            return "max_tokens"
+        is_full = num_prompt_tokens + num_tokens >= self.model.card.max_tokens
+        return "context" if is_full else "end"
 
     def _set_adapter(self, path: str | None) -> None:
         self.model.set_adapter(load_adapter(Path(path)) if path else LoraAdapter({}))
@@ -203,6 +237,7 @@ def serve(
             precision=card.precision,
             backend_why="",  # the parent chose it
             precision_why=card.why if precision == "auto" else "as asked",
+            has_chat_template=session.model.tokenizer.has_chat_template,
         )
     )
     for request in inbox:

@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 from edge.training.backends.base import Tokenizer
 from edge.training.data.faults import Faults
-from edge.training.data.forms import wanted_columns
+from edge.training.data.forms import Asking, asking_of, wanted_columns
 from edge.training.data.reading import read_rows
 from edge.training.data.rows import open_rows
 from edge.training.data.source import DataSource as DataSource
@@ -34,6 +34,7 @@ class Dataset(NamedTuple):
     examples: Examples
     num_truncated: int  # rows of which something was cut away
     digest: str  # sha256 hex of all tokens and labels
+    asking: Asking = "plain"  # how a model is to be asked that was trained on it
 
 
 def load_dataset(source: DataSource, tokenizer: Tokenizer, *, seq_tokens: int) -> Dataset:
@@ -49,14 +50,16 @@ def load_dataset(source: DataSource, tokenizer: Tokenizer, *, seq_tokens: int) -
     faults = Faults(rows.path, rows.unit)
     examples = Examples()
     digest = hashlib.sha256()
+    forms: set[str] = set()
     num_truncated = 0
     for reading in read_rows(rows, source, tokenizer, faults, seq_tokens=seq_tokens):
+        forms.add(reading.form)
         num_truncated += reading.is_truncated
         for example in reading.examples:
             examples.append(example)
             _add_to(digest, example)
     faults.check()
-    return Dataset(examples, num_truncated, digest.hexdigest())
+    return Dataset(examples, num_truncated, digest.hexdigest(), asking_of(forms))
 
 
 def encode_prompt(tokenizer: Tokenizer, prompt: str) -> list[int]:

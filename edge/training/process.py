@@ -19,7 +19,7 @@ from converters.errors import TunefleetError
 from edge.errors import BackendError, OutOfMemory
 from edge.training.backends import BackendName, resolve_backend
 from edge.training.backends.base import Precision
-from edge.training.task import Evaluation, Failed, Loaded, Progress, Reply, Request, Result, Texts
+from edge.training.task import Completions, Evaluation, Failed, Loaded, Part, Reply, Request, Result
 
 LINE_BYTES = 64 << 20  # a long run's result holds the loss of every step
 LAST_WORDS = 8  # lines of stderr
@@ -28,7 +28,7 @@ _NOT_PLAIN = ("MissingExtra", "Rejected")  # built from more than a message
 VMSTAT = Path("/proc/vmstat")
 # What Python, C++, ggml and OpenBLAS say where they end the process, too, instead of raising an error.
 _WANT_OF_MEMORY = ("memoryerror", "bad_alloc", "allocate", "memory allocation", "insufficient memory")
-R = TypeVar("R", Loaded, Result, Evaluation, Texts)
+R = TypeVar("R", Loaded, Result, Evaluation, Completions)
 
 
 class Killed(OutOfMemory):
@@ -66,7 +66,7 @@ class Child:
         try:
             child.loaded = structs.replace(await child.receive(Loaded), backend_why=chosen.why)
         except BaseException as error:
-            child.terminate()
+            child.kill()
             await child.close()
             if isinstance(error, Killed):  # a smaller step would not help
                 raise OutOfMemory(f"{base}: {error}, while the model was loaded") from error
@@ -78,8 +78,8 @@ class Child:
         assert self.process.stdin
         self.process.stdin.write(msgspec.json.encode(request) + b"\n")
 
-    async def receive(self, kind: type[R], on_progress: Callable[[Progress], None] = lambda _: None) -> R:
-        """The next reply that is no progress.
+    async def receive(self, kind: type[R], on_part: Callable[[Part], None] = lambda _: None) -> R:
+        """The next whole reply.
 
         Raises:
             TunefleetError: As the process reports it.
@@ -88,8 +88,8 @@ class Child:
         assert self.process.stdout
         while (line := await self.process.stdout.readline()).endswith(b"\n"):
             reply = msgspec.json.decode(line, type=Reply)
-            if isinstance(reply, Progress):
-                on_progress(reply)
+            if isinstance(reply, Part):
+                on_part(reply)
             elif isinstance(reply, kind):
                 return reply
             elif isinstance(reply, Failed):
@@ -101,6 +101,12 @@ class Child:
         self.is_over = True
         with contextlib.suppress(ProcessLookupError):
             self.process.terminate()
+
+    def kill(self) -> None:
+        """Ends the process at once."""
+        self.is_over = True
+        with contextlib.suppress(ProcessLookupError):
+            self.process.kill()
 
     async def close(self) -> None:
         """Ends the process, by force where it does not end by itself."""

@@ -1,10 +1,12 @@
 """What is asked of a worker and what it answers: the records that cross the pipe, one JSON object a line."""
 
 import math
+from typing import Annotated, Literal
 
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from edge.training.backends.base import Precision
+from edge.training.data.forms import Asking
 from edge.training.dataset import DataSource
 from edge.training.plan import Plan
 
@@ -59,6 +61,7 @@ class Result(Record, frozen=True, tag="result"):
     micro_batch_tokens: int
     is_complete: bool
     precision: Precision = "float32"  # trained in; a resumed run keeps what it began in
+    asking: Asking = "plain"  # how the data asks, and the adapter is to be asked
 
 
 class Scoring(Record, frozen=True, tag="score"):
@@ -71,14 +74,41 @@ class Scoring(Record, frozen=True, tag="score"):
     precision: Precision = "float32"  # auto: what is trained in
 
 
+class Sampling(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How completions are chosen.
+
+    Attributes:
+        max_tokens: The most tokens of a completion.
+        temperature: Higher is more varied; 0 always takes the most likely token.
+        top_p: Above a temperature of 0, only the most likely tokens that together reach this probability.
+        seed: Of the drawing; each prompt begins with it.
+    """
+
+    max_tokens: Annotated[int, Meta(ge=1)] = 128
+    temperature: Annotated[float, Meta(ge=0)] = 0.0
+    top_p: Annotated[float, Meta(gt=0, le=1)] = 1.0
+    seed: Annotated[int, Meta(ge=0)] = 0
+
+
 class Generation(Record, frozen=True, tag="generate"):
-    """Continue prompts with an adapter, or without one."""
+    """Answer prompts with an adapter, or without one.
+
+    Attributes:
+        prompts: What is asked.
+        adapter: Canonical file; None is the plain base.
+        sampling: How the answers are chosen.
+        asking: Each prompt is a text that is continued, or a user's turn in the chat template, or an
+            instruction in Alpaca's prompt.
+        system: What the system says before it, in a chat.
+        is_streamed: Text is sent as it comes, too.
+    """
 
     prompts: tuple[str, ...]
     adapter: str | None
-    max_tokens: int
-    temperature: float
-    seed: int
+    sampling: Sampling
+    asking: Asking = "plain"
+    system: str | None = None
+    is_streamed: bool = False
 
 
 class Stop(Record, frozen=True, tag="stop"):
@@ -90,10 +120,11 @@ class Loaded(Record, frozen=True, tag="loaded"):
 
     backend: str
     num_parameters: int
-    max_tokens: int
+    max_tokens: int  # of a text
     precision: Precision
     backend_why: str  # this backend
     precision_why: str  # this precision
+    has_chat_template: bool = False
 
     @property
     def described(self) -> str:
@@ -119,10 +150,27 @@ class Evaluation(Record, frozen=True, tag="evaluation"):
         return math.exp(self.loss) if self.loss < 700 else math.inf
 
 
-class Texts(Record, frozen=True, tag="texts"):
-    """Completions, one for each prompt."""
+class Piece(Record, frozen=True, tag="piece"):
+    """Text of a completion under way; never ends in the middle of a character."""
 
-    texts: tuple[str, ...]
+    prompt: int  # index
+    text: str
+
+
+class Completion(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What a prompt was answered with."""
+
+    text: str
+    num_prompt_tokens: int  # the chat template's own counted
+    num_tokens: int
+    # Why it ended: the model was done, it was as long as asked for, or the model's context was full.
+    ended_by: Literal["end", "max_tokens", "context"]
+
+
+class Completions(Record, frozen=True, tag="completions"):
+    """One completion for each prompt."""
+
+    completions: tuple[Completion, ...]
 
 
 class Failed(Record, frozen=True, tag="failed"):
@@ -134,4 +182,5 @@ class Failed(Record, frozen=True, tag="failed"):
 
 
 Request = Task | Scoring | Generation | Stop
-Reply = Loaded | Progress | Result | Evaluation | Texts | Failed
+Part = Progress | Piece  # of a reply that is under way
+Reply = Loaded | Result | Evaluation | Completions | Failed | Part

@@ -199,6 +199,7 @@ class _Run:
             micro_batch_tokens=self.tally.micro_batch_tokens,
             is_complete=self.is_complete,
             precision=self.model.card.precision,
+            asking=self.dataset.asking,
         )
 
     def _num_epoch_steps(self) -> int:

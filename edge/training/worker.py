@@ -15,25 +15,40 @@ from msgspec import structs
 from edge.errors import OutOfMemory
 from edge.training.backends import BackendName
 from edge.training.backends.base import Precision
+from edge.training.data.forms import Asking
 from edge.training.dataset import DataSource
 from edge.training.packing import WIDTH_STEP
 from edge.training.process import Child, Killed
 from edge.training.task import (
+    Completion,
+    Completions,
     Evaluation,
     Generation,
     Loaded,
+    Part,
+    Piece,
     Progress,
     Request,
     Result,
+    Sampling,
     Scoring,
     Stop,
     Task,
-    Texts,
 )
 
-__all__ = ["DataSource", "Evaluation", "Progress", "Result", "Task", "Trainer", "Worker"]
+__all__ = [
+    "Completion",
+    "DataSource",
+    "Evaluation",
+    "Progress",
+    "Result",
+    "Sampling",
+    "Task",
+    "Trainer",
+    "Worker",
+]
 
-R = TypeVar("R", Loaded, Result, Evaluation, Texts)
+R = TypeVar("R", Loaded, Result, Evaluation, Completions)
 
 
 class Trainer(Protocol):
@@ -114,12 +129,17 @@ class Worker:
             BackendError: The process died, with its last words; the next call resumes.
             TunefleetError: As `edge.training.trainer.train`, and `DataError` for the data.
         """
+
+        def tell(part: Part) -> None:
+            if isinstance(part, Progress):
+                on_progress(part)
+
         async with self._turn:
             self._is_training, self._wants_stop = True, False
             try:
                 while True:
                     try:
-                        return await self._ask(task, Result, on_progress)
+                        return await self._ask(task, Result, tell)
                     except Killed as error:
                         task = _halved(task, error)
             finally:
@@ -176,28 +196,64 @@ class Worker:
         temperature: float = 0.0,
         seed: int = 0,
     ) -> list[str]:
-        """Completions, one for each prompt; temperature 0 is greedy."""
+        """Continuations of texts, one for each; temperature 0 is greedy."""
+        sampling = Sampling(max_tokens=max_tokens, temperature=temperature, seed=seed)
+        return [found.text for found in await self.complete(prompts, sampling, adapter=adapter)]
+
+    async def complete(
+        self,
+        prompts: Sequence[str],
+        sampling: Sampling,
+        *,
+        adapter: Path | str | None = None,
+        asking: Asking = "plain",
+        system: str | None = None,
+        on_text: Callable[[int, str], object] | None = None,
+    ) -> list[Completion]:
+        """Answers prompts.
+
+        Args:
+            prompts: What is asked.
+            sampling: How the answers are chosen.
+            adapter: A canonical file; None is the plain base.
+            asking: Each prompt is a text that is continued, or a user's turn in the chat template, or an
+                instruction in Alpaca's prompt.
+            system: What the system says before it, in a chat.
+            on_text: Called with a prompt's index and the next piece of its answer, as it comes.
+
+        Raises:
+            DataError: A prompt is empty or longer than the model's context, or the base has no chat template.
+        """
         request = Generation(
             prompts=tuple(prompts),
             adapter=str(adapter) if adapter else None,
-            max_tokens=max_tokens,
-            temperature=temperature,
-            seed=seed,
+            sampling=sampling,
+            asking=asking,
+            system=system,
+            is_streamed=on_text is not None,
         )
+
+        def tell(part: Part) -> None:
+            if on_text and isinstance(part, Piece):
+                on_text(part.prompt, part.text)
+
         async with self._turn:
-            return list((await self._ask(request, Texts)).texts)
+            return list((await self._ask(request, Completions, tell)).completions)
 
     async def _ask(
-        self, request: Request, kind: type[R], on_progress: Callable[[Progress], None] = lambda _: None
+        self, request: Request, kind: type[R], on_part: Callable[[Part], None] = lambda _: None
     ) -> R:
         child = await self._running()
         try:
             child.send(request)
             if self._wants_stop:
                 child.send(Stop())
-            return await child.receive(kind, on_progress)
-        except asyncio.CancelledError:
-            child.terminate()  # it would answer the next call with this one's reply
+            return await child.receive(kind, on_part)
+        except asyncio.CancelledError:  # it would answer the next call with this one's reply
+            if isinstance(request, Task):
+                child.terminate()
+            else:
+                child.kill()  # it has nothing to save, and asks nobody before it has answered
             raise
         finally:
             if child.is_over:

@@ -8,7 +8,7 @@ data and plan give the same losses everywhere, within rounding.
 AdamW is Loshchilov & Hutter's (arXiv 1711.05101) with bias correction, betas (0.9, 0.999), eps 1e-8.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from converters.adapter import LoraAdapter
 
 Precision = Literal["auto", "float32", "bfloat16", "float16"]  # auto: what trains fastest on this model
+OnToken = Callable[[int, int], object]  # index of the prompt, token
 Snapshot = dict[str, NDArray[Any]]  # flat names to arrays: adapter, both AdamW moments, step counter
 
 
@@ -73,6 +74,16 @@ class Tokenizer(Protocol):
     bos_id: int | None
     eos_id: int | None
 
+    @property
+    def end_ids(self) -> frozenset[int]:
+        """Tokens that end a text: `eos_id`, and others that the model's files name."""
+        ...
+
+    @property
+    def has_chat_template(self) -> bool:
+        """Whether `render` knows how."""
+        ...
+
     def encode(self, text: str) -> list[int]:
         """Token ids of `text` as it stands: no special tokens are added."""
         ...
@@ -100,7 +111,7 @@ class Tokenizer(Protocol):
             add_generation_prompt: The text goes on to where the assistant's next turn begins.
 
         Raises:
-            DataError: If the base model has no chat template, or it does not take these messages.
+            DataError: The base model has no chat template, or its template does not take these messages.
         """
         ...
 
@@ -142,11 +153,27 @@ class Model(Protocol):
         ...
 
     def generate(
-        self, prompts: Sequence[Sequence[int]], *, max_tokens: int, temperature: float = 0.0, seed: int = 0
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        max_tokens: int,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int = 0,
+        ends: Collection[int] | None = None,
+        on_token: OnToken = lambda index, token: None,
     ) -> list[list[int]]:
-        """Completions without their prompts; ends at the end-of-sequence token, which is left out.
+        """Completions without their prompts; none makes a text longer than the context.
 
-        Temperature 0 is greedy.
+        Args:
+            prompts: At least one token each.
+            max_tokens: The most tokens of a completion.
+            temperature: 0 is greedy.
+            top_p: Above a temperature of 0, only the most likely tokens that together reach this
+                probability may come.
+            seed: Of the drawing; the same gives the same again, on the same backend.
+            ends: Tokens any of which ends a completion, and is left out; None is the tokenizer's `eos_id`.
+            on_token: Called with the prompt's index and each token of its completion, as it comes.
         """
         ...
 

@@ -18,8 +18,9 @@ import ctypes
 import logging
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -39,6 +40,7 @@ import mlx.nn as nn
 import mlx.optimizers as optim
 import numpy as np
 from mlx.utils import tree_unflatten
+from mlx_lm.sample_utils import make_sampler
 from mlx_lm.tuner.lora import LoRALinear
 from mlx_lm.utils import load_model, load_tokenizer, maybe_set_recommended_wired_limit
 from numpy.typing import NDArray
@@ -46,7 +48,7 @@ from numpy.typing import NDArray
 from converters.adapter import LoraAdapter
 from converters.errors import BaseModelError
 from edge.errors import UnsupportedRecipe
-from edge.training.backends.base import Batch, ModelCard, Precision, Score, Snapshot
+from edge.training.backends.base import Batch, ModelCard, OnToken, Precision, Score, Snapshot
 from edge.training.backends.flat import Form, form_of, from_vector, mask_vector, to_vector
 from edge.training.backends.labels import (
     average_examples,
@@ -98,6 +100,8 @@ def load(base: Path, *, precision: Precision = "auto", seed: int = 0) -> "MlxMod
         mx.disable_compile()
     if precision != "auto" or not has_gpu:
         model.set_dtype(getattr(mx, "float32" if precision == "auto" else precision))
+    # mlx-lm's wrapper adds settings to a chat template that no other backend gives it.
+    tokenizer = getattr(tokenizer, "_tokenizer", tokenizer)
     loaded = MlxModel(model, HubTokenizer(tokenizer), config, name=str(base), is_compiling=has_gpu)
     if precision == "auto":
         why = "as it is stored: a GPU computes in it" if has_gpu else "MLX is fastest in it on a processor"
@@ -170,13 +174,32 @@ class MlxModel:
             return average_examples(apart, np.array(hidden.astype(mx.float32)))
 
     def generate(
-        self, prompts: Sequence[Sequence[int]], *, max_tokens: int, temperature: float = 0.0, seed: int = 0
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        max_tokens: int,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int = 0,
+        ends: Collection[int] | None = None,
+        on_token: OnToken = lambda index, token: None,
     ) -> list[list[int]]:
         """See `Model.generate`."""
         mx.random.seed(seed)
+        stops = {self.tokenizer.eos_id} if ends is None else ends
         with mapped_errors():
             self._place(self.flat)
-            return [self._continue(prompt, max_tokens, temperature) for prompt in prompts]
+            return [
+                complete(
+                    self.model,
+                    prompt,
+                    min(max_tokens, self.card.max_tokens - len(prompt)),
+                    make_sampler(temp=temperature, top_p=top_p if top_p < 1 else 0.0),
+                    stops,
+                    partial(on_token, index),
+                )
+                for index, prompt in enumerate(prompts)
+            ]
 
     def begin(
         self, *, weight_decay: float, clip_norm: float, pull: float = 0.0, mask: LoraAdapter | None = None
@@ -397,9 +420,3 @@ class MlxModel:
     def _trial_tokens(self) -> mx.array:
         length = max(1, min(8, self.card.max_tokens // 2))
         return mx.array((np.arange(2 * length) * 7 % self.card.vocab_size).reshape(2, length))
-
-    def _continue(self, prompt: Sequence[int], max_tokens: int, temperature: float) -> list[int]:
-        limit = min(max_tokens, self.card.max_tokens - len(prompt))
-        if limit <= 0:
-            return []
-        return complete(self.model, prompt, limit, temperature, self.tokenizer.eos_id)

@@ -1,21 +1,36 @@
 """Completions with the MLX backend; imported by `mlx.py` alone, which loads OpenBLAS before MLX."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import mlx.core as mx
 from mlx_lm.generate import generate_step
-from mlx_lm.sample_utils import make_sampler
 
 
 def complete(
-    model: Any, prompt: Sequence[int], max_tokens: int, temperature: float, eos_id: int | None
+    model: Any,
+    prompt: Sequence[int],
+    room: int,
+    sampler: Callable[[mx.array], mx.array],
+    ends: Collection[int | None],
+    on_token: Callable[[int], object],
 ) -> list[int]:
-    """A completion of at most `max_tokens`, without its prompt and without `eos_id`, which ends it."""
+    """Generates a completion, without its prompt.
+
+    Args:
+        model: Of mlx-lm.
+        prompt: Token ids.
+        room: The most tokens of the completion.
+        sampler: Chooses a token by its logarithms of probabilities.
+        ends: Tokens that end it, and are left out.
+        on_token: Called with each token as it comes.
+    """
     completion: list[int] = []
-    sampler = make_sampler(temp=temperature)
-    for token, _ in generate_step(mx.array(list(prompt)), model, max_tokens=max_tokens, sampler=sampler):
-        if int(token) == eos_id:
+    if room <= 0:
+        return completion
+    for token, _ in generate_step(mx.array(list(prompt)), model, max_tokens=room, sampler=sampler):
+        if int(token) in ends:
             break
         completion.append(int(token))
+        on_token(int(token))
     return completion

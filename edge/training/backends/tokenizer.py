@@ -1,6 +1,9 @@
 """A Hugging Face tokenizer behind the contract; folders of transformers and of MLX have one."""
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +39,18 @@ class HubTokenizer:
         self.bos_id: int | None = loaded.bos_token_id
         self.eos_id: int | None = loaded.eos_token_id
 
+    @cached_property
+    def end_ids(self) -> frozenset[int]:
+        """See `Tokenizer.end_ids`; a chat model names several in its generation_config.json."""
+        return frozenset(_named_ends(Path(self._loaded.name_or_path))) | (
+            frozenset() if self.eos_id is None else {self.eos_id}
+        )
+
+    @property
+    def has_chat_template(self) -> bool:
+        """See `Tokenizer.has_chat_template`."""
+        return bool(self._loaded.chat_template)
+
     def encode(self, text: str) -> list[int]:
         """See `Tokenizer.encode`."""
         tokens: list[int] = self._loaded.encode(text, add_special_tokens=False, verbose=False)
@@ -61,7 +76,7 @@ class HubTokenizer:
         add_generation_prompt: bool,
     ) -> str:
         """See `Tokenizer.render`."""
-        if not self._loaded.chat_template:
+        if not self.has_chat_template:
             raise DataError("the base model has no chat template; use prompt and completion, or text")
         try:
             source = self._loaded.get_chat_template(None, tools)  # some models have another one for tools
@@ -70,3 +85,13 @@ class HubTokenizer:
         if source not in self._chats:
             self._chats[source] = ChatTemplate(source, self._loaded.special_tokens_map)
         return self._chats[source].render(messages, tools=tools, add_generation_prompt=add_generation_prompt)
+
+
+def _named_ends(folder: Path) -> Iterator[int]:
+    """Ends of a text by the model's own files: one number, or a list of them."""
+    for name in ("generation_config.json", "config.json"):
+        with suppress(OSError, ValueError, AttributeError):
+            found = json.loads((folder / name).read_bytes()).get("eos_token_id")
+            yield from (
+                int(one) for one in (found if isinstance(found, list) else [found]) if one is not None
+            )

@@ -9,7 +9,7 @@ and snapshots are a few operations whatever the number of modules.
 import gc
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -31,7 +31,7 @@ from transformers.utils.logging import disable_progress_bar
 from converters.adapter import LoraAdapter
 from converters.errors import BaseModelError
 from edge.errors import BackendError, OutOfMemory
-from edge.training.backends.base import Batch, ModelCard, Precision, Score, Snapshot
+from edge.training.backends.base import Batch, ModelCard, OnToken, Precision, Score, Snapshot
 from edge.training.backends.flat import Form, form_of, from_vector, mask_vector, to_vector
 from edge.training.backends.labels import (
     Labels,
@@ -47,7 +47,7 @@ from edge.training.backends.precision import load_faster
 from edge.training.backends.shapes import fill_labels, fill_row, round_up
 from edge.training.backends.tokenizer import HubTokenizer, load_hub_tokenizer
 from edge.training.backends.torch_device import DTYPES, choose_device, free_bytes, multiplies_bfloat16
-from edge.training.backends.torch_generate import complete
+from edge.training.backends.torch_generate import complete, sampling_settings
 from edge.training.backends.torch_layers import ATTENTION, HEAD_ROWS, HeadLoss, apply_lora, register_attention
 
 NAME = "default"  # of peft's adapter
@@ -164,13 +164,23 @@ class TorchModel:
             return average_examples(batch, _numpy(self._hidden(batch).float()))
 
     def generate(
-        self, prompts: Sequence[Sequence[int]], *, max_tokens: int, temperature: float = 0.0, seed: int = 0
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        max_tokens: int,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int = 0,
+        ends: Collection[int] | None = None,
+        on_token: OnToken = lambda index, token: None,
     ) -> list[list[int]]:
         """See `Model.generate`."""
         rooms = [min(max_tokens, self.card.max_tokens - len(prompt)) for prompt in prompts]
+        stops = [self.tokenizer.eos_id] if ends is None else ends
+        sampling = sampling_settings(temperature, top_p)
         with torch.inference_mode(), torch.random.fork_rng(), _mapped_errors():
             torch.manual_seed(seed)
-            return complete(self.model, prompts, rooms, temperature, self.tokenizer.eos_id)
+            return complete(self.model, prompts, rooms, sampling, stops, on_token)
 
     def begin(
         self, *, weight_decay: float, clip_norm: float, pull: float = 0.0, mask: LoraAdapter | None = None

@@ -9,7 +9,8 @@ A base is a folder that `make_toy_base` writes: `toy.json`, and weights under th
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,7 +22,7 @@ from safetensors.numpy import load_file, save_file
 from converters.adapter import Factors, LoraAdapter
 from converters.errors import BaseModelError
 from edge.errors import BackendError, OutOfMemory
-from edge.training.backends.base import Batch, ModelCard, Precision, Score, Snapshot
+from edge.training.backends.base import Batch, ModelCard, OnToken, Precision, Score, Snapshot
 from edge.training.backends.flat import check_mask, form_of
 from edge.training.backends.labels import (
     Labels,
@@ -31,6 +32,7 @@ from edge.training.backends.labels import (
     mean_weights,
     sum_score,
 )
+from edge.training.backends.sampling import pick_token
 
 Array = NDArray[np.float32]
 BOS, EOS, VOCAB = 256, 257, 258
@@ -101,6 +103,8 @@ class ByteTokenizer:
 
     bos_id: int | None = BOS
     eos_id: int | None = EOS
+    end_ids = frozenset({EOS})
+    has_chat_template = True
 
     def encode(self, text: str) -> list[int]:
         """UTF-8 bytes of `text`."""
@@ -178,11 +182,27 @@ class ToyModel:
         return average_examples(batch, self._forward(batch).h)
 
     def generate(
-        self, prompts: Sequence[Sequence[int]], *, max_tokens: int, temperature: float = 0.0, seed: int = 0
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        max_tokens: int,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int = 0,
+        ends: Collection[int] | None = None,
+        on_token: OnToken = lambda index, token: None,
     ) -> list[list[int]]:
         """See `Model.generate`."""
         random = np.random.default_rng(seed)
-        return [self._continue(list(prompt), max_tokens, temperature, random) for prompt in prompts]
+        stops = {EOS} if ends is None else ends
+
+        def choose(logits: Array) -> int:
+            return pick_token(logits, temperature, top_p, random)
+
+        return [
+            self._continue(list(prompt), max_tokens, choose, stops, partial(on_token, index))
+            for index, prompt in enumerate(prompts)
+        ]
 
     def begin(
         self, *, weight_decay: float, clip_norm: float, pull: float = 0.0, mask: LoraAdapter | None = None
@@ -348,31 +368,30 @@ class ToyModel:
             self.factors[name] = moved
 
     def _continue(
-        self, tokens: list[int], max_tokens: int, temperature: float, random: np.random.Generator
+        self,
+        tokens: list[int],
+        max_tokens: int,
+        choose: Callable[[Array], int],
+        ends: Collection[int],
+        on_token: Callable[[int], object],
     ) -> list[int]:
         start = len(tokens)
-        pick = _picker(temperature, random)
         for _ in range(min(max_tokens, self.card.max_tokens - start)):
             row = np.array([tokens], np.int32)
             ones = np.ones_like(row)
             batch = Batch(
                 row, row, ones.astype(np.float32), ones, np.arange(len(tokens), dtype=np.int32)[None]
             )
-            token = pick(self._forward(batch).h[0, -1] @ self.weights["lm_head.weight"].T)
-            if token == EOS:
+            token = choose(self._forward(batch).h[0, -1] @ self.weights["lm_head.weight"].T)
+            if token in ends:
                 break
             tokens.append(token)
+            on_token(token)
         return tokens[start:]
 
 
 def _by_factor(adapter: LoraAdapter) -> dict[str, Array]:
     return {f"{name}.{key}": getattr(factors, key).copy() for name, factors in adapter for key in "ab"}
-
-
-def _picker(temperature: float, random: np.random.Generator) -> Callable[[Array], int]:
-    if temperature == 0:
-        return lambda logits: int(logits.argmax())
-    return lambda logits: int(random.choice(VOCAB, p=_softmax(logits.astype(np.float64) / temperature)))
 
 
 def _softmax(logits: NDArray[np.floating]) -> NDArray[np.floating]:

@@ -13,13 +13,16 @@ The first that fits counts: chat sets often keep the first question as `prompt`,
 once more as `text`.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
 
 from edge.training.data.conversations import Conversation, read_messages, read_tools
 from edge.training.data.faults import Unusable, kind_of, shorten
 from edge.training.data.source import DataSource
 
+Asking = Literal["plain", "chat", "alpaca"]  # the prompt as it stands, in the chat template, in Alpaca's
+MESSAGES, SHAREGPT = "messages", "ShareGPT conversations"
+ALPACA = "Alpaca instruction and output"
 COLUMNS = frozenset(
     ("messages", "conversations", "tools", "prompt", "completion", "instruction", "input", "output", "text")
 )
@@ -78,16 +81,29 @@ def recognise(columns: Mapping[str, Any], source: DataSource) -> Content:
         names = (source.prompt_column or "prompt", source.completion_column or "completion")
         return Content(f"columns {names[0]} and {names[1]}", _completion(row, *names))
     if "messages" in row:
-        return Content("messages", _conversation(row, "messages"))
+        return Content(MESSAGES, _conversation(row, "messages"))
     if "conversations" in row:
-        return Content("ShareGPT conversations", _conversation(row, "conversations"))
+        return Content(SHAREGPT, _conversation(row, "conversations"))
     if "prompt" in row and "completion" in row:
         return Content("prompt and completion", _completion(row, "prompt", "completion"))
     if "instruction" in row and "output" in row:
-        return Content("Alpaca instruction and output", _alpaca(row))
+        return Content(ALPACA, _alpaca(row))
     if "text" in row:
         return Content("text", Text(_trained(row, "text")))
     raise _formless(row, list(columns))
+
+
+def asking_of(forms: Collection[str]) -> Asking:
+    """How a model is to be asked that was trained on rows of these forms."""
+    if not {MESSAGES, SHAREGPT}.isdisjoint(forms):
+        return "chat"
+    return "alpaca" if set(forms) == {ALPACA} else "plain"
+
+
+def alpaca_prompt(instruction: str, given: str = "") -> str:
+    """What stands before the answer to an instruction, with an input or without."""
+    template = _ALPACA_INPUT if given.strip() else _ALPACA
+    return template.format(instruction=instruction, input=given)
 
 
 def _conversation(row: Mapping[str, Any], column: str) -> Conversation:
@@ -102,9 +118,7 @@ def _completion(row: Mapping[str, Any], prompt: str, completion: str) -> Complet
 
 def _alpaca(row: Mapping[str, Any]) -> Completion:
     given = _string(row, "input") if "input" in row else ""
-    template = _ALPACA_INPUT if given.strip() else _ALPACA
-    prompt = template.format(instruction=_string(row, "instruction"), input=given)
-    return Completion(prompt, _trained(row, "output"))
+    return Completion(alpaca_prompt(_string(row, "instruction"), given), _trained(row, "output"))
 
 
 def _formless(row: Mapping[str, Any], names: Sequence[str]) -> Unusable:

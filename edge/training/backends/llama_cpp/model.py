@@ -5,8 +5,9 @@ end as sequences of one batch, so none sees another and there is no padding; log
 only. All factors lie in one flat vector in canonical order, as in the torch backend.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from converters.adapter import LoraAdapter
 from converters.gguf_base import GgufBase, read_gguf
 from converters.threads import count_processors
 from edge.errors import BackendError, OutOfMemory
-from edge.training.backends.base import Batch, ModelCard, Precision, Score, Snapshot
+from edge.training.backends.base import Batch, ModelCard, OnToken, Precision, Score, Snapshot
 from edge.training.backends.flat import check_mask, form_of, from_vector, mask_vector, to_vector
 from edge.training.backends.labels import average_examples, check_fit, find_labels, flatten, sum_score
 from edge.training.backends.llama_cpp import native
@@ -25,11 +26,11 @@ from edge.training.backends.llama_cpp.graph import Node, Plan, make_plan, record
 from edge.training.backends.llama_cpp.groups import Group, make_groups
 from edge.training.backends.llama_cpp.head import apply_head
 from edge.training.backends.llama_cpp.memory import Room, context_tokens
-from edge.training.backends.llama_cpp.sampling import pick_token
 from edge.training.backends.llama_cpp.selftest import ensure_tested
 from edge.training.backends.llama_cpp.tape import Lora, Tape
 from edge.training.backends.llama_cpp.tokenizer import GgufTokenizer
 from edge.training.backends.llama_cpp.weights import Multiplier, Threads
+from edge.training.backends.sampling import pick_token
 
 Array = NDArray[np.float32]
 
@@ -127,11 +128,27 @@ class LlamaCppModel:
         return average_examples(flat, np.concatenate(hidden)[None])
 
     def generate(
-        self, prompts: Sequence[Sequence[int]], *, max_tokens: int, temperature: float = 0.0, seed: int = 0
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        max_tokens: int,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int = 0,
+        ends: Collection[int] | None = None,
+        on_token: OnToken = lambda index, token: None,
     ) -> list[list[int]]:
         """See `Model.generate`."""
         random = np.random.default_rng(seed)
-        return [self._continue(list(prompt), max_tokens, temperature, random) for prompt in prompts]
+        stops = {self.tokenizer.eos_id} if ends is None else ends
+
+        def choose(logits: Array) -> int:
+            return pick_token(logits, temperature, top_p, random)
+
+        return [
+            self._continue(list(prompt), max_tokens, choose, stops, partial(on_token, index))
+            for index, prompt in enumerate(prompts)
+        ]
 
     def begin(
         self, *, weight_decay: float, clip_norm: float, pull: float = 0.0, mask: LoraAdapter | None = None
@@ -208,7 +225,12 @@ class LlamaCppModel:
             return float(sum(self._backward(group, total, share) for group in groups))
 
     def _continue(
-        self, prompt: list[int], max_tokens: int, temperature: float, random: np.random.Generator
+        self,
+        prompt: list[int],
+        max_tokens: int,
+        choose: Callable[[Array], int],
+        ends: Collection[int | None],
+        on_token: Callable[[int], object],
     ) -> list[int]:
         limit = min(len(prompt) + max_tokens, self.card.max_tokens)
         if limit <= len(prompt):
@@ -223,10 +245,11 @@ class LlamaCppModel:
                 nodes, plan = plans[len(new) == 1]
                 places = np.arange(done - len(new), done, dtype=np.int32)
                 tape = Tape(nodes, plan, self.loras, self.multiplier, places, keeps=False)
-                token = pick_token(tape.logits(context, new), temperature, random)
-                if token == self.tokenizer.eos_id:
+                token = choose(tape.logits(context, new))
+                if token in ends:
                     break
                 tokens.append(token)
+                on_token(token)
             return tokens[len(prompt) :]
         finally:
             context.close()

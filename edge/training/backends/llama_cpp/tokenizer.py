@@ -35,6 +35,17 @@ class GgufTokenizer:
         self.bos_id = self._special("bos", api.llama_vocab_bos(self._vocab))
         self.eos_id = self._special("eos", api.llama_vocab_eos(self._vocab))
 
+    @cached_property
+    def end_ids(self) -> frozenset[int]:
+        """See `Tokenizer.end_ids`; llama.cpp knows them by the file's metadata and by their texts."""
+        vocab, tokens = self._vocab, range(self._model.vocab_size)
+        return frozenset(token for token in tokens if api.llama_vocab_is_eog(vocab, token))
+
+    @property
+    def has_chat_template(self) -> bool:
+        """See `Tokenizer.has_chat_template`."""
+        return self._chat is not None
+
     def encode(self, text: str) -> list[int]:
         """See `Tokenizer.encode`; special tokens that stand in the text are recognised."""
         if self._model.text_of(PREFIX) == "unless-space":

@@ -204,6 +204,47 @@ def test_sampling_is_repeated_by_its_seed(model):
     assert one != other
 
 
+def test_tokens_are_told_as_they_come(model):
+    model.set_adapter(LoraAdapter({}))
+    prompts = [encode_prompt(model.tokenizer, text) for text in ("turn ", "on", "switch it off ")]
+    told = [[] for _ in prompts]
+    found = model.generate(
+        prompts,
+        max_tokens=9,
+        temperature=1.0,
+        seed=2,
+        on_token=lambda index, token: told[index].append(token),
+    )
+    assert told == found
+    assert any(found)
+
+
+def test_any_of_several_tokens_ends_a_completion_and_is_left_out(model):
+    model.set_adapter(LoraAdapter({}))
+    prompts = [encode_prompt(model.tokenizer, "turn ")]
+    (whole,) = model.generate(prompts, max_tokens=12, temperature=1.0, seed=3, ends=())
+    assert len(whole) == 12
+    ends = {whole[5], whole[9]}
+    (cut,) = model.generate(prompts, max_tokens=12, temperature=1.0, seed=3, ends=ends)
+    assert cut == whole[: next(place for place, token in enumerate(whole) if token in ends)]
+
+
+def test_a_small_top_p_leaves_the_most_likely_token_alone(model):
+    model.set_adapter(LoraAdapter({}))
+    prompts = [encode_prompt(model.tokenizer, "turn ")]
+    greedy = model.generate(prompts, max_tokens=8)
+    assert model.generate(prompts, max_tokens=8, temperature=2.0, top_p=1e-4, seed=1) == greedy
+    assert model.generate(prompts, max_tokens=8, temperature=2.0, seed=1) != greedy
+
+
+def test_a_text_never_grows_beyond_the_context(model):
+    model.set_adapter(LoraAdapter({}))
+    length = model.card.max_tokens - 3
+    prompt = (encode_prompt(model.tokenizer, "turn ") * length)[:length]
+    (tokens,) = model.generate([prompt], max_tokens=50, ends=())
+    assert len(tokens) == 3
+
+
 def test_features_are_one_vector_an_example(model, dataset, batch, random_adapter):
     model.set_adapter(random_adapter())
     features = model.features(batch)
@@ -241,7 +282,13 @@ def test_encoding_adds_no_special_tokens(model):
     assert model.tokenizer.eos_id not in tokens
 
 
+def test_the_tokens_that_end_a_text_are_known(model):
+    assert model.tokenizer.eos_id in model.tokenizer.end_ids
+    assert all(model.tokenizer.decode([token]) == "" for token in model.tokenizer.end_ids)
+
+
 def test_messages_are_rendered_by_the_chat_template(model):
+    assert model.tokenizer.has_chat_template
     messages = [{"role": "user", "content": "hi"}]
     assert model.tokenizer.render(messages, add_generation_prompt=True) == "<user>hi\n<assistant>"
     with_answer = [*messages, {"role": "assistant", "content": "ho"}]
