@@ -82,6 +82,21 @@ class LoraAdapter:
         return max((factors.rank for _, factors in self), default=0)
 
 
+def check_rank(modules: Mapping[str, tuple[int, int]], rank: int) -> None:
+    """Checks that a new adapter of `rank` makes sense on every module: a product has no higher rank.
+
+    Raises:
+        AdapterError: It is larger than the smallest module is wide.
+    """
+    name, (num_in, num_out) = min(modules.items(), key=lambda item: min(item[1]))
+    most = min(num_in, num_out)
+    if not 1 <= rank <= most:
+        raise AdapterError(
+            f"rank is {rank}, expected 1 to {most}: the smallest of the chosen layers, {name}, has {num_in} "
+            f"inputs and {num_out} outputs"
+        )
+
+
 def initial_adapter(
     modules: Mapping[str, tuple[int, int]], *, rank: int, scale: float, seed: int
 ) -> LoraAdapter:

@@ -28,7 +28,10 @@ ReadValues = Callable[[int, int], NDArray[np.float32]]  # (first, count) of a fl
 RUN_VALUES = 4096  # values of one sampled run; a run of bfloat16 is two pages of a disk
 NUM_RUNS = 16
 MAX_SHOWN = 12  # names of layers in a short message
+ALL_LINEAR = "all-linear"  # among targets
+ALL_LAYERS = -1
 _EMBEDDING = re.compile(r"(?:embed[^.]*|tok_embeddings|wte|wpe)\.weight$")
+_HEAD = re.compile(r"(?:^|\.)(?:lm_head|embed_out|output|score)$")
 _BLOCK = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.")
 _TRANSPOSED = ("gpt2", "openai-gpt")
 _SAME_GRAPH = {"mistral": "llama"}  # they differ in name, and in a window that is narrower than the context
@@ -174,14 +177,23 @@ def fingerprint_of(
     return digest.hexdigest()
 
 
-def match_targets(modules: Modules, targets: Iterable[str]) -> dict[str, tuple[int, int]]:
+def match_targets(
+    modules: Modules, targets: Iterable[str], num_layers: int = ALL_LAYERS
+) -> dict[str, tuple[int, int]]:
     """The modules whose name is one of `targets` or ends in it: `q_proj` is every block's.
 
+    Args:
+        modules: Of the base model.
+        targets: `all-linear` is every layer but the head, as in PEFT.
+        num_layers: Only those in the last so many blocks; -1 is all, those outside the blocks too.
+
     Raises:
-        UnsupportedAdapter: Naming every target that matches nothing, and what there is.
+        UnsupportedAdapter: Naming every target that matches nothing, and what there is; or the model has
+            fewer blocks.
     """
     wanted = list(targets)
-    matched = {t: [name for name in modules if f".{name}".endswith(f".{t}")] for t in wanted}
+    modules = _of_last(num_layers, modules)
+    matched = {t: [name for name in modules if _is_target(name, t)] for t in wanted}
     missing = [target for target, names in matched.items() if not names]
     if missing or not wanted:
         there = sorted({name.rpartition(".")[2] for name in modules})
@@ -191,6 +203,27 @@ def match_targets(modules: Modules, targets: Iterable[str]) -> dict[str, tuple[i
         raise UnsupportedAdapter.of("", [Fault(told + ", ".join(there), brief=brief)])
     chosen = {name for names in matched.values() for name in names}
     return {name: shape for name, shape in modules.items() if name in chosen}
+
+
+def _is_target(name: str, target: str) -> bool:
+    if target == ALL_LINEAR:
+        return not _HEAD.search(name)
+    return f".{name}".endswith(f".{target}")
+
+
+def _of_last(num_layers: int, modules: Modules) -> Modules:
+    """Modules in the last so many blocks."""
+    if num_layers == ALL_LAYERS:
+        return modules
+    block_of = {name: int(match[1]) for name in modules if (match := _BLOCK.search(name))}
+    num_blocks = max(block_of.values(), default=-1) + 1
+    if not 0 < num_layers <= num_blocks:
+        raise UnsupportedAdapter(
+            f"num_layers is {num_layers}, expected 1 to {num_blocks}, the model's blocks, "
+            f"or {ALL_LAYERS} for all"
+        )
+    first = num_blocks - num_layers
+    return {name: shape for name, shape in modules.items() if block_of.get(name, -1) >= first}
 
 
 def _json(path: Path) -> dict[str, Any]:

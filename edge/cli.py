@@ -53,6 +53,7 @@ EVALUATE = examples(
     "tunefleet eval --base model.gguf --adapter adapter --data held-out.jsonl",
 )
 LENGTH, OPTIMIZER = "How long to train", "Optimizer"
+SHAPES = ("rank", "scale", "targets", "num_layers")  # of a new adapter
 
 app = typer.Typer()
 app.command(cls=JoinCommand, epilog=JOIN)(join)
@@ -68,22 +69,47 @@ def train(
     data: DataOption,
     out: Annotated[
         Path,
-        Option(metavar="FOLDER", rich_help_panel=ADAPTER, help="Where the adapter and metrics.json go."),
+        Option(
+            "--out",
+            "--adapter-path",
+            metavar="FOLDER",
+            rich_help_panel=ADAPTER,
+            help="Where the adapter and metrics.json go.",
+        ),
     ],
     valid: Annotated[
         Path | None,
         Option(
             metavar="FILE",
             rich_help_panel=DATA,
-            help="Examples to score before and after training, none of which is trained on.",
+            help="Examples to score before, while and after training; none of them is trained on.",
         ),
     ] = None,
+    valid_every: Annotated[
+        int,
+        Option(
+            "--valid-every",
+            "--steps-per-eval",
+            metavar="N",
+            min=0,
+            rich_help_panel=DATA,
+            help="Score --valid every N steps; 0 is about ten times in all.",
+        ),
+    ] = 0,
     prompt_column: PromptColumn = None,
     completion_column: CompletionColumn = None,
     train_on_prompt: TrainOnPrompt = False,
     resume: Annotated[
         bool,
         Option("--resume", rich_help_panel=ADAPTER, help="Go on with the interrupted run in --out."),
+    ] = False,
+    overwrite: Annotated[
+        bool,
+        Option(
+            "--overwrite",
+            rich_help_panel=ADAPTER,
+            help="Replace the adapter, or the interrupted run, that --out holds.",
+        ),
     ] = False,
     form: Annotated[
         Form,
@@ -120,9 +146,19 @@ def train(
         Option(
             metavar="NAMES",
             rich_help_panel=ADAPTER,
-            help="The layers that a new adapter is put on: endings of their names, with commas.",
+            help="The layers that a new adapter is put on: endings of their names, with commas, or "
+            "all-linear, which is every layer but the head.",
         ),
     ] = "q_proj,v_proj",
+    num_layers: Annotated[
+        int,
+        Option(
+            metavar="N",
+            min=-1,
+            rich_help_panel=ADAPTER,
+            help="Put a new adapter on the last N blocks only; -1 is all of them.",
+        ),
+    ] = -1,
     trains: Annotated[
         Trained,
         Option(metavar="NAME", rich_help_panel=ADAPTER, help="The factors that are trained: both, a or b."),
@@ -238,12 +274,13 @@ def train(
     from edge.training.alone import train_alone
     from edge.training.display import Display
 
+    _check_new(context)
     run = _run(context.params)
     if print_config:
         typer.echo(_toml(run), nl=False)
         return
     with Display(run.plan.seconds) as display:
-        report = asyncio.run(train_alone(run, display.step, display.stage))
+        report = asyncio.run(train_alone(run, display.step, display.stage, display.validated))
     print_report(report, as_json)
     if not report["is_complete"]:
         typer.echo(f"stopped at step {report['num_steps']}; --resume goes on", err=True)
@@ -303,6 +340,30 @@ def evaluate(
         display.stage(f"loading {base}")
         report = asyncio.run(score())
     print_report(report, as_json)
+
+
+def _check_new(context: typer.Context) -> None:
+    """Checks that what shapes a new adapter is not given beside another one.
+
+    Raises:
+        ConfigError: It is.
+    """
+    if context.params["adapter"] is None:
+        return
+    sources = {name: context.get_parameter_source(name) for name in SHAPES}
+    given = [
+        f"--{name.replace('_', '-')}" for name, source in sources.items() if source and _is_given(source)
+    ]
+    if given:
+        from edge.errors import ConfigError
+
+        raise ConfigError(
+            f"{' and '.join(given)} shape a new adapter, and --adapter has its own; leave them out"
+        )
+
+
+def _is_given(source: Any) -> bool:
+    return str(source.name) == "COMMANDLINE"
 
 
 def _run(params: Mapping[str, Any]) -> "Run":

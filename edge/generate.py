@@ -46,6 +46,7 @@ def generate(
         bool | None,
         Option(
             "--raw/--chat",
+            "--ignore-chat-template",
             rich_help_panel=ASKING,
             help="Ask with the prompt as it stands, or as a turn of a chat, through the model's chat "
             "template. Without either as the adapter was trained (its metrics.json tells), and else as a "

@@ -92,6 +92,8 @@ PrecisionOption = Annotated[
 AdapterOption = Annotated[
     Path | None,
     Option(
+        "--adapter",
+        "--adapter-path",
         metavar="PATH",
         rich_help_panel=DATA,
         help="The adapter to use: a folder of PEFT or mlx-lm, a .gguf file, or tunefleet's own file.",

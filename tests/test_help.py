@@ -1,9 +1,11 @@
 """What a stranger reads first: `--help` of every command."""
 
+import re
 import shlex
 import subprocess
 import sys
 from importlib.metadata import version
+from pathlib import Path
 
 import pytest
 import typer
@@ -99,6 +101,35 @@ def test_defaults_are_printed(helped):
 def test_an_alias_is_told_beside_the_option(helped):
     assert "Also --model." in " ".join(helped("eval").split())
     assert "--iters" in helped("train")
+
+
+def rows_from_mlx_lm(title):
+    """The names in the first two columns of a table, and whether mlx-lm's works here too."""
+    text = (Path(tunefleet.__file__).parent / "docs" / "from-mlx-lm.md").read_text()
+    table = text.partition(f"## {title}\n")[2].partition("\n## ")[0]
+    for line in table.splitlines():
+        if line.startswith("| `"):
+            theirs, ours, *_ = line.strip("| ").split(" | ")
+            yield re.findall("--[a-z-]+", theirs), re.findall("--[a-z-]+", ours), "**" in ours
+
+
+@pytest.mark.parametrize(("title", "name"), [("Training", "train"), ("Asking", "generate")])
+def test_what_the_table_from_mlx_lm_names_is_there(title, name):
+    known = parameters(name)
+    rows = list(rows_from_mlx_lm(title))
+    assert len(rows) > 8
+    for theirs, ours, is_alias in rows:
+        assert set(ours) <= known.keys()
+        if is_alias:
+            assert known[theirs[0]] is known[ours[0]]
+
+
+@pytest.mark.mlx
+def test_the_table_from_mlx_lm_leaves_no_flag_out():
+    lora = pytest.importorskip("mlx_lm.lora", reason="needs the mlx extra")
+    flags = {flag for action in lora.build_parser()._actions for flag in action.option_strings}
+    told = {flag for theirs, _, _ in rows_from_mlx_lm("Training") for flag in theirs}
+    assert {flag for flag in flags if flag.startswith("--")} - told == {"--help"}
 
 
 def test_the_version_is_that_of_the_package():

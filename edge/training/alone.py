@@ -10,14 +10,14 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
-from msgspec import Struct, structs
+from msgspec import Meta, Struct, structs
 
 from converters.about import NOTHING, About
-from converters.adapter import LoraAdapter, initial_adapter
-from converters.base import Base, match_targets, read_base
+from converters.adapter import LoraAdapter, check_rank, initial_adapter
+from converters.base import ALL_LAYERS, Base, match_targets, read_base
 from converters.canonical import load_adapter, save_adapter
 from converters.card import Lineage
 from converters.formats import Format, load_any, read_about, save_as
@@ -33,16 +33,24 @@ from edge.training.data.folders import locate
 from edge.training.data.forms import Asking
 from edge.training.dataset import DataSource
 from edge.training.plan import Plan
-from edge.training.task import Evaluation, Loaded, Progress, Result, Task
+from edge.training.task import Evaluation, Loaded, Progress, Result, Task, Validation
 from edge.training.worker import Worker
 
 CHECKPOINT = "checkpoint"
 METRICS = "metrics.json"
+OUTPUTS = (
+    "adapter_config.json",
+    "adapter_model.safetensors",
+    "adapters.safetensors",
+    "adapter.gguf",
+    METRICS,
+)
 GGUF_FILE = "adapter.gguf"  # the other formats are folders
+MOST_SCALE = 1e6  # far more than anybody wants, and no infinity
 
 
 class Run(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Everything `tunefleet train` can be told; `rank`, `scale`, `targets` only shape a new adapter."""
+    """Everything `tunefleet train` can be told; `rank` to `num_layers` only shape a new adapter."""
 
     base: str
     data: DataSource
@@ -50,13 +58,16 @@ class Run(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     plan: Plan
     backend: BackendName = "auto"
     precision: Precision = "auto"
-    rank: int = 8
-    scale: float = 2.0
+    rank: Annotated[int, Meta(ge=1)] = 8
+    scale: Annotated[float, Meta(gt=0, le=MOST_SCALE)] = 2.0
     targets: tuple[str, ...] = ("q_proj", "v_proj")
+    num_layers: Annotated[int, Meta(ge=-1)] = ALL_LAYERS  # the last so many blocks
     adapter: str | None = None  # to begin with
-    valid: str | None = None  # scored before and after
+    valid: str | None = None  # scored before, while and after it trains
+    valid_every: Annotated[int, Meta(ge=0)] = 0  # steps; 0 is about ten times in all
     form: Format = "peft"
     resume: bool = False
+    overwrite: bool = False  # what `out` holds
 
     @property
     def adapter_path(self) -> Path:
@@ -92,6 +103,7 @@ async def train_alone(
     run: Run,
     on_progress: Callable[[Progress], None] = lambda _: None,
     on_stage: Callable[[str], None] = lambda _: None,
+    on_validation: Callable[[Validation], None] = lambda _: None,
     *,
     takes_signals: bool = True,
 ) -> dict[str, Any]:
@@ -101,16 +113,18 @@ async def train_alone(
         run: What to do.
         on_progress: Called as training goes on.
         on_stage: Called with what begins.
+        on_validation: Called with each score of `run.valid`.
         takes_signals: SIGINT and SIGTERM end the run with a checkpoint; only in a process's main thread.
 
     Returns:
-        The report, which is `metrics.json` without the loss of every step.
+        The report, which is `metrics.json` without the loss of every step and the scores while it trained.
 
     Raises:
-        StateError: The output folder holds an interrupted run that is not to be resumed.
+        StateError: The output folder holds an adapter, or an interrupted run that is not to be resumed.
         TunefleetError: As the worker's.
     """
     out, folder = Path(run.out), Path(run.out) / CHECKPOINT
+    check_output(run)
     base = find_base(run.base)
     model = read_base(base)
     if run.form == "gguf":
@@ -119,21 +133,25 @@ async def train_alone(
     on_stage(f"reads {check_source(run.data)}")
     valid = _held_out(run)
     adapter = _first_adapter(run, model)
-    begin = _prepare(folder, adapter, resume=run.resume)
-    scores: dict[str, Any] = {}
+    begin = _prepare(folder, adapter, overwrite=run.overwrite, resume=run.resume)
     async with Worker(base, run.backend, run.precision) as worker:
         on_stage(f"loading {run.base}")
         loaded = await worker.load()
-        if valid:
-            on_stage(f"scoring {run.valid} before training")
-            scores["valid_before"] = evaluation_report(await _score(worker, begin, valid, run))
         on_stage(f"training with {loaded.described} on {run.data.path}")
-        task = Task(adapter=str(begin), data=run.data, plan=run.plan, folder=str(folder))
+        task = Task(
+            adapter=str(begin),
+            data=run.data,
+            plan=run.plan,
+            folder=str(folder),
+            valid=valid,
+            valid_every=run.valid_every,
+        )
         with _stopped_by_signals(worker) if takes_signals else nullcontext():
-            result = await worker.train(task, on_progress)
-        if valid and result.is_complete:
-            on_stage(f"scoring {run.valid} after training")
-            scores["valid_after"] = evaluation_report(await _score(worker, Path(result.adapter), valid, run))
+            result = await worker.train(task, on_progress, on_validation)
+        scores = await _scores(worker, begin, valid, run, result, on_stage) if valid else {}
+    if run.overwrite:  # what is there may be of another format
+        for name in OUTPUTS:
+            (out / name).unlink(missing_ok=True)
     with room_for("the adapter", out):
         save_as(
             run.form,
@@ -144,7 +162,8 @@ async def train_alone(
             lineage=_lineage(run, result),
         )
     report = _report(run, loaded, adapter, result) | scores
-    write_file(out / METRICS, msgspec.json.format(msgspec.json.encode({**report, "losses": result.losses})))
+    more = {"losses": result.losses, "validations": result.validations}
+    write_file(out / METRICS, msgspec.json.format(msgspec.json.encode(report | more)))
     if result.is_complete:
         shutil.rmtree(folder)
     return report
@@ -224,9 +243,8 @@ def _held_out(run: Run) -> DataSource | None:
 def _first_adapter(run: Run, model: Base) -> LoraAdapter:
     if run.adapter:
         return load_any(Path(run.adapter), model)
-    if run.rank < 1:
-        raise ConfigError(f"rank is {run.rank}, expected at least 1")
-    targets = match_targets(model.modules, run.targets)
+    targets = match_targets(model.modules, run.targets, run.num_layers)
+    check_rank(targets, run.rank)
     return initial_adapter(targets, rank=run.rank, scale=run.scale, seed=run.plan.seed)
 
 
@@ -243,9 +261,30 @@ def _lineage(run: Run, result: Result) -> Lineage:
     return Lineage(facts=facts)
 
 
-def _prepare(folder: Path, adapter: LoraAdapter, *, resume: bool) -> Path:
-    if (folder / FILE).exists() and not resume:
-        raise StateError(f"{folder}: a run was interrupted; --resume goes on with it, or remove the folder")
+def check_output(run: Run) -> None:
+    """Checks that the run may write where it is to.
+
+    Raises:
+        StateError: There is an interrupted run, or the adapter of a finished one.
+    """
+    out = Path(run.out)
+    is_interrupted = (out / CHECKPOINT / FILE).exists()
+    if run.overwrite or (run.resume and is_interrupted):
+        return
+    if is_interrupted:
+        raise StateError(f"{out}: a run was interrupted; --resume goes on with it, --overwrite begins anew")
+    found = [name for name in OUTPUTS if (out / name).is_file()]
+    if found:
+        nothing = "no interrupted run, but " if run.resume else ""
+        raise StateError(
+            f"{out}: holds {nothing}an adapter already ({', '.join(found)}); give another --out, or "
+            "--overwrite"
+        )
+
+
+def _prepare(folder: Path, adapter: LoraAdapter, *, overwrite: bool, resume: bool) -> Path:
+    if overwrite and not resume:
+        shutil.rmtree(folder, ignore_errors=True)
     path = folder / "begin.safetensors"
     try:
         with room_for("a checkpoint", folder):
@@ -254,6 +293,32 @@ def _prepare(folder: Path, adapter: LoraAdapter, *, resume: bool) -> Path:
     except OSError as error:
         raise ConfigError(f"{folder}: cannot be written: {error.strerror}; choose another --out") from error
     return path
+
+
+async def _scores(
+    worker: Worker,
+    begin: Path,
+    valid: DataSource,
+    run: Run,
+    result: Result,
+    on_stage: Callable[[str], None],
+) -> dict[str, Any]:
+    """How well held-out data is predicted before and after, and after which step best.
+
+    The scores while training are in its own precision; before and after are scored again, where another is
+    asked for.
+    """
+    told: dict[str, Any] = {}
+    ends = {"valid_before": (begin, 0), "valid_after": (Path(result.adapter), result.num_steps)}
+    for name, (adapter, step) in ends.items():
+        found = next((one.evaluation for one in result.validations if one.step == step), None)
+        if found and found.precision == run.scored_in:
+            told[name] = evaluation_report(found)
+        elif result.is_complete:
+            on_stage(f"scoring {run.valid} in {run.scored_in}")
+            told[name] = evaluation_report(await _score(worker, adapter, valid, run))
+    best = min(result.validations, key=lambda one: one.evaluation.loss, default=None)
+    return told | ({"best_step": best.step, "best_valid_loss": best.evaluation.loss} if best else {})
 
 
 async def _score(worker: Worker, adapter: Path, data: DataSource, run: Run) -> Evaluation:

@@ -20,6 +20,7 @@ from edge.disk import write_file
 from edge.errors import StateError
 from edge.training.backends.base import ModelCard, Precision, Snapshot
 from edge.training.plan import Plan
+from edge.training.task import Validation
 
 FORMAT = 1
 FILE = "checkpoint.safetensors"
@@ -46,6 +47,8 @@ class Checkpoint(NamedTuple):
     losses: list[float]  # of every step so far
     model: Snapshot
     precision: Precision | None = None  # trained in; None: an older file, which does not tell
+    validations: tuple[Validation, ...] = ()
+    valid: str = ""  # what they were scored on: `Dataset.digest`
 
 
 class _Header(Struct, frozen=True, forbid_unknown_fields=True):
@@ -54,6 +57,8 @@ class _Header(Struct, frozen=True, forbid_unknown_fields=True):
     tensors: str  # sha256 of names, types, shapes and bytes
     tally: Tally
     precision: Precision | None = None
+    validations: tuple[Validation, ...] = ()
+    valid: str = ""
 
 
 def task_digest(adapter: LoraAdapter, data_digest: str, plan: Plan, card: ModelCard) -> str:
@@ -75,7 +80,15 @@ def save_checkpoint(checkpoint: Checkpoint, folder: Path, task: str) -> None:
     """
     tensors: Snapshot = {PREFIX + name: array for name, array in checkpoint.model.items()}
     tensors[LOSSES] = np.array(checkpoint.losses, np.float64)
-    header = _Header(FORMAT, task, _digest(tensors), checkpoint.tally, checkpoint.precision)
+    header = _Header(
+        FORMAT,
+        task,
+        _digest(tensors),
+        checkpoint.tally,
+        checkpoint.precision,
+        checkpoint.validations,
+        checkpoint.valid,
+    )
     content = save(tensors, {METADATA: msgspec.json.encode(header).decode()})
     write_file(folder / FILE, content)
 
@@ -96,8 +109,8 @@ def load_checkpoint(folder: Path, task: str) -> Checkpoint | None:
             "restore them, or remove the file to begin anew"
         )
     losses = tensors.pop(LOSSES).tolist()
-    snapshot = {name.removeprefix(PREFIX): array for name, array in tensors.items()}
-    return Checkpoint(header.tally, losses, snapshot, header.precision)
+    model = {name.removeprefix(PREFIX): array for name, array in tensors.items()}
+    return Checkpoint(header.tally, losses, model, header.precision, header.validations, header.valid)
 
 
 def checkpoint_precision(folder: Path) -> Precision | None:

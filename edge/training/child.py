@@ -48,9 +48,12 @@ from edge.training.task import (
     Scoring,
     Stop,
     Task,
+    Validated,
+    Validation,
 )
 from edge.training.text_stream import TextStream
 from edge.training.trainer import score_dataset, train
+from edge.training.validation import Validator
 
 PROGRESS_EVERY_S = 0.1  # a toy's step takes less than a millisecond
 
@@ -125,17 +128,26 @@ class Session:
         with room_for("the task", folder):
             folder.mkdir(parents=True, exist_ok=True)
         self.held.train_on(folder)
+        data = self._dataset(task.data, plan.seq_tokens)
+        validator = None
+        if task.valid:
+            held_out = load_dataset(task.valid, self.model.tokenizer, seq_tokens=plan.seq_tokens)
+            validator = Validator(held_out, plan, every=task.valid_every, tell=self._tell_validation)
         return train(
             self.model,
-            self._dataset(task.data, plan.seq_tokens),
+            data,
             plan,
             load_adapter(Path(task.adapter)),
             folder,
+            validator=validator,
             on_progress=Throttle(self.send),
             should_stop=self.stop.is_set,
             slowdown=task.slowdown,
             sleep=self.stop.wait,
         )
+
+    def _tell_validation(self, validation: Validation) -> None:
+        self.send(Validated(validation=validation))
 
     def _score(self, request: Scoring) -> Evaluation:
         seq_tokens = min(request.seq_tokens, self.held.card.max_tokens)

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from edge.training.task import Progress as TrainingProgress
+from edge.training.task import Validation
 
 LINE_EVERY_S = 2.0
 
@@ -66,6 +67,14 @@ class Display:
         elif progress.step == progress.steps or time.monotonic() - self.said_at >= LINE_EVERY_S:
             self._say(f"step {progress.step}/{total}  {facts}")
             self.said_at = time.monotonic()
+
+    def validated(self, validation: Validation) -> None:
+        """Says how well held-out data is predicted; a line of its own, which stays."""
+        found = validation.evaluation
+        self._say(
+            f"step {validation.step}: validation loss {found.loss:.4f}, accuracy {found.accuracy:.1%}, "
+            f"exact {found.exact_match:.1%}"
+        )
 
     def _share(self, progress: TrainingProgress) -> tuple[float, float]:
         return (progress.step, progress.steps) if progress.steps else (progress.seconds, self.seconds)

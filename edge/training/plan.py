@@ -7,10 +7,12 @@ import math
 from collections.abc import Iterator
 from typing import Literal
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from converters.masking import Trains
 from edge.errors import ConfigError
+
+MOST = 2**53  # of a whole number; JSON holds no larger one
 
 
 class Plan(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -87,6 +89,10 @@ def _faults(plan: Plan) -> Iterator[str]:
     for name in ("warmup_steps", "train_rank", "micro_batch_tokens", "seed"):
         if getattr(plan, name) < 0:
             yield f"{name} is {getattr(plan, name)}, expected at least 0"
+    for name in structs.asdict(plan):
+        value = getattr(plan, name)
+        if isinstance(value, int) and value > MOST:
+            yield f"{name} is {value}, expected at most {MOST}"
     if plan.seq_tokens < 2:
         yield f"seq_tokens is {plan.seq_tokens}, expected at least 2"
     if plan.batch_tokens < plan.seq_tokens:

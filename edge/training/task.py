@@ -24,6 +24,8 @@ class Task(Record, frozen=True, tag="train"):
         plan: For how long and how.
         folder: Belongs to this task alone; checkpoints and the result are written here.
         slowdown: Every step takes this many times as long, to play a slower device; at least 1.
+        valid: Scored before the first step, while training, and after the last step.
+        valid_every: Steps between two scores; 0 is ten times in all.
     """
 
     adapter: str
@@ -31,6 +33,8 @@ class Task(Record, frozen=True, tag="train"):
     plan: Plan
     folder: str
     slowdown: float = 1.0
+    valid: DataSource | None = None
+    valid_every: int = 0
 
 
 class Progress(Record, frozen=True, tag="progress"):
@@ -44,6 +48,20 @@ class Progress(Record, frozen=True, tag="progress"):
     memory_bytes: int  # highest resident size of the process so far
     micro_batch_tokens: int  # 0: the whole step at a time; halved when memory runs out
     num_truncated: int  # examples too long for the plan, cut
+
+
+class Validation(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How well held-out data is predicted after a number of steps."""
+
+    step: int
+    seconds: float  # spent training until then
+    evaluation: "Evaluation"
+
+
+class Validated(Record, frozen=True, tag="validated"):
+    """Held-out data was scored in the middle of a task."""
+
+    validation: Validation
 
 
 class Result(Record, frozen=True, tag="result"):
@@ -62,6 +80,7 @@ class Result(Record, frozen=True, tag="result"):
     is_complete: bool
     precision: Precision = "float32"  # trained in; a resumed run keeps what it began in
     asking: Asking = "plain"  # how the data asks, and the adapter is to be asked
+    validations: tuple[Validation, ...] = ()  # in order of steps; of 0 and of the last among them
 
 
 class Scoring(Record, frozen=True, tag="score"):
@@ -182,5 +201,5 @@ class Failed(Record, frozen=True, tag="failed"):
 
 
 Request = Task | Scoring | Generation | Stop
-Part = Progress | Piece  # of a reply that is under way
+Part = Progress | Validated | Piece  # of a reply that is under way
 Reply = Loaded | Result | Evaluation | Completions | Failed | Part

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 import numpy as np
@@ -23,7 +24,10 @@ from edge.training.checkpoint import FILE, Checkpoint, Tally, load_checkpoint, s
 from edge.training.dataset import Dataset
 from edge.training.packing import iterate_batches, iterate_once, pack_epoch, row_lengths, split_batch
 from edge.training.plan import Plan, lr_at
-from edge.training.task import Evaluation, Progress, Result
+from edge.training.task import Evaluation, Progress, Result, Validation
+
+if TYPE_CHECKING:
+    from edge.training.validation import Validator
 
 ADAPTER = "adapter.safetensors"
 
@@ -35,6 +39,7 @@ def train(
     adapter: LoraAdapter,
     folder: Path,
     *,
+    validator: "Validator | None" = None,
     on_progress: Callable[[Progress], None] = lambda _: None,
     should_stop: Callable[[], bool] = lambda: False,
     slowdown: float = 1.0,
@@ -49,6 +54,7 @@ def train(
         plan: Bound, rates and sizes.
         adapter: What to begin with.
         folder: Exists, and belongs to this task alone.
+        validator: Scores held-out data before the first step, while training, and after the last step.
         on_progress: Called after every step.
         should_stop: Asked after every step; True writes a checkpoint and ends.
         slowdown: Every step is made to take this many times as long.
@@ -63,7 +69,8 @@ def train(
         StateError: The folder's checkpoint is damaged, belongs to another task, or is in another precision.
         DiskFull: No room for a checkpoint; the last one is still there.
     """
-    run = _Run(model, dataset, plan, adapter, folder)
+    run = _Run(model, dataset, plan, adapter, folder, validator)
+    run.validate()
     began = saved = clock()
     for batch in run.batches():
         run.step(batch)
@@ -71,7 +78,10 @@ def train(
             sleep((slowdown - 1) * (clock() - began))
         run.count(batch, clock() - began)
         on_progress(run.progress())
-        if should_stop():
+        is_stopped = should_stop()
+        if run.is_complete or not is_stopped:  # what a stop leaves out, the next run begins with
+            run.validate()
+        if is_stopped:
             break
         if clock() - saved >= plan.checkpoint_every_s:
             run.save()
@@ -100,9 +110,17 @@ class _Run:
     """One run of a task: the model, and what has been done."""
 
     def __init__(
-        self, model: TrainableModel, dataset: Dataset, plan: Plan, adapter: LoraAdapter, folder: Path
+        self,
+        model: TrainableModel,
+        dataset: Dataset,
+        plan: Plan,
+        adapter: LoraAdapter,
+        folder: Path,
+        validator: "Validator | None",
     ) -> None:
         self.model, self.dataset, self.plan, self.folder = model, dataset, plan, folder
+        self.validator = validator
+        self.validations: list[Validation] = []
         self.task = task_digest(adapter, dataset.digest, plan, model.card)
         self.num_steps = plan.steps or (plan.epochs and self._num_epoch_steps())
         self.tally = Tally(micro_batch_tokens=plan.micro_batch_tokens)
@@ -175,9 +193,25 @@ class _Run:
             num_truncated=self.dataset.num_truncated,
         )
 
+    def validate(self) -> None:
+        """Scores held-out data, where it is time to."""
+        step, seconds = self.tally.num_steps, self.tally.seconds
+        if self.validator and self.validator.is_due(
+            self.validations, step, seconds, self.num_steps, is_complete=self.is_complete
+        ):
+            size = self.tally.micro_batch_tokens
+            self.validations.append(self.validator.score(self.model, step, seconds, size))
+
     def save(self) -> None:
         """Writes a checkpoint."""
-        checkpoint = Checkpoint(self.tally, self.losses, self.model.snapshot(), self.model.card.precision)
+        checkpoint = Checkpoint(
+            self.tally,
+            self.losses,
+            self.model.snapshot(),
+            self.model.card.precision,
+            tuple(self.validations),
+            self.validator.dataset.digest if self.validator else "",
+        )
         save_checkpoint(checkpoint, self.folder, self.task)
 
     def finish(self) -> Result:
@@ -200,6 +234,7 @@ class _Run:
             is_complete=self.is_complete,
             precision=self.model.card.precision,
             asking=self.dataset.asking,
+            validations=tuple(self.validations),
         )
 
     def _num_epoch_steps(self) -> int:
@@ -219,6 +254,8 @@ class _Run:
         smaller = min(asked, used) if asked and used else asked or used
         self.tally = msgspec.structs.replace(found.tally, micro_batch_tokens=smaller)
         self.losses = found.losses
+        if self.validator and self.validator.dataset.digest == found.valid:
+            self.validations = list(found.validations)
         self.model.restore(found.model)
 
     def _halve(self, parts: Sequence[Batch], error: OutOfMemory) -> None:

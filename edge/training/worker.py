@@ -34,6 +34,8 @@ from edge.training.task import (
     Scoring,
     Stop,
     Task,
+    Validated,
+    Validation,
 )
 
 __all__ = [
@@ -119,10 +121,20 @@ class Worker:
         async with self._turn:
             return (await self._running()).loaded
 
-    async def train(self, task: Task, on_progress: Callable[[Progress], None] = lambda _: None) -> Result:
+    async def train(
+        self,
+        task: Task,
+        on_progress: Callable[[Progress], None] = lambda _: None,
+        on_validation: Callable[[Validation], None] = lambda _: None,
+    ) -> Result:
         """Trains, from the checkpoint in the task's folder where there is one.
 
         A process that was killed for want of memory is started again with half the micro-batch.
+
+        Args:
+            task: What to train.
+            on_progress: Called as training goes on.
+            on_validation: Called with each score of the task's held-out data.
 
         Raises:
             OutOfMemory: Not even one row at a time fits.
@@ -133,6 +145,8 @@ class Worker:
         def tell(part: Part) -> None:
             if isinstance(part, Progress):
                 on_progress(part)
+            elif isinstance(part, Validated):
+                on_validation(part.validation)
 
         async with self._turn:
             self._is_training, self._wants_stop = True, False

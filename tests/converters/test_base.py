@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from converters.adapter import Factors, LoraAdapter
+from converters.adapter import Factors, LoraAdapter, check_rank
 from converters.base import BaseModel, match_targets, read_base
-from converters.errors import BaseModelError, UnsupportedAdapter
+from converters.errors import AdapterError, BaseModelError, UnsupportedAdapter
 from converters.layout import check_fit
 
 CONFIG: dict[str, Any] = {
@@ -227,6 +227,35 @@ def test_targets_are_endings_of_names(tmp_path: Path) -> None:
         "model.layers.0.self_attn.q_proj",
         "model.layers.1.mlp.big",
     }
+
+
+def test_all_linear_is_every_layer_but_the_head(tmp_path: Path) -> None:
+    head = {"lm_head.weight": np.ones((16, 8), np.float32)}
+    untied = {**CONFIG, "tie_word_embeddings": False}
+    modules = read_base(write(tmp_path / "m", untied, model=weights() | head)).modules
+    assert "lm_head" in modules
+    assert match_targets(modules, ["all-linear"]).keys() == modules.keys() - {"lm_head"}
+    assert match_targets(modules, ["all-linear", "lm_head"]) == modules
+
+
+def test_the_last_blocks_alone_can_be_chosen(tmp_path: Path) -> None:
+    modules = read_base(write(tmp_path / "m", CONFIG, model=weights())).modules
+    last = match_targets(modules, ["all-linear"], 1)
+    assert sorted(last) == ["model.layers.1.mlp.big", "model.layers.1.self_attn.q_proj"]
+    assert match_targets(modules, ["q_proj"], 2) == match_targets(modules, ["q_proj"])
+    with pytest.raises(UnsupportedAdapter, match="no module is called v_proj; the model has: big, q_proj"):
+        match_targets(modules, ["v_proj"], 1)
+    for number in (0, 3):
+        with pytest.raises(UnsupportedAdapter, match=f"num_layers is {number}, expected 1 to 2"):
+            match_targets(modules, ["q_proj"], number)
+
+
+def test_a_rank_is_bounded_by_the_smallest_module() -> None:
+    modules = {"wide": (100, 200), "narrow": (100, 12)}
+    check_rank(modules, 12)
+    for rank in (0, 13):
+        with pytest.raises(AdapterError, match=f"rank is {rank}, expected 1 to 12: .*narrow, has 100 inputs"):
+            check_rank(modules, rank)
 
 
 def test_targets_that_match_nothing_are_all_named_beside_what_there_is(tmp_path: Path) -> None:

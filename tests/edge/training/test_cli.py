@@ -11,7 +11,7 @@ import pytest
 from msgspec import structs
 from typer.testing import CliRunner
 
-from converters.errors import BaseModelError, UnsupportedAdapter
+from converters.errors import AdapterError, BaseModelError, UnsupportedAdapter
 from converters.formats import detect_format, load_any
 from edge import cli
 from edge.errors import ConfigError, DataError, StateError
@@ -41,8 +41,9 @@ def test_train_writes_an_adapter_and_its_metrics(command, source, tmp_path):
     result = invoke(*command("--steps", 30, "--valid", source.path, "--json"))
     report = json.loads(result.stdout)
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
-    losses = metrics.pop("losses")
+    losses, validations = metrics.pop("losses"), metrics.pop("validations")
     assert metrics == report
+    assert [validations[0]["step"], validations[-1]["step"]] == [0, 30]
     assert (report["loss_before"], report["loss_after"]) == (losses[0], losses[-1])
     assert len(losses) == report["num_steps"] == 30
     assert report["valid_after"]["loss"] < report["valid_before"]["loss"]
@@ -178,6 +179,93 @@ def test_a_number_out_of_bounds_is_told_with_its_bound(command, option, value, b
     told = " ".join(result.stderr.replace("│", " ").split())
     assert f"'{option}'" in told
     assert f"greater than or equal to {bound}" in told
+
+
+def test_a_rank_no_layer_can_hold_is_refused_with_both_numbers(command, tmp_path):
+    with pytest.raises(AdapterError, match=r"rank is 100000, expected 1 to 32: .* 32 inputs and 32 outputs"):
+        invoke(*command("--rank", 100000))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--rank", 4),
+        ("--scale", 2),
+        ("--targets", "q_proj"),
+        ("--num-layers", 1),
+        ("--rank", 4, "--scale", 2),
+    ],
+)
+def test_the_shape_of_a_new_adapter_beside_another_is_refused(command, tmp_path, options):
+    invoke(*command("--steps", 1, out="first"))
+    with pytest.raises(ConfigError) as caught:
+        invoke(*command("--steps", 1, "--adapter", tmp_path / "first", *options))
+    given = [option for option in options if str(option).startswith("--")]
+    assert str(caught.value).startswith(f"{' and '.join(given)} shape a new adapter")
+
+
+def test_a_finished_adapter_is_not_overwritten_unasked(command, tmp_path):
+    invoke(*command("--steps", 1))
+    before = load_any(tmp_path / "out")
+    for options in ((), ("--resume",)):
+        with pytest.raises(StateError, match=r"an adapter already \(adapter_config\.json, .*--overwrite"):
+            invoke(*command("--steps", 2, *options))
+    assert load_any(tmp_path / "out") == before
+    invoke(*command("--steps", 2, "--overwrite", "--format", "mlx"))
+    assert load_any(tmp_path / "out") != before
+    assert not (tmp_path / "out" / "adapter_model.safetensors").exists()  # of the other format
+
+
+def test_overwriting_begins_an_interrupted_run_anew(command, tmp_path):
+    (tmp_path / "out" / "adapter_config.json").mkdir(parents=True)
+    with pytest.raises(OSError, match="adapter_config"):
+        invoke(*command("--steps", 3))
+    (tmp_path / "out" / "adapter_config.json").rmdir()
+    with pytest.raises(StateError, match="--resume goes on with it, --overwrite begins anew"):
+        invoke(*command("--steps", 5))
+    report = json.loads(invoke(*command("--steps", 5, "--overwrite", "--json")).stdout)
+    assert report["num_steps"] == 5
+
+
+def test_all_linear_is_every_layer_but_the_head(command, tmp_path):
+    report = json.loads(invoke(*command("--steps", 1, "--targets", "all-linear", "--json")).stdout)
+    assert report["num_modules"] == 4
+    assert sorted(name.rpartition(".")[2] for name in load_any(tmp_path / "out").modules) == [
+        "k_proj", "o_proj", "q_proj", "v_proj",
+    ]  # fmt: skip
+
+
+def test_more_blocks_than_there_are_is_told_with_both_numbers(command):
+    with pytest.raises(UnsupportedAdapter, match="num_layers is 3, expected 1 to 1, the model's blocks"):
+        invoke(*command("--num-layers", 3))
+
+
+def test_mlx_lms_names_are_known(base, source, tmp_path):
+    line = ["train", "--model", base, "--data", source.path, "--iters", 2, "--learning-rate", 0.01]
+    line += ["--max-seq-length", 64, "--num-layers", -1, "--steps-per-eval", 1, "--valid", source.path]
+    report = json.loads(invoke(*line, "--batch-tokens", 128, "--out", tmp_path / "out", "--json").stdout)
+    assert report["num_steps"] == 2
+
+
+def test_validation_is_told_while_training_and_kept(command, source, tmp_path):
+    result = invoke(*command("--steps", 30, "--valid", source.path, "--valid-every", 10))
+    lines = [line for line in result.stderr.splitlines() if "validation loss" in line]
+    assert [line.split(":")[0] for line in lines] == ["step 0", "step 10", "step 20", "step 30"]
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    curve = {one["step"]: one["evaluation"]["loss"] for one in metrics["validations"]}
+    assert list(curve) == [0, 10, 20, 30]
+    assert metrics["best_step"] == min(curve, key=curve.get)
+    assert metrics["valid_before"]["loss"] == curve[0]
+    assert metrics["valid_after"]["loss"] == curve[30]
+
+
+def test_a_whole_number_beyond_all_bounds_is_refused(command):
+    with pytest.raises(ConfigError, match="seed is 10000000000000000000, expected at most"):
+        invoke(*command("--steps", 1, "--seed", 10**19))
+    with pytest.raises(ConfigError, match=r"scale"):
+        invoke(*command("--steps", 1, "--scale", "inf"))
+    assert invoke(*command("--steps", 1, "--lr", "nan")).exit_code == 2
 
 
 def test_an_output_folder_that_cannot_be_made_is_an_error(command, tmp_path):

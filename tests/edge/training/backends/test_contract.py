@@ -5,7 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from converters.adapter import Factors, LoraAdapter
+from converters.adapter import Factors, LoraAdapter, initial_adapter
+from converters.base import match_targets, read_base
 from converters.errors import UnsupportedAdapter
 from edge.errors import DataError
 from edge.training.dataset import DataSource, encode_prompt, load_dataset
@@ -109,6 +110,19 @@ def test_every_module_on_the_card_is_trained(model, batch, random_adapter):
             assert np.abs(matrix - old).max() > 0.005, name
 
 
+def test_all_linear_layers_of_the_last_block_are_trained(model, batch, request):
+    base = {"toy": "toy_base", "llama_cpp": "llama_gguf"}.get(model.card.backend, "llama_base")
+    modules = read_base(request.getfixturevalue(base)).modules
+    assert match_targets(modules, ["all-linear"]).keys() == model.card.modules.keys()
+    last = match_targets(modules, ["all-linear"], 1)
+    blocks = sorted({name.split(".")[2] for name in model.card.modules})
+    assert {name.split(".")[2] for name in last} == {blocks[-1]}
+    adapter = initial_adapter(last, rank=2, scale=2.0, seed=0)
+    begin(model, adapter)
+    model.step([batch], 0.01)
+    assert model.adapter() != adapter
+
+
 def test_micro_batches_make_the_same_step(model, batch, random_adapter):
     results = []
     for parts in ([batch], split_batch(batch, 64)):
@@ -156,6 +170,21 @@ def test_a_restored_snapshot_goes_on_bit_for_bit(model, batch, random_adapter):
     model.restore(snapshot)
     assert [model.step([batch], 0.01) for _ in range(3)] == losses
     assert model.adapter() == after
+
+
+def test_scores_between_steps_change_no_step(model, dataset, batch, random_adapter):
+    other = build_batch(dataset.examples, [[0], [1, 2]], seq_tokens=64)
+    runs = []
+    for scores in (False, True):
+        begin(model, random_adapter())
+        losses = []
+        for _ in range(4):
+            losses.append(model.step([batch], 0.01))
+            if scores:
+                model.score(other)
+                model.score(batch)
+        runs.append((losses, model.adapter()))
+    assert runs[0] == runs[1]
 
 
 def test_a_snapshot_is_a_copy(model, batch, random_adapter):
