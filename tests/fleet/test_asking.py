@@ -67,6 +67,17 @@ def test_an_adapter_trained_on_prompts_is_asked_with_the_prompt_as_it_stands(tra
     assert ask(trained, "--adapter", "plain", "--chat", "turn left ").stdout != done.stdout
 
 
+def test_an_adapter_trained_on_alpacas_rows_is_asked_in_alpacas_prompt(trained):
+    row = {"instruction": "turn left", "output": "LEFT"}
+    (trained / "alpaca.jsonl").write_text(json.dumps(row))
+    make_toy_base(trained / "wide", max_tokens=400)
+    data = ("--base", "wide", "--data", "alpaca.jsonl", "--out", "alpaca", "--steps", "1")
+    run(trained, "train", *data, check=True)
+    done = run(trained, "generate", "--base", "wide", "--adapter", "alpaca", "--json", "turn left")
+    assert json.loads(done.stdout)["num_prompt_tokens"] > 150
+    assert "with Alpaca's prompt around the instruction; --raw" in done.stderr
+
+
 def test_the_base_alone_is_asked_in_a_chat_where_it_has_a_template(trained):
     found = [
         json.loads(ask(trained, "--json", *flags, "hi").stdout)["num_prompt_tokens"]

@@ -85,9 +85,9 @@ def test_the_tokens_before_an_answer_are_those_of_training(opened, name, tmp_pat
     turns = [("system", "Be kind."), ("user", "so & <so>?"), ("assistant", "yes")]
     path = tmp_path / "chat.jsonl"
     rows = [{"messages": [{"role": role, "content": text} for role, text in turns]}]
-    rows += [{"prompt": "ab ", "completion": "c"}]
+    rows += [{"prompt": "ab ", "completion": "c"}, {"instruction": "Add.", "output": "3"}]
     path.write_text("\n".join(map(json.dumps, rows)))
-    chat, plain = load_dataset(DataSource(path=str(path)), tokenizer, seq_tokens=200).examples
+    chat, plain, alpaca = load_dataset(DataSource(path=str(path)), tokenizer, seq_tokens=200).examples
     asked = Generation(
         prompts=("so & <so>?",), adapter=None, sampling=Sampling(), asking="chat", system="Be kind."
     )
@@ -97,11 +97,11 @@ def test_the_tokens_before_an_answer_are_those_of_training(opened, name, tmp_pat
     told = "<|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user\nso & <so>?<|im_end|>\n"
     turns = [{"role": role, "content": text} for role, text in turns[:2]]
     assert tokenizer.render(turns, add_generation_prompt=True) == f"{told}{START}assistant\n"
-    (question,) = encode_questions(
-        Generation(prompts=("ab ",), adapter=None, sampling=Sampling()), tokenizer, 256
-    )
-    assert question == plain.tokens[: len(question)].tolist()
-    assert plain.labels.tolist().index(True) == len(question)
+    for asking, prompt, example in (("plain", "ab ", plain), ("alpaca", "Add.", alpaca)):
+        asked = Generation(prompts=(prompt,), adapter=None, sampling=Sampling(), asking=asking)
+        (question,) = encode_questions(asked, tokenizer, 256)
+        assert question == example.tokens[: len(question)].tolist()
+        assert example.labels.tolist().index(True) == len(question)
 
 
 @pytest.mark.parametrize("name", LIBRARIES)
