@@ -74,7 +74,7 @@ def test_an_adapter_trained_on_alpacas_rows_is_asked_in_alpacas_prompt(trained):
     data = ("--base", "wide", "--data", "alpaca.jsonl", "--out", "alpaca", "--steps", "1")
     run(trained, "train", *data, check=True)
     done = run(trained, "generate", "--base", "wide", "--adapter", "alpaca", "--json", "turn left")
-    assert json.loads(done.stdout)["num_prompt_tokens"] > 150
+    assert json.loads(done.stdout)["num_prompt_tokens"] > 100
     assert "with Alpaca's prompt around the instruction; --raw" in done.stderr
 
 
