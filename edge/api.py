@@ -24,9 +24,10 @@ from edge.training.backends import BackendName
 from edge.training.backends.base import Precision
 from edge.training.backends.hub import find_base
 from edge.training.data.check import check_source
+from edge.training.data.forms import Asking
 from edge.training.dataset import DataSource
 from edge.training.rows import Data, data_file
-from edge.training.task import Evaluation, Progress
+from edge.training.task import Evaluation, Progress, Sampling
 from edge.training.worker import Worker
 
 Adapter = LoraAdapter | str | Path
@@ -219,20 +220,28 @@ def generate(
     prompts: str | Sequence[str],
     *,
     adapter: Adapter | None = None,
+    asking: Asking = "plain",
+    system: str | None = None,
     max_tokens: int = 128,
     temperature: float = 0.0,
+    top_p: float = 1.0,
     seed: int = 0,
     backend: BackendName = "auto",
     precision: Precision = "auto",
 ) -> list[str]:
-    """Continues prompts.
+    """Continues prompts, or answers them.
 
     Args:
         base: As in `train`.
         prompts: Texts to continue; one string is one prompt.
         adapter: In memory, or the path of one of any format.
+        asking: `plain` continues a prompt as it stands, as `prompt` and `completion` are trained on; `chat`
+            answers it through the base's chat template, as conversations are; `alpaca` answers it as an
+            instruction in Alpaca's prompt. What an adapter was trained with stands in its metrics.
+        system: What the system says before it, in a chat.
         max_tokens: Most tokens of a completion.
         temperature: 0 always takes the most likely token.
+        top_p: Above a temperature of 0, only the most likely tokens that together reach this probability.
         seed: Of the sampling.
         backend: What computes.
         precision: Of the forward pass.
@@ -250,12 +259,13 @@ def generate(
     found = find_base(str(base))
     texts = [prompts] if isinstance(prompts, str) else list(prompts)
 
+    sampling = Sampling(max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed)
+
     async def complete() -> list[str]:
         with canonical_file(_path_or(adapter), found) as path:
             async with Worker(found, backend, precision) as worker:
-                return await worker.generate(
-                    texts, adapter=path, max_tokens=max_tokens, temperature=temperature, seed=seed
-                )
+                answers = await worker.complete(texts, sampling, adapter=path, asking=asking, system=system)
+                return [answer.text for answer in answers]
 
     return run_to_end(complete)
 

@@ -14,7 +14,8 @@ from edge.training.trainer import score_dataset, train
 from edge.training.validation import NUM_SCORES, Validator
 
 PLAN = Plan(steps=12, lr=0.02, seq_tokens=64, batch_tokens=128, checkpoint_every_s=0.0)
-SCORE = Evaluation(loss=1.0, accuracy=0.5, exact_match=0.0, num_labels=1, num_examples=1, num_truncated=0)
+COUNTS = {"num_labels": 1, "num_examples": 1, "num_truncated": 0}
+SCORE = Evaluation(loss=1.0, accuracy=0.5, exact_match=0.0, precision="float32", **COUNTS)
 
 
 @pytest.fixture

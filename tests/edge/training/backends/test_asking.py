@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from functools import partial
 from threading import Event
 
 import pytest
@@ -13,6 +14,7 @@ from edge.training.asking import encode_questions, end_tokens
 from edge.training.backends import load_model
 from edge.training.child import Session
 from edge.training.dataset import DataSource, load_dataset
+from edge.training.held_model import HeldModel
 from edge.training.task import Generation, Piece, Sampling
 
 LIBRARIES = {"torch": "peft", "mlx": "mlx_lm", "llama_cpp": "llama_cpp"}
@@ -51,6 +53,9 @@ def chat_base(make_model, tmp_path_factory):
 def opened(chat_base, tmp_path_factory):
     """`opened(backend, base)`: a session as the worker process holds one."""
 
+    def load(name, folder, precision):
+        return load_model(name, folder, precision=precision)
+
     def open_model(name, base):
         pytest.importorskip(LIBRARIES[name], reason=f"needs the {name} extra")
         folder = chat_base if base == "chat" else MODEL
@@ -59,7 +64,8 @@ def opened(chat_base, tmp_path_factory):
             write_gguf(folder, path)
             folder = path
         sent = []
-        return Session(load_model(name, folder, precision="float32"), Event(), sent.append), sent
+        held = HeldModel(partial(load, name, folder), "float32")
+        return Session(held, Event(), sent.append), sent
 
     return open_model
 
