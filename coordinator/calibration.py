@@ -62,7 +62,7 @@ class Calibration:
     ) -> None:
         self._base = base
         self._precision = precision
-        self._source = DataSource(path=str(locate(data, is_held_out=True)))
+        self._data = data
         self._seq_tokens = seq_tokens
         self._batch_tokens = batch_tokens
         self._probe_tokens = probe_tokens
@@ -83,7 +83,7 @@ class Calibration:
 
     def loaded(self) -> Event:
         """What reads the data, and in which precision, to be shown."""
-        card, path = self.load()[0].card, self._source.path
+        card, path = self.load()[0].card, str(locate(self._data, is_held_out=True))
         why = f" ({card.why})" if card.why else ""
         text = f"{path} is read with {card.backend} in {card.precision}{why}"
         facts = {"data": path, "backend": card.backend, "precision": card.precision, "why": card.why}
@@ -136,17 +136,29 @@ class Calibration:
     def _load(self) -> _Loaded:
         with self._lock:
             if self._loaded is None:
-                check_source(self._source)  # before the model is loaded
+                source = held_out(self._data)  # before the model is loaded
                 model = load_model("auto", self._base, precision=self._precision)
                 seq_tokens = min(self._seq_tokens, model.card.max_tokens)
-                dataset = load_dataset(self._source, model.tokenizer, seq_tokens=seq_tokens)
-                _check_tokens(self._source.path, dataset, model)
+                dataset = load_dataset(source, model.tokenizer, seq_tokens=seq_tokens)
+                _check_tokens(source.path, dataset, model)
                 every, probe = (
                     list(iterate_once(examples, seq_tokens=seq_tokens, batch_tokens=self._batch_tokens))
                     for examples in (dataset.examples, _every_nth(dataset.examples, self._probe_tokens))
                 )
                 self._loaded = _Loaded(model, dataset, every, probe)
             return self._loaded
+
+
+def held_out(data: Path) -> DataSource:
+    """What versions are scored on or judged by, in a file or folder; all rows are looked at.
+
+    Raises:
+        DataError: It cannot be used, and why.
+        MissingExtra: A library is needed to read it.
+    """
+    source = DataSource(path=str(locate(data, is_held_out=True)))
+    check_source(source)
+    return source
 
 
 def _every_nth(examples: Sequence[Example], num_tokens: int) -> Sequence[Example]:

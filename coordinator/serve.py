@@ -40,6 +40,7 @@ def serve_fleet(config: CoordinatorConfig, show: Show) -> None:
         DiskFull: There is no room for version 0.
     """
     settings = mqtt_settings(config)
+    _check_data(config)
     config = structs.replace(config, base=str(find_base(config.base)))
     with CoordinatorState(Path(config.state), config.fleet) as state:
         place = Place(config.fleet, state.key, lambda: MqttTransport(_aside(settings)))
@@ -111,6 +112,14 @@ def open_data(config: CoordinatorConfig) -> "tuple[Calibration | None, Calibrati
     score = _open(config, config.eval_data)
     judging = config.calibration_data if config.stages_in_force.needs_calibration else None
     return score, score if judging == config.eval_data else _open(config, judging)
+
+
+def _check_data(config: CoordinatorConfig) -> None:
+    """Tells what is wrong with the data before the broker or the model is waited for."""
+    for data in filter(None, dict.fromkeys((config.eval_data, config.calibration_data))):
+        from coordinator.calibration import held_out  # only here is the training wing needed
+
+        held_out(Path(data))
 
 
 def _open(config: CoordinatorConfig, data: str | None) -> "Calibration | None":

@@ -110,7 +110,7 @@ def test_devices_go_and_come_again_and_a_fleet_goes_on_in_its_folder(base, tmp_p
 def test_what_ends_a_device_a_strategy_or_the_coordinator_is_raised_where_one_waits(base):
     with tunefleet.Fleet(base, buffer_size=1) as fleet:
         fleet.add_device([{"promp": "x"}], device_id="lamp")
-        with pytest.raises(DataError, match=r"^lamp: 1 of 1 lines cannot be used"):
+        with pytest.raises(DataError, match=r"^lamp: 1 of 1 rows cannot be used"):
             fleet.until(1, timeout_s=60)
 
     def broken(adapter, updates):

@@ -83,7 +83,7 @@ def defaults(function) -> dict[str, object]:
 
 
 def test_what_cannot_be_used_is_the_commands_error_with_the_row(base):
-    with pytest.raises(DataError, match=r"^data: 1 of 2 lines cannot be used: line 2: lacks prompt"):
+    with pytest.raises(DataError, match=r"^data: 1 of 2 rows cannot be used: 1 lacks \"prompt\" \(line 2\)"):
         tunefleet.train(base, [ROWS[0], {"promp": "x", "completion": "y"}])
     with pytest.raises(DataError, match=r"^valid: row 2 is list, expected a mapping such as"):
         tunefleet.train(base, ROWS, valid=[ROWS[0], []])
