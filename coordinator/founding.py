@@ -10,7 +10,7 @@ from converters.adapter import LoraAdapter, initial_adapter
 from converters.base import Modules, match_targets, read_base
 from converters.base_name import name_base
 from converters.sketch import make_sketch
-from coordinator.beginning import Beginning, describe, scale_fact
+from coordinator.beginning import Beginning, describe, scale_fact, settle
 from coordinator.config import CoordinatorConfig
 from coordinator.state import CoordinatorState
 from coordinator.strategies.base import State
@@ -79,6 +79,17 @@ def found_fleet(
         current = state.versions.add(files, None, None, at, beginning.origin if beginning else None)
     assert current is not None  # nobody else makes a version 0: the folder is locked
     return current
+
+
+def check_base(config: CoordinatorConfig, state: CoordinatorState) -> None:
+    """Tells what keeps base, adapter and targets from serving, before the broker is asked; writes nothing.
+
+    Raises:
+        ConfigError, BaseModelError, AdapterError, UnsupportedAdapter, StateError: As `found_fleet`.
+    """
+    settled, beginning = settle(config, state.journal)
+    match_targets(read_base(Path(config.base)).modules, settled.targets)
+    _check_beginning(state, beginning)
 
 
 def _fresh(config: CoordinatorConfig, modules: Modules) -> LoraAdapter:

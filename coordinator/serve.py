@@ -15,6 +15,7 @@ from msgspec import structs
 
 from coordinator.config import CoordinatorConfig, mqtt_settings
 from coordinator.events import teller
+from coordinator.founding import check_base
 from coordinator.place import Found, Place
 from coordinator.server import Coordinator, coordinator_presence
 from coordinator.state import CoordinatorState
@@ -43,6 +44,7 @@ def serve_fleet(config: CoordinatorConfig, show: Show) -> None:
     _check_data(config)
     config = structs.replace(config, base=str(find_base(config.base)))
     with CoordinatorState(Path(config.state), config.fleet) as state:
+        check_base(config, state)
         place = Place(config.fleet, state.key, lambda: MqttTransport(_aside(settings)))
         place.epoch = asyncio.run(_begin(place, state, show))
         score, calibrator = open_data(config)

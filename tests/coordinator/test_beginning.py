@@ -285,6 +285,7 @@ def test_a_journal_of_the_second_schema_is_brought_up_to_date(fleet):
     begin(fleet, ranks=(4,))
     with closing(sqlite3.connect(fleet.folder / FILE)) as db:
         db.execute("ALTER TABLE versions DROP COLUMN origin")
+        db.execute("ALTER TABLE devices DROP COLUMN astray")
         db.execute("DELETE FROM meta WHERE key = 'base name'")
         db.execute("PRAGMA user_version = 2")
         db.commit()

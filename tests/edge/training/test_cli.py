@@ -53,6 +53,18 @@ def test_train_writes_an_adapter_and_its_metrics(command, source, tmp_path):
     assert not (tmp_path / "out" / CHECKPOINT).exists()
 
 
+def test_train_names_the_base_and_writes_a_card_beside_its_adapter(command, base, tmp_path):
+    invoke(*command("--steps", 2))
+    config = json.loads((tmp_path / "out/adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == str(Path(base).absolute())
+    assert "| Trained | 2 steps" in (tmp_path / "out/README.md").read_text()
+    config |= {"task_type": "SEQ_CLS", "base_model_name_or_path": "owner/model"}
+    (tmp_path / "out/adapter_config.json").write_text(json.dumps(config))
+    invoke(*command("--steps", 2, "--adapter", tmp_path / "out", out="on"))
+    again = json.loads((tmp_path / "on/adapter_config.json").read_text())
+    assert (again["task_type"], again["base_model_name_or_path"]) == ("SEQ_CLS", "owner/model")
+
+
 def test_progress_is_plain_lines_where_there_is_no_terminal(command):
     result = invoke(*command("--steps", 3))
     lines = result.stderr.splitlines()
