@@ -199,10 +199,15 @@ class Inquiry:
     async def run(self, transport: Transport) -> Found:
         """Asks, and waits for as long as there may be an answer."""
         async with transport:
-            for topic_filter in (self._topics.coordinator, self._topics.answer, self._topics.version("+")):
-                await transport.subscribe(topic_filter)
+            # Before it subscribes: in amqtt a subscription waits for what is retained under the one before.
             listening = asyncio.create_task(self._listen(transport))
             try:
+                for topic_filter in (
+                    self._topics.coordinator,
+                    self._topics.answer,
+                    self._topics.version("+"),
+                ):
+                    await transport.subscribe(topic_filter)
                 await self._ask(transport)
             finally:
                 listening.cancel()

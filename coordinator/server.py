@@ -187,6 +187,17 @@ class Coordinator:
         for update in self._state.recover():
             text = f"update {update[:8]} left the buffer: its payload on this disk is damaged"
             self._tell("discarded", text, updates=[update], reason="hash-mismatch")
+        await _until_first(self._work(), self._stopping.wait())
+        self._close()
+        told = "stopped; state is on disk, the same command goes on from here"
+        self._tell("stopped", told, version=self._version.version)
+
+    def stop(self) -> None:
+        """Ends `run` in order."""
+        self._stopping.set()
+
+    async def _work(self) -> None:
+        """Connects, and serves until the last version is made."""
         async with self._transport:
             key = public_key(self._state.key)
             fleet, version, strategy = (
@@ -202,27 +213,23 @@ class Coordinator:
                 strategy=strategy,
                 key=key,
             )
-            for kind in ("hello", "state", "want", "telemetry", "up/+/+"):
-                await self._transport.subscribe(self._topics.device("+", kind))
-            for topic in (self._topics.coordinator, self._topics.challenge) if self._place else ():
-                await self._transport.subscribe(topic)
             await self._intake.recover()
-            await self._announce()  # last: whoever sees a version asks for it at once
-            await _until_first(
-                self._listen(),
-                self._publisher.run(),
-                self._merge_when_ready(),
-                self._score_versions(),
-                self._stopping.wait(),
-                *([self._place.keep(self._transport.publish)] if self._place else []),
-            )
-        self._close()
-        told = "stopped; state is on disk, the same command goes on from here"
-        self._tell("stopped", told, version=self._version.version)
+            # Messages are taken from the first subscription on: amqtt answers the next one only when what is
+            # retained under this one was acknowledged, or after 5 s.
+            await _until_first(self._listen(), self._lead())
 
-    def stop(self) -> None:
-        """Ends `run` in order."""
-        self._stopping.set()
+    async def _lead(self) -> None:
+        for kind in ("hello", "state", "want", "telemetry", "up/+/+"):
+            await self._transport.subscribe(self._topics.device("+", kind))
+        for topic in (self._topics.coordinator, self._topics.challenge) if self._place else ():
+            await self._transport.subscribe(topic)
+        await self._announce()  # last: whoever sees a version asks for it at once
+        await _until_first(
+            self._publisher.run(),
+            self._merge_when_ready(),
+            self._score_versions(),
+            *([self._place.keep(self._transport.publish)] if self._place else []),
+        )
 
     # Messages of devices.
 

@@ -85,7 +85,7 @@ def present(plan: "DemoPlan", out: Path, *, as_json: bool) -> None:
             result = _run(plan, out, folder, console, interruption)
         except KeyboardInterrupt:
             interruption.ignore()
-            print(f"tunefleet: stopped; {leave(folder, plan.forms)}", file=sys.stderr)
+            print(f"tunefleet: {leave(folder, plan.forms)}", file=sys.stderr)
             raise typer.Exit(interruption.status) from None
     _show(result, folder, console, as_json=as_json)
     if not result.fleet_wins:

@@ -34,16 +34,16 @@ def fresh_folder(out: Path) -> Path:
 
 
 def leave(folder: Path, forms: list[str]) -> str:
-    """Clears the folder of a run that has learnt nothing; else says what it holds, in one clause."""
+    """Clears the folder of a run that was stopped before it learnt; else says what it holds, in a line."""
     paths = Paths(folder)
     newest = max((version.version for version in read_record(paths.state).versions), default=0)
     if newest == 0:
         _clear(folder)
-        return "before the fleet's first version; nothing is kept"
+        return "stopped before the fleet's first version; nothing is kept"
     written = [form.upper() for form in forms if paths.adapter(form).exists()]
     adapter = f"the adapter as {', '.join(written)}, " if written else ""
     return (
-        f"kept in {folder}/: {adapter}configurations, logs, and versions 0 to {newest} "
+        f"stopped; kept in {folder}/: {adapter}configurations, logs, and versions 0 to {newest} "
         f"(tunefleet history --state {paths.state})"
     )
 

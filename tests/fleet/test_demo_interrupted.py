@@ -1,4 +1,4 @@
-"""The demo is ended from outside, in each of its phases: nothing is left running, and a line says what is kept."""
+"""The demo is ended from outside, in each phase: nothing is left running, and a line says what is kept."""
 
 import os
 import re
@@ -131,7 +131,7 @@ def check_stopped(demo: Running, way: str, *, is_kept: bool) -> None:
         assert f"tunefleet: stopped; kept in {demo.out}/: " in line
         assert (demo.out / "state" / "journal.sqlite").is_file()
     else:
-        assert line == "tunefleet: stopped; before the fleet's first version; nothing is kept"
+        assert line == "tunefleet: stopped before the fleet's first version; nothing is kept"
         assert not demo.out.exists()
 
 
