@@ -15,6 +15,7 @@ from pathlib import Path
 from msgspec import Struct
 
 from coordinator.journal import FILE, Journal
+from coordinator.pace import KEY as PACE
 from coordinator.state import UPDATES
 from coordinator.versions import FOLDER, VersionStore
 from edge.disk import room_for, sync_folder
@@ -68,6 +69,7 @@ def _copy_state(state: Path, journal: Journal, draft: Path) -> tuple[int | None,
         with closing(Journal(draft)) as copied:
             versions = VersionStore(draft, copied)
             current, waiting = versions.current(), copied.waiting()
+            copied.note(PACE, None)  # nobody runs there
             names = [f"{FOLDER}/{sha256}" for one in versions.kept() for sha256 in one.files]
             names += [f"{UPDATES}/{update.id}" for update in waiting]
         wanted = dict.fromkeys([KEY, *names])

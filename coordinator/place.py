@@ -27,7 +27,7 @@ QUICK_S = 0.5  # what is retained has come by then, and a coordinator that is no
 ANSWER_WITHIN_S = 10.0  # one that is said to be online, and is busy with updates
 ASK_EVERY_S = 2.0
 DOUBT_EVERY_S = 10.0  # strangers must not keep a coordinator busy with doubts about itself
-FRESH_S = 5.0  # nobody asks twice in a row
+FRESH_S = 5.0  # who has asked at its start need not ask again to connect
 
 
 class Found(NamedTuple):
@@ -35,6 +35,7 @@ class Found(NamedTuple):
 
     holder: Answer | None = None  # another that lives
     holder_key: str = ""
+    presence: Presence | None = None  # what is retained
     epoch: int = 0  # the latest that this coordinator's key has signed
     version: int = -1  # announced in it
     strangers: frozenset[str] = frozenset()  # other keys that have signed retained manifests
@@ -68,6 +69,7 @@ class Place:
         self._since = clock()
         self._session = secrets.token_hex(16)
         self._asked_at = float("-inf")
+        self._is_seated = False
         self._doubt = asyncio.Event()
 
     async def look(self) -> Found:
@@ -76,8 +78,7 @@ class Place:
         Raises:
             TransportError: The broker cannot be asked.
         """
-        inquiry = Inquiry(self._fleet, public_key(self._key), self._session, self.epoch)
-        found = await inquiry.run(self._connect())
+        found = await self._ask()
         self._asked_at = time.monotonic()
         return found
 
@@ -88,22 +89,23 @@ class Place:
             was_taken: The broker has said that another took it.
 
         Raises:
-            PlaceTaken: Another coordinator has it, told by all that it says of itself.
+            PlaceTaken: Another coordinator has it, told by all that it says of itself. One that says nothing
+                counts where this one had the place, and finds a later presence in it.
             TransportError: The broker cannot be asked.
         """
         is_fresh, self._asked_at = time.monotonic() - self._asked_at < FRESH_S, float("-inf")
         if is_fresh and not was_taken:
             return
         try:
-            found = await self.look()
+            found = await self._ask()
         except BrokerRefused:  # it takes no client under another id; what else is wrong, connecting tells
             found = Found()
         except TransportError:
             if not was_taken:
                 raise
             found = Found()
-        self._asked_at = float("-inf")
-        if found.holder or was_taken:
+        is_followed = self._is_seated and found.presence and found.presence.epoch > self.epoch
+        if found.holder or was_taken or is_followed:
             raise self.taken(found)
 
     def taken(self, found: Found) -> PlaceTaken:
@@ -143,7 +145,9 @@ class Place:
         Raises:
             ProtocolError: It is none.
         """
-        if decode_message(presence, Presence) != self._birth:
+        if decode_message(presence, Presence) == self._birth:
+            self._is_seated = True
+        else:
             self._doubt.set()
 
     async def keep(self, publish: Callable[..., Awaitable[None]]) -> None:
@@ -160,15 +164,19 @@ class Place:
         while True:
             await self._doubt.wait()
             self._doubt.clear()
+            await publish(self._topics.coordinator, encode_message(self._birth), retain=True)
             try:
-                found = await self.look()
+                found = await self._ask()
             except TransportError:
                 found = Found()
             other = found.holder
             if other and (other.epoch, other.session) > (self.epoch, self._session):
                 raise self.taken(found)
-            await publish(self._topics.coordinator, encode_message(self._birth), retain=True)
             await asyncio.sleep(DOUBT_EVERY_S)
+
+    async def _ask(self) -> Found:
+        inquiry = Inquiry(self._fleet, public_key(self._key), self._session, self.epoch)
+        return await inquiry.run(self._connect())
 
     @property
     def _birth(self) -> Presence:
@@ -193,7 +201,6 @@ class Inquiry:
         self._epoch = epoch
         self._nonce = secrets.token_hex(16)
         self._found = Found()
-        self._is_said_online = False
         self._answered = asyncio.Event()
 
     async def run(self, transport: Transport) -> Found:
@@ -219,9 +226,14 @@ class Inquiry:
         await transport.publish(self._topics.challenge, challenge)
         deadline = time.monotonic() + ANSWER_WITHIN_S
         await self._wait(QUICK_S)
-        while self._is_said_online and not self._answered.is_set() and time.monotonic() < deadline:
+        while self._is_worth_waiting and not self._answered.is_set() and time.monotonic() < deadline:
             await transport.publish(self._topics.challenge, challenge)
             await self._wait(ASK_EVERY_S)
+
+    @property
+    def _is_worth_waiting(self) -> bool:
+        presence = self._found.presence
+        return presence is not None and presence.online and presence.epoch != self._epoch
 
     async def _wait(self, seconds: float) -> None:
         try:
@@ -241,7 +253,7 @@ class Inquiry:
         match self._topics.levels(message.topic):
             case ["coordinator"] if message.payload:
                 presence = decode_message(message.payload, Presence)
-                self._is_said_online = presence.online and presence.epoch != self._epoch
+                self._found = self._found._replace(presence=presence)
             case ["coordinator", "answer"]:
                 self._take_answer(message.payload)
             case ["version", _] if message.payload:

@@ -31,7 +31,7 @@ class DeviceStatus(Struct, frozen=True):
     tokens_per_s: float | None  # of the task under way, or the last one
     step: int | None  # of the task under way; None: it trains nothing
     steps: int | None  # 0: bounded by time
-    astray: float | None  # Unix time when it was at a version that is not here; None: it is not
+    astray: float | None = None  # Unix time when it was at a version that is not here; None: it is not
 
 
 class FleetStatus(Struct, frozen=True):

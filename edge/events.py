@@ -31,7 +31,7 @@ EventKind = Literal[
 ]
 LogLevel = Literal["debug", "info", "warning", "error"]  # error: nothing but what ends the program
 _REPEATED = ("downloading", "training")
-_WARNINGS = ("warning", "rejected", "refused", "discarded")
+_WARNINGS = ("warning", "rejected", "refused", "discarded", "dropped", "restored")
 _LOGGED = ("edge", "coordinator")  # whose logging is shown
 PLAIN_EVERY_S = 10.0
 

@@ -10,6 +10,7 @@ connection broke are published again after it, within the window.
 import asyncio
 import logging
 import random
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from types import TracebackType
 from typing import Self
@@ -23,6 +24,8 @@ from edge.transport.settings import MqttSettings
 LOG = logging.getLogger(__name__)
 MAX_QUEUED = 1000  # QoS 0 messages that no window bounds are dropped beyond this, as brokers do
 FAREWELL_S = 5.0
+MAX_CLAIMS = 3
+STABLE_S = 10.0  # a connection that broke sooner adds to the back-off: two clients of one id must not race
 PROBE_S = 2.0  # amqtt leaves MQTT 5 unanswered; a broker that is only slow is spoken to in 3.1.1 then
 
 
@@ -63,6 +66,7 @@ class MqttTransport:
         self._changed = asyncio.Event()  # connected, or left
         self._lost = asyncio.Event()
         self._was_taken = False
+        self._connected_at = float("-inf")
         self._fault: PlaceTaken | None = None
         self._is_left = False
         self._mending: asyncio.Task[None] | None = None
@@ -185,19 +189,23 @@ class MqttTransport:
                 return
             except (BrokerRefused, TlsFailure, PlaceTaken):
                 raise
-            except TransportError:
+            except TransportError as error:
                 pause = self._backoff_s(attempt)
                 attempt += 1
-                if loop.time() + pause > deadline:
+                # Who was thrown out at once asks again, and is told by whom.
+                may_be_taken = isinstance(error, LinkLost) and self._claim and attempt < MAX_CLAIMS
+                if loop.time() + pause > deadline and not may_be_taken:
                     raise
             await self._sleep(pause)
 
     async def _mend(self) -> None:
         """Connects again whenever the connection has broken, for as long as the transport is used."""
+        attempt = 0
         while True:
             await self._lost.wait()
             LOG.warning("broker %s: the connection is lost; connecting again", self._settings.place)
-            attempt = 0
+            if time.monotonic() - self._connected_at >= STABLE_S:
+                attempt = 0
             while self._lost.is_set():
                 await self._sleep(self._backoff_s(attempt))
                 attempt += 1
@@ -229,6 +237,7 @@ class MqttTransport:
         except BaseException:
             link.close()
             raise
+        self._connected_at = time.monotonic()
         self._link, self._window = link, asyncio.Semaphore(link.limits.max_in_flight)
         self._changed.set()
 
@@ -244,6 +253,9 @@ class MqttTransport:
                     raise
                 self._versions.pop(0)
                 continue
+            except LinkLost:
+                self._was_taken = link.was_taken
+                raise
             del self._versions[1:]  # a broker that dies in a later handshake has not forgotten its version
             return link
 

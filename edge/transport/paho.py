@@ -77,7 +77,7 @@ class Link:
         self._housekeeping: asyncio.TimerHandle | None = None
         self._socket: socket.socket | None = None  # while the event loop watches it
         self._is_adopted = False
-        self._was_taken = False
+        self.was_taken = False
         self._is_writing = False
         self._num_events = 0
         self._client = self._new_client(presence)
@@ -110,7 +110,7 @@ class Link:
             raise
         if self._socket is None:  # the broker's answer and its end came in one read
             self.close()
-            raise TransportError(f"broker {self._settings.place} closed the connection after its answer")
+            raise LinkLost(f"broker {self._settings.place} closed the connection after its answer")
         self.is_alive = True
         self._keep_house()
 
@@ -270,7 +270,7 @@ class Link:
         reason: ReasonCode,
         properties: Properties | None,
     ) -> None:
-        self._was_taken = reason.packetType == PacketTypes.DISCONNECT and reason.value == TAKEN_OVER
+        self.was_taken = reason.packetType == PacketTypes.DISCONNECT and reason.value == TAKEN_OVER
         if self._is_adopted:  # else the connecting thread's own failure, which `open` sees
             self._lose(str(reason))
 
@@ -328,7 +328,7 @@ class Link:
         if self._housekeeping is not None:
             self._housekeeping.cancel()
         if was_alive:
-            self._on_lost(self._was_taken)
+            self._on_lost(self.was_taken)
         text = f"broker {self._settings.place} closed the connection: {reason}"
         if not self._answer.done():
             self._answer.set_exception(unanswered(self._settings))

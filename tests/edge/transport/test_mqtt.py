@@ -15,8 +15,9 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
+from msgspec import structs
 
-from edge.errors import BrokerRefused, ConfigError, TlsFailure, TransportError
+from edge.errors import BrokerRefused, ConfigError, PlaceTaken, TlsFailure, TransportError
 from edge.transport.base import Presence
 from edge.transport.mqtt import MqttTransport
 from edge.transport.settings import MqttSettings
@@ -420,3 +421,86 @@ class Authority:
 @pytest.fixture
 def authority(tmp_path: Path) -> Authority:
     return Authority(tmp_path)
+
+
+CONNACK, TAKEN_OVER = b"\x20\x03\x00\x00\x00", b"\xe0\x01\x8e"
+
+
+@pytest.mark.parametrize("pause_s", [0.0, 0.3], ids=["in the handshake", "later"])
+def test_a_client_whose_session_is_taken_over_asks_its_claim_and_ends(pause_s):
+    """As a broker of MQTT 5 tells it; Mosquitto 2.0.11 only closes the connection."""
+
+    async def scenario():
+        asked = []
+
+        async def claim(was_taken):
+            asked.append(was_taken)
+            if was_taken:
+                raise PlaceTaken("the other one has it")
+
+        async with taken_over(pause_s) as settings:
+            with pytest.raises(PlaceTaken, match="the other one has it"):
+                await listen(MqttTransport(settings, claim=claim))
+        assert asked == [False, True]
+
+    asyncio.run(scenario())
+
+
+async def listen(transport):
+    async with asyncio.timeout(10), transport:
+        async for _ in transport.messages():
+            pass
+
+
+def test_what_waits_for_the_broker_gets_the_claims_error():
+    async def claim(was_taken):
+        if was_taken:
+            raise PlaceTaken("the other one has it")
+
+    async def scenario():
+        async with (
+            taken_over(0.2) as settings,
+            asyncio.timeout(10),
+            MqttTransport(settings, claim=claim) as transport,
+        ):
+            for _ in range(2):
+                with pytest.raises(PlaceTaken):
+                    await transport.publish("a", b"1")
+
+    asyncio.run(scenario())
+
+
+@contextlib.asynccontextmanager
+async def taken_over(pause_s):
+    """A broker of MQTT 5 that takes a client's session from it; gives how to reach it."""
+
+    async def take_over(reader, writer):
+        await reader.read(100)
+        writer.write(CONNACK)
+        await asyncio.sleep(pause_s)
+        writer.write(TAKEN_OVER)
+        await writer.drain()
+        writer.close()
+
+    async with await asyncio.start_server(take_over, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        yield MqttSettings(host="127.0.0.1", port=port, client_id="d1", protocol="5")
+
+
+@pytest.mark.broker
+@pytest.mark.parametrize("protocol", ["5", "3.1.1"])
+def test_a_session_that_is_to_expire_at_once_is_not_kept(mosquitto, protocol):
+    async def scenario():
+        async with mosquitto(protocol) as site:
+            settings = MqttSettings.from_url(site.url, "aside", protocol=protocol)
+            brief = structs.replace(settings, session_expiry_s=0)
+            async with MqttTransport(brief) as transport:
+                await transport.subscribe("a")
+            async with site.client("other") as other:
+                await other.publish("a", b"for nobody")
+            async with MqttTransport(settings) as transport:
+                with pytest.raises(TimeoutError):
+                    async with asyncio.timeout(0.5):
+                        await anext(transport.messages())
+
+    asyncio.run(scenario())
