@@ -111,7 +111,7 @@ async def _measure(
     adapter = initial_adapter(match_targets(base.modules, TARGETS), rank=RANK, scale=2.0, seed=0)
     display.stage("loading the base model")
     loaded = await worker.load()
-    display.stage(f"training with {loaded.backend}")
+    display.stage(f"training with {loaded.described}")
     reports: list[Progress] = []
     with TemporaryDirectory(prefix="tunefleet-") as folder:
         begin = Path(folder) / "begin.safetensors"
@@ -131,6 +131,7 @@ async def _measure(
         )
     return {
         "backend": loaded.backend,
+        "precision": loaded.precision,
         "num_parameters": loaded.num_parameters,
         "memory_bytes": max(report.memory_bytes for report in reports),
         "tokens_per_s": speeds,

@@ -25,12 +25,17 @@ MOST_PARAMETERS = 1_000_000_000  # above, loading the model twice takes longer t
 BYTES_PER_PARAMETER = 5  # of the second model, in float32, and of a step
 
 
-def load_faster(load: Callable[[Precision], M], free_bytes: Callable[[], float]) -> tuple[M, str]:
+def load_faster(
+    load: Callable[[Precision], M],
+    free_bytes: Callable[[], float],
+    clock: Callable[[], float] = time.perf_counter,
+) -> tuple[M, str]:
     """Loads a model in bfloat16 and in float32, and gives the one that trains faster, with the reason.
 
     Args:
         load: Loads the model in one of the two.
         free_bytes: Memory that the second model may take, asked when the first is loaded.
+        clock: Seconds.
     """
     model = load("bfloat16")
     count, free = model.card.num_parameters, free_bytes()
@@ -41,7 +46,7 @@ def load_faster(load: Callable[[Precision], M], free_bytes: Callable[[], float])
         return model, f"not tried: float32 needs {needed:,.1f} GB, and {free / 1e9:,.1f} GB are free"
     try:
         other = load("float32")
-        speeds = measure_speeds([model, other])
+        speeds = measure_speeds([model, other], clock)
     except OutOfMemory:
         return model, "tried: float32 does not fit into memory"
     told = f"tried: {speeds[0]:,.0f} tokens/s in bfloat16, {speeds[1]:,.0f} in float32"

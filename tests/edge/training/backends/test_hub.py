@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from edge.errors import MissingExtra
-from edge.training.backends.hub import find_base
+from converters.errors import BaseModelError
+from edge.training.backends.hub import find_base, is_hub_name
 
 
 def test_a_local_folder_is_itself(tmp_path):
@@ -18,12 +18,28 @@ def test_a_gguf_file_that_is_missing_is_not_looked_for_on_the_hub():
     assert find_base("models/phone.gguf") == Path("models/phone.gguf")
 
 
-def test_a_hub_name_needs_the_hubs_client(monkeypatch):
+def test_without_the_hubs_client_one_is_told_what_to_do(monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(
-        MissingExtra, match=r"someone/model is no local folder.*pip install 'tunefleet\[torch\]'"
+        BaseModelError,
+        match=r"someone/model: no such folder.*pip install huggingface_hub, or download.*\.gguf",
     ):
         find_base("someone/model")
+
+
+@pytest.mark.parametrize(
+    "path", ["../model", "./models/llama", "a/b/c", "/opt/model", "model", "~/model", ""]
+)
+def test_what_can_only_be_a_path_is_not_looked_for_on_the_hub(path):
+    assert not is_hub_name(path)
+    assert find_base(path) == Path(path)
+
+
+def test_a_folder_goes_before_a_hub_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert is_hub_name("someone/model")
+    (tmp_path / "someone/model").mkdir(parents=True)
+    assert not is_hub_name("someone/model")
 
 
 def test_a_hub_out_of_reach_is_one_line():
