@@ -8,6 +8,7 @@ import pytest
 
 from coordinator import backup as backups
 from coordinator.backup import make_backup
+from coordinator.beginning import settle
 from coordinator.founding import found_fleet
 from coordinator.pace import read_pace
 from coordinator.state import CoordinatorState
@@ -93,7 +94,8 @@ def test_what_is_collected_while_it_is_copied_is_not_missed(fleet, tmp_path, mon
 
 def test_a_state_that_lacks_a_file_is_told_and_nothing_is_written(fleet, tmp_path):
     with CoordinatorState(fleet.folder, "home") as state:
-        version = found_fleet(fleet.config(), state, 0.0)
+        settled, beginning = settle(fleet.config(), state.journal)
+        version = found_fleet(settled, state, 0.0, beginning)
         state.versions.path(version.master).unlink()
     with pytest.raises(StateError, match=r"objects/.* is missing, and the journal refers to it"):
         make_backup(fleet.folder, tmp_path / "copy")
