@@ -42,6 +42,13 @@ def _print_version(is_asked: bool) -> None:
         raise typer.Exit
 
 
+def _place(command: Any) -> int:
+    """Where in the list of commands one stands."""
+    name = command.name or command.callback.__name__
+    return ORDER.index(name) if name in ORDER else len(ORDER)
+
+
+ORDER = ("demo", "train", "eval", "generate", "convert", "serve", "join", "status", "history", "rollback")
 EXAMPLES = examples(
     "tunefleet demo", "tunefleet train --base Qwen/Qwen3-0.6B --data chats.jsonl --out adapter"
 )
@@ -56,6 +63,7 @@ app = typer.Typer(
 for package in (edge.cli, coordinator.cli, converters.cli):
     app.registered_commands.extend(package.app.registered_commands)
     app.registered_groups.extend(package.app.registered_groups)
+app.registered_commands.sort(key=_place)
 
 
 @app.callback()

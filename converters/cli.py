@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from typer import Argument, Option
 
-from converters.command import OUTPUT, Command, examples
+from converters.command import ALONE, OUTPUT, Command, examples
 
 EXAMPLES = examples(
     "tunefleet convert mlx-adapter peft-adapter --to peft",
@@ -27,7 +27,7 @@ class Target(StrEnum):
     gguf = "gguf"
 
 
-@app.command(cls=Command, epilog=EXAMPLES)
+@app.command(cls=Command, epilog=EXAMPLES, rich_help_panel=ALONE)
 def convert(
     src: Annotated[
         Path,

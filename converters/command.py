@@ -16,6 +16,9 @@ from typer.core import TyperCommand, TyperGroup
 
 from converters.errors import TunefleetError
 
+# Groups of commands.
+FIRST, ALONE, FLEET = "To begin with", "On this machine", "In a fleet"
+
 OUTPUT = "Output"  # the group of options that --help belongs to
 SETTINGS = "Settings file"
 

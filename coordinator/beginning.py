@@ -15,7 +15,7 @@ from typing import NamedTuple, Protocol
 from msgspec import structs
 
 from converters.adapter import LoraAdapter
-from converters.base import Base, match_targets, read_base
+from converters.base import ALL_LAYERS, Base, match_targets, read_base
 from converters.canonical import dump_adapter
 from converters.formats import TOOLS, detect_format, load_any, read_about, weights_file
 from converters.layout import endings
@@ -82,7 +82,7 @@ def settle(
         BaseModelError, AdapterError, UnsupportedAdapter: As `read_base` and `read_beginning`.
     """
     if config.adapter is None:
-        return _filled(config, journal, (RANKS, SCALE, TARGETS)), None
+        return _narrowed(_filled(config, journal, (RANKS, SCALE, TARGETS))), None
     base = read_base(Path(config.base))
     beginning = read_beginning(Path(config.adapter), base)
     faults = list(_contradictions(config, beginning.adapter, base))
@@ -140,6 +140,15 @@ def _filled(
     )
 
 
+def _narrowed(config: CoordinatorConfig) -> CoordinatorConfig:
+    """The configuration with the targets in the last blocks by their names, where only those are wanted."""
+    if config.num_layers == ALL_LAYERS:
+        return config
+    modules = read_base(Path(config.base)).modules
+    chosen = match_targets(modules, config.targets, config.num_layers)
+    return structs.replace(config, targets=tuple(endings(list(chosen), modules)), num_layers=ALL_LAYERS)
+
+
 def _scales(adapter: LoraAdapter) -> list[float]:
     return sorted({factors.scale for _, factors in adapter})
 
@@ -157,6 +166,8 @@ def _contradictions(config: CoordinatorConfig, adapter: LoraAdapter, base: Base)
             f"--rank is {', '.join(map(str, config.ranks))}, and in the space factors smaller tiers hold the "
             "first rows of an adapter, not its leading directions: give one rank, or --space product"
         )
+    if config.num_layers != ALL_LAYERS:
+        yield f"the adapter covers its own layers, and --num-layers is {config.num_layers}: leave it out"
     if config.scale is not None and scales != [config.scale]:
         yield (
             f"the adapter has scale {', '.join(f'{scale:g}' for scale in scales)}, and --scale is "

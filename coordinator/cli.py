@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer import Argument, Option
 
-from converters.command import OUTPUT, SETTINGS, Command, LogLevel, LogLevelOption, examples
+from converters.command import FIRST, OUTPUT, SETTINGS, Command, LogLevel, LogLevelOption, examples
+from converters.command import FLEET as COMMANDS
 from coordinator.demo.command import EXAMPLES as DEMO
 from coordinator.demo.command import demo
 
@@ -56,7 +57,7 @@ SEEN_BY_ALL = (
 )
 
 app = typer.Typer()
-app.command(cls=Command, epilog=DEMO)(demo)
+app.command(cls=Command, epilog=DEMO, rich_help_panel=FIRST)(demo)
 
 State = Annotated[
     Path, Option(metavar="FOLDER", rich_help_panel=FLEET, help="The coordinator's --state folder.")
@@ -142,7 +143,7 @@ class Form(StrEnum):
     gguf = "gguf"
 
 
-@app.command(cls=ServeCommand, epilog=SERVE)
+@app.command(cls=ServeCommand, epilog=SERVE, rich_help_panel=COMMANDS)
 def serve(
     fleet: Annotated[
         str | None,
@@ -212,7 +213,17 @@ def serve(
         Option(
             metavar="NAMES",
             rich_help_panel=ADAPTER,
-            help="The layers that carry the adapter: endings of their names, with commas.",
+            help="The layers that carry the adapter: endings of their names, with commas, or all-linear, "
+            "which is every layer but the head.",
+        ),
+    ] = None,
+    num_layers: Annotated[
+        int | None,
+        Option(
+            metavar="N",
+            min=-1,
+            rich_help_panel=ADAPTER,
+            help="Carry the adapter in the last N blocks only; -1 is all of them.",
         ),
     ] = None,
     seed: Annotated[
@@ -476,7 +487,7 @@ def serve(
         Option("--json", rich_help_panel=OUTPUT, help="Print each event as one JSON object a line."),
     ] = False,
 ) -> None:
-    """The coordinator: merges what devices learn into version after version."""
+    """Runs the coordinator, which merges what devices learn into version after version."""
     from coordinator.config import config_text, read_config
 
     recipe = {"steps": steps, "seconds": seconds, "lr": lr, "attempts": attempts}
@@ -484,7 +495,7 @@ def serve(
     overrides: dict[str, Any] = {
         "broker": broker, "fleet": fleet, "base": base, "state": state, "scale": scale, "seed": seed,
         "adapter": adapter,
-        "ranks": _numbers(rank), "targets": tuple(targets.split(",")) if targets else None,
+        "ranks": _numbers(rank), "targets": _names(targets), "num_layers": num_layers,
         "strategy": strategy, "calibration_data": calibration, "space": space,
         "buffer_size": buffer_size, "time_budget_s": time_budget_s,
         "max_staleness": max_staleness, "server_lr": server_lr, "encoding": encoding, "recipe": recipe,
@@ -510,9 +521,9 @@ def serve(
         serve_fleet(settings, show)
 
 
-@app.command(cls=Command, epilog=STATUS)
+@app.command(cls=Command, epilog=STATUS, rich_help_panel=COMMANDS)
 def status(state: State, watch: Watch = False, as_json: Json = False) -> None:
-    """The fleet now: the current version, the buffer, the devices; also while the coordinator runs."""
+    """Shows the fleet now: its version, what waits to be merged, its devices; also while it runs."""
     import time
 
     from coordinator.reports import FleetStatus, fleet_status
@@ -531,7 +542,7 @@ def status(state: State, watch: Watch = False, as_json: Json = False) -> None:
     _show(lambda: partial(status_view, report=read(), now=time.time()), watch)
 
 
-@app.command(cls=Command, epilog=HISTORY)
+@app.command(cls=Command, epilog=HISTORY, rich_help_panel=COMMANDS)
 def history(
     state: State,
     limit: Annotated[
@@ -541,7 +552,7 @@ def history(
     watch: Watch = False,
     as_json: Json = False,
 ) -> None:
-    """Versions with their lineage and contributors, and updates that were rejected, with the reason."""
+    """Shows the versions, with who took part and how good they are, and the updates that were rejected."""
     from coordinator.reports import rejections, version_status
 
     def read() -> dict[str, Any]:
@@ -559,13 +570,13 @@ def history(
     _show(lambda: partial(history_view, **read()), watch)
 
 
-@app.command(cls=Command, epilog=ROLLBACK)
+@app.command(cls=Command, epilog=ROLLBACK, rich_help_panel=COMMANDS)
 def rollback(
     state: State,
     version: Annotated[int, Argument(min=0, metavar="VERSION", help="The version to go back to.")],
     as_json: Json = False,
 ) -> None:
-    """Makes an older version current again, under a new number; a running coordinator announces it."""
+    """Makes an older version current again, under a new number, also while the fleet runs."""
     import time
 
     from coordinator.reports import version_status
@@ -578,7 +589,7 @@ def rollback(
         typer.echo(f"version {made.version} is current now: version {version} again")
 
 
-@app.command(cls=Command, epilog=BACKUP)
+@app.command(cls=Command, epilog=BACKUP, rich_help_panel=COMMANDS)
 def backup(
     state: State,
     out: Annotated[
@@ -603,7 +614,7 @@ def backup(
         )
 
 
-@app.command(cls=Command, epilog=EXPORT)
+@app.command(cls=Command, epilog=EXPORT, rich_help_panel=COMMANDS)
 def export(
     state: State,
     out: Annotated[
@@ -712,6 +723,10 @@ def _show(look: "Callable[[], Callable[[int], RenderableType]]", watch: bool) ->
         screen.watch(look)
     else:
         screen.show(look())
+
+
+def _names(text: str | None) -> tuple[str, ...] | None:
+    return None if text is None else tuple(name.strip() for name in text.split(",") if name.strip())
 
 
 def _print_json(report: object) -> None:

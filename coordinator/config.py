@@ -3,11 +3,12 @@
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
-from msgspec import Struct, structs
+from msgspec import Meta, Struct, structs
 
+from converters.base import ALL_LAYERS
 from converters.faults import Fault
 from coordinator.strategies.presets import StrategyName, fleet_faults, stage_faults, stages_of
 from coordinator.strategies.spaces import train_rank
@@ -39,6 +40,7 @@ class CoordinatorConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only
         scale: What B @ A is multiplied by, in every tier; left open as `ranks`, with `SCALE`.
         targets: Endings of the names of the linear layers that carry LoRA; left open as `ranks`, with
             `TARGETS`.
+        num_layers: Only the targets in the last so many blocks; -1 is all.
         seed: Of version 0.
         fingerprint: Of the model that a quantised `base` was made from; others are asked themselves. With a
             quantised one there is no sample for devices to prove their own by.
@@ -88,6 +90,7 @@ class CoordinatorConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only
     ranks: tuple[int, ...] = ()
     scale: float | None = None
     targets: tuple[str, ...] = ()
+    num_layers: Annotated[int, Meta(ge=-1)] = ALL_LAYERS
     seed: int = 0
     fingerprint: Sha256 | None = None
     strategy: StrategyName | None = None

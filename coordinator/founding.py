@@ -6,7 +6,7 @@ adapter where one is given.
 
 from pathlib import Path
 
-from converters.adapter import LoraAdapter, initial_adapter
+from converters.adapter import LoraAdapter, check_rank, initial_adapter
 from converters.base import Modules, match_targets, read_base
 from converters.base_name import name_base
 from converters.sketch import make_sketch
@@ -85,11 +85,14 @@ def check_base(config: CoordinatorConfig, state: CoordinatorState) -> None:
     """Tells what keeps base, adapter and targets from serving, before the broker is asked; writes nothing.
 
     Raises:
-        ConfigError, BaseModelError, AdapterError, UnsupportedAdapter, StateError: As `found_fleet`.
+        ConfigError, BaseModelError, AdapterError, UnsupportedAdapter, StateError: As `found_fleet`; or a new
+            adapter's rank is higher than the smallest of its layers can hold.
     """
     settled, beginning = settle(config, state.journal)
-    match_targets(read_base(Path(config.base)).modules, settled.targets)
+    modules = match_targets(read_base(Path(config.base)).modules, settled.targets)
     _check_beginning(state, beginning)
+    if beginning is None and state.versions.current() is None:
+        check_rank(modules, settled.ranks[0])
 
 
 def _fresh(config: CoordinatorConfig, modules: Modules) -> LoraAdapter:

@@ -35,7 +35,7 @@ def serve_fleet(config: CoordinatorConfig, show: Show) -> None:
     Raises:
         TransportError: The broker cannot be reached, or refuses.
         PlaceTaken: Another coordinator serves this fleet.
-        BaseModelError, UnsupportedAdapter: The base model does not fit the configuration.
+        BaseModelError, UnsupportedAdapter, AdapterError: The base model does not fit the configuration.
         StateError: The state folder does not.
         DataError, MissingExtra: Versions cannot be scored, or the calibration data cannot be used.
         DiskFull: There is no room for version 0.

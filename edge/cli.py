@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer import Option
 
-from converters.command import OUTPUT, Command, examples
+from converters.command import ALONE, FLEET, OUTPUT, Command, examples
 from edge import bench, data
 from edge.generate import EXAMPLES as GENERATE
 from edge.generate import generate
@@ -56,13 +56,13 @@ LENGTH, OPTIMIZER = "How long to train", "Optimizer"
 SHAPES = ("rank", "scale", "targets", "num_layers")  # of a new adapter
 
 app = typer.Typer()
-app.command(cls=JoinCommand, epilog=JOIN)(join)
-app.command(cls=Command, epilog=GENERATE)(generate)
-app.add_typer(bench.app)
-app.add_typer(data.app)
+app.command(cls=JoinCommand, epilog=JOIN, rich_help_panel=FLEET)(join)
+app.command(cls=Command, epilog=GENERATE, rich_help_panel=ALONE)(generate)
+app.add_typer(data.app, rich_help_panel=ALONE)
+app.add_typer(bench.app, rich_help_panel=ALONE)
 
 
-@app.command(cls=Command, epilog=TRAIN)
+@app.command(cls=Command, epilog=TRAIN, rich_help_panel=ALONE)
 def train(
     context: typer.Context,
     base: BaseOption,
@@ -287,7 +287,7 @@ def train(
         raise typer.Exit(1)
 
 
-@app.command("eval", cls=Command, epilog=EVALUATE)
+@app.command("eval", cls=Command, epilog=EVALUATE, rich_help_panel=ALONE)
 def evaluate(
     base: BaseOption,
     data: DataOption,

@@ -16,9 +16,17 @@ import tunefleet
 from coordinator.config import RANKS, SCALE, TARGETS, CoordinatorConfig
 from edge.config import DeviceConfig
 
-ALONE = ["train", "eval", "generate", "demo", "convert"]
-FLEET = ["join", "serve", "status", "history", "rollback", "backup", "export"]
-COMMANDS = [*((name,) for name in ALONE + FLEET), ("bench", "device"), ("data", "check")]
+
+def commands(group, *names):
+    """The names of every command below a group."""
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from commands(command, *names, name)
+        else:
+            yield *names, name
+
+
+COMMANDS = sorted(commands(typer.main.get_command(tunefleet.app)))
 
 
 @pytest.fixture

@@ -57,7 +57,7 @@ def demo(
     max_seconds: Seconds = 900,
     json: Json = False,
 ) -> None:
-    """Broker, coordinator and four devices here: they fine-tune a small model together, over MQTT."""
+    """Shows it all: a broker, a coordinator and four devices here fine-tune a small model together."""
     from coordinator.demo.plan import make_plan
 
     plan = make_plan()  # first: it names every library that is missing, at once

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from converters.errors import AdapterError
 from coordinator.beginning import settle
-from coordinator.founding import found_fleet
+from coordinator.founding import check_base, found_fleet
 from coordinator.state import CoordinatorState
 from edge.errors import ConfigError, StateError
 
@@ -46,3 +47,22 @@ def test_a_folder_with_residual_rows_is_not_served_by_a_strategy_without(fleet):
     with pytest.raises(StateError, match="is of residual rows 8, expected 0; give another --state"):
         found(fleet, ranks=(4,), strategy="fedbuff")
     found(fleet, ranks=(4,), strategy="fedex-lora", remainder_rank=8)
+
+
+def test_the_last_blocks_alone_are_taken_again_without_being_named_again(fleet):
+    version, _ = found(fleet, ranks=(4,), targets=("q_proj",), num_layers=1)
+    again, _ = found(fleet, ranks=(4,))
+    assert again == version
+    config = fleet.config(ranks=(4,), targets=("q_proj",), num_layers=1)
+    assert settle(config)[0].targets == ("model.layers.1.self_attn.q_proj",)
+    with pytest.raises(StateError, match="targets"):
+        found(fleet, ranks=(4,), targets=("q_proj",))
+
+
+def test_a_rank_that_no_layer_can_hold_is_refused_in_a_fresh_folder_only(fleet):
+    wide = fleet.config(ranks=(13,))
+    with CoordinatorState(fleet.folder, wide.fleet) as state:
+        with pytest.raises(AdapterError, match=r"rank is 13, expected 1 to 12: .* 16 inputs and 12 outputs"):
+            check_base(wide, state)
+        found_fleet(settle(wide, state.journal)[0], state, 0.0)  # as older ones did
+        check_base(wide, state)
