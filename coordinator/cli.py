@@ -12,6 +12,8 @@ from typer import Argument, Option
 from converters.command import OUTPUT, SETTINGS, Command, LogLevel, LogLevelOption, examples
 from coordinator.demo.command import EXAMPLES as DEMO
 from coordinator.demo.command import demo
+from coordinator.watch.command import EXAMPLES as WATCH
+from coordinator.watch.command import watch
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -57,6 +59,7 @@ SEEN_BY_ALL = (
 
 app = typer.Typer()
 app.command(cls=Command, epilog=DEMO)(demo)
+app.command(cls=Command, epilog=WATCH)(watch)
 
 State = Annotated[
     Path, Option(metavar="FOLDER", rich_help_panel=FLEET, help="The coordinator's --state folder.")
