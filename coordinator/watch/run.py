@@ -91,7 +91,7 @@ def end_with_the_terminal() -> None:
 async def _subscribe(transport: Transport, fleet: str) -> None:
     topics = Topics(fleet)
     for topic in (
-        topics.coordinator,
+        f"{topics.coordinator}/#",  # and what is said below it
         topics.version(ANY),
         topics.device(ANY, ANY),
         topics.up(ANY, ANY, ANY),

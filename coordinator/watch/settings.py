@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct, structs
 
+from converters.faults import Fault
 from edge.errors import ConfigError
 from edge.protocol.messages import Id
 from edge.settings import type_faults
@@ -34,13 +35,13 @@ def read_config(given: Mapping[str, Any]) -> WatchConfig:
         ConfigError: Naming every fault at once.
     """
     settings = from_environment({name: value for name, value in given.items() if value is not None})
-    faults = list(type_faults(settings, WatchConfig))
+    faults: list[Fault | str] = list(type_faults(settings, WatchConfig))
     if bool(settings.get("tls_cert")) != bool(settings.get("tls_key")):
         faults.append("tls_cert and tls_key belong together; one is missing")
     files = [settings[name] for name in ("tls_ca", "tls_cert", "tls_key") if name in settings]
     faults += [f"{file} does not exist" for file in files if not Path(file).exists()]
     if faults:
-        raise ConfigError(f"settings: {'; '.join(faults)}")
+        raise ConfigError.of("settings", faults)
     return msgspec.convert(settings, WatchConfig)
 
 

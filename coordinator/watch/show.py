@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from coordinator.watch.sighting import COORDINATOR, Sighting
+from coordinator.watch.sighting import COORDINATOR, NOBODY, Sighting
 from coordinator.watch.traffic import Sum
 
 MARKS = {
@@ -75,7 +75,9 @@ def fit(line: str, width: int | None) -> str:
 def _sender(fleet: str, who: str) -> dict[str, Any]:
     if who == COORDINATOR:
         return {"fleet": fleet, "from": "coordinator", "device": None}
-    return {"fleet": fleet, "from": "device" if who else None, "device": who or None}
+    if who in ("", NOBODY):
+        return {"fleet": fleet, "from": None, "device": None}
+    return {"fleet": fleet, "from": "device", "device": who}
 
 
 def _finite(value: Any) -> Any:

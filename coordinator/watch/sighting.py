@@ -14,6 +14,8 @@ from coordinator.watch.memory import Memory, Subject
 from coordinator.watch.words import WORDS
 from edge.errors import EdgeError
 from edge.protocol.messages import (
+    Answer,
+    Challenge,
     Hello,
     Id,
     Manifest,
@@ -30,9 +32,11 @@ from edge.protocol.topics import ROOT
 from edge.transport.base import Message
 
 Signature = Literal["valid", "invalid", "missing", "other-key"]
-COORDINATOR = "*coordinator"  # no device can be called so: ids hold no *
+COORDINATOR, NOBODY = "*coordinator", "*somebody"  # no device can be called so: ids hold no *
 KINDS: dict[str, tuple[type[Struct], bool]] = {  # record, and whether it must be signed
     "coordinator": (Presence, False),
+    "challenge": (Challenge, False),
+    "answer": (Answer, True),
     "version": (Manifest, True),
     "hello": (Hello, True),
     "state": (Presence, False),
@@ -57,9 +61,9 @@ class Sighting(NamedTuple):
 
     Attributes:
         fleet: As in its topic.
-        who: `*coordinator`, or the device's id; empty where the topic is none of the wire's.
-        kind: `coordinator`, `version`, `hello`, `state`, `want`, `header`, `receipt`, `telemetry`, or
-            `unknown`.
+        who: `*coordinator`, the device's id, or `*somebody` who may be either; empty where the topic is none
+            of the wire's.
+        kind: A key of `KINDS`, or `unknown`.
         text: What it says.
         topic: Where it came.
         is_retained: The broker had kept it.
@@ -101,6 +105,10 @@ def _read(message: Message, memory: Memory) -> Sighting | Chunk:
             return _control(fleet, COORDINATOR, "receipt", message, memory, about=device)
         case [fleet, "device", device, kind] if kind in KINDS:
             return _control(fleet, device, kind, message, memory)
+        case [fleet, "coordinator", "challenge"]:
+            return _control(fleet, NOBODY, "challenge", message, memory)
+        case [fleet, "coordinator", "answer"]:
+            return _control(fleet, COORDINATOR, "answer", message, memory)
         case [fleet, "coordinator"] | [fleet, "version", _]:
             return _control(fleet, COORDINATOR, levels[1], message, memory)
     raise ValueError("no topic of the wire")
@@ -143,5 +151,5 @@ def _open(payload: bytes, kind: type[Struct], is_known: Callable[[str], bool]) -
 
 def _check_names(fleet: str, who: str) -> None:
     msgspec.convert(fleet, Id)
-    if who != COORDINATOR:
+    if who not in (COORDINATOR, NOBODY):
         msgspec.convert(who, Id)

@@ -4,7 +4,18 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from coordinator.watch.memory import Memory, Subject
-from edge.protocol.messages import Hello, Manifest, Presence, Range, Receipt, Telemetry, UpdateHeader, Want
+from edge.protocol.messages import (
+    Answer,
+    Challenge,
+    Hello,
+    Manifest,
+    Presence,
+    Range,
+    Receipt,
+    Telemetry,
+    UpdateHeader,
+    Want,
+)
 
 Words = Callable[[Any, Memory, str], str]
 
@@ -28,6 +39,14 @@ def count_chunks(number: int) -> str:
 
 def _presence(record: Presence, _: Memory, __: str) -> str:
     return "is online" if record.online else "is offline"
+
+
+def _challenge(record: Challenge, _: Memory, __: str) -> str:
+    return "asks who coordinates this fleet"
+
+
+def _answer(record: Answer, _: Memory, __: str) -> str:
+    return f"answers from host {record.host or '?'}: at version {record.version}"
 
 
 def _hello(record: Hello, _: Memory, __: str) -> str:
@@ -78,6 +97,8 @@ def _telemetry(record: Telemetry, _: Memory, __: str) -> str:
 
 WORDS: Mapping[str, Words] = {
     "coordinator": _presence,
+    "challenge": _challenge,
+    "answer": _answer,
     "version": _version,
     "hello": _hello,
     "state": _presence,

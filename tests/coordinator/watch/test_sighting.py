@@ -12,6 +12,8 @@ from coordinator.watch.show import as_json, fit, lines, printable
 from coordinator.watch.sighting import Chunk, Sighting, sight
 from coordinator.watch.traffic import Traffic
 from edge.protocol.messages import (
+    Answer,
+    Challenge,
     Hello,
     Manifest,
     Presence,
@@ -46,6 +48,15 @@ HEADER = UpdateHeader(
 REJECTED = Receipt(update=UPDATE, status="rejected", reason="too-stale", detail="21 versions")
 CASES = [
     (TOPICS.coordinator, encode_message(Presence(online=True, epoch=1)), "*coordinator is online"),
+    (TOPICS.challenge, encode_message(Challenge(nonce=UPDATE)), "*somebody asks who coordinates this fleet"),
+    (
+        TOPICS.answer,
+        sign_message(
+            Answer(fleet="home", nonce=UPDATE, session=UPDATE, epoch=1, version=3, since=1.0, host="attic"),
+            KEY,
+        ),
+        "*coordinator answers from host attic: at version 3",
+    ),
     (TOPICS.device("lamp", "state"), encode_message(Presence(online=False, epoch=1)), "lamp is offline"),
     (
         TOPICS.version("r8"),

@@ -57,29 +57,6 @@ def test_the_right_password_is_let_in_and_a_wrong_one_refused_in_one_line(mosqui
     asyncio.run(scenario())
 
 
-@pytest.mark.parametrize("protocol", ["5", "3.1.1"])
-@pytest.mark.parametrize("expiry_s", [3600, 0])
-@pytest.mark.broker
-def test_the_broker_keeps_what_comes_in_the_meantime_for_those_whose_session_lasts(
-    mosquitto, protocol, expiry_s, take
-):
-    async def scenario():
-        async with mosquitto(protocol) as site:
-            settings = MqttSettings.from_url(site.url, "d1", protocol=protocol)
-            settings = structs.replace(settings, session_expiry_s=expiry_s)
-            async with MqttTransport(settings) as first:
-                await first.subscribe("a/+")
-            async with site.client("other") as other:
-                await other.publish("a/b", b"meantime")
-                async with MqttTransport(settings) as second:
-                    await second.subscribe("a/+")
-                    await other.publish("a/b", b"now")
-                    taken = await take(second.messages(), {b"now"})
-            assert [message.payload for message in taken] == [b"meantime"] * bool(expiry_s) + [b"now"]
-
-    asyncio.run(scenario())
-
-
 def test_a_broker_that_is_not_there_is_one_line():
     settings = MqttSettings.from_url("mqtt://127.0.0.1:9", "d1")
     with pytest.raises(
