@@ -86,7 +86,7 @@ def convert(src: str | Path, dst: str | Path, *, to: Format, base: str | Path | 
         ConverterError: As `load_adapter` and `save_adapter`.
 
     Example:
-        >>> tunefleet.convert("adapter", "adapter.gguf", to="gguf", base="base").source
+        >>> tunefleet.convert("adapter", "mlx-adapter", to="mlx").source
         'peft'
     """
     check_free(to, Path(dst))

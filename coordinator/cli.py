@@ -13,6 +13,8 @@ from converters.command import FIRST, OUTPUT, SETTINGS, Command, LogLevel, LogLe
 from converters.command import FLEET as COMMANDS
 from coordinator.demo.command import EXAMPLES as DEMO
 from coordinator.demo.command import demo
+from coordinator.watch.command import EXAMPLES as WATCH
+from coordinator.watch.command import watch
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -58,6 +60,7 @@ SEEN_BY_ALL = (
 
 app = typer.Typer()
 app.command(cls=Command, epilog=DEMO, rich_help_panel=FIRST)(demo)
+app.command(cls=Command, epilog=WATCH, rich_help_panel=COMMANDS)(watch)
 
 State = Annotated[
     Path, Option(metavar="FOLDER", rich_help_panel=FLEET, help="The coordinator's --state folder.")

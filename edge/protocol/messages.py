@@ -1,6 +1,6 @@
 """Every message of wire version 1, as it stands in JSON.
 
-Control messages are JSON that a person can read with `mosquitto_sub`; tensors travel as safetensors in chunks
+Control messages are JSON, which `tunefleet watch` shows; tensors travel as safetensors in chunks
 (`edge.protocol.chunks`). Unknown fields are refused: a newer wire bears another number in its topics.
 Field names are the wire: golden bytes in the tests hold them still.
 """
@@ -216,5 +216,5 @@ def decode_message(payload: bytes, kind: type[R]) -> R:
     """
     try:
         return msgspec.json.decode(payload, type=kind)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:  # the last: [[[[…
         raise ProtocolError(f"{kind.__name__}: {error}") from error

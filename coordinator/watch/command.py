@@ -1,0 +1,98 @@
+"""The command `tunefleet watch`; heavy imports happen when it runs."""
+
+import sys
+from typing import Annotated
+
+from typer import Option
+
+from converters.command import OUTPUT, examples
+
+EXAMPLES = examples(
+    "tunefleet watch --broker mqtt://HOST --fleet home",
+    "tunefleet watch --broker mqtt://HOST --fleet home --json | grep rejected",
+)
+FLEET, BROKER = "Fleet", "Broker"
+
+
+def watch(
+    broker: Annotated[
+        str | None,
+        Option(
+            metavar="URL",
+            rich_help_panel=FLEET,
+            help="mqtt://host:port, or mqtts:// for TLS. Required, here or as TUNEFLEET_BROKER.",
+        ),
+    ] = None,
+    fleet: Annotated[
+        str | None,
+        Option(metavar="NAME", rich_help_panel=FLEET, help="The fleet's name; without it all fleets."),
+    ] = None,
+    broker_user: Annotated[
+        str | None,
+        Option(
+            metavar="NAME",
+            rich_help_panel=BROKER,
+            help="The user at the broker, if the URL names none; or TUNEFLEET_BROKER_USER.",
+        ),
+    ] = None,
+    broker_password_file: Annotated[
+        str | None,
+        Option(
+            metavar="FILE",
+            rich_help_panel=BROKER,
+            help="A file whose first line is the password; or TUNEFLEET_BROKER_PASSWORD_FILE.",
+        ),
+    ] = None,
+    protocol: Annotated[
+        str,
+        Option(metavar="NAME", rich_help_panel=BROKER, help="The version of MQTT: auto, 5 or 3.1.1."),
+    ] = "auto",
+    tls_ca: Annotated[
+        str | None,
+        Option(
+            metavar="FILE",
+            rich_help_panel=BROKER,
+            help="Certificates to check the broker against, PEM; without it the system's.",
+        ),
+    ] = None,
+    tls_cert: Annotated[
+        str | None,
+        Option(
+            metavar="FILE",
+            rich_help_panel=BROKER,
+            help="A certificate of one's own, PEM, where the broker asks for one.",
+        ),
+    ] = None,
+    tls_key: Annotated[
+        str | None,
+        Option(metavar="FILE", rich_help_panel=BROKER, help="The private key of --tls-cert, PEM."),
+    ] = None,
+    as_json: Annotated[
+        bool, Option("--json", rich_help_panel=OUTPUT, help="Print one JSON object a line, nothing cut.")
+    ] = False,
+) -> None:
+    """Shows what coordinator and devices say to each other, one line each; takes no part in it."""
+    import asyncio
+
+    from coordinator.watch import run, show
+    from coordinator.watch.settings import mqtt_settings, read_config
+    from edge.transport.mqtt import MqttTransport
+
+    config = read_config(
+        {
+            "broker": broker,
+            "fleet": fleet,
+            "broker_user": broker_user,
+            "broker_password_file": broker_password_file,
+            "protocol": protocol,
+            "tls_ca": tls_ca,
+            "tls_cert": tls_cert,
+            "tls_key": tls_key,
+        }
+    )
+    settings = mqtt_settings(config)
+    run.end_with_the_terminal()
+    out = run.open_output()
+    way = show.as_json if as_json else show.lines(out.width, names_fleet=fleet is None)
+    sys.stderr.write(f"watching {fleet or 'all fleets'} on {settings.place}; ~: kept by it; Ctrl-C ends\n")
+    asyncio.run(run.watch(MqttTransport(settings), fleet or run.ANY, way, out.say))
