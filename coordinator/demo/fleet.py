@@ -8,7 +8,7 @@ from coordinator.demo.devices import Events
 from coordinator.demo.files import Paths, write_configs
 from coordinator.demo.plan import DemoPlan, Member
 from coordinator.demo.processes import Children
-from coordinator.demo.record import FleetRecord, read_record
+from coordinator.demo.record import FleetRecord, is_done, read_record
 from coordinator.demo.screen import Screen
 from coordinator.demo.views import DeviceView, FleetView
 from coordinator.errors import CoordinatorError
@@ -63,14 +63,6 @@ async def _watch(children: Children, paths: Paths, plan: DemoPlan, screen: Scree
         )
         if is_done(record, plan) or now > min(start + plan.fleet_seconds, moved + plan.stall_seconds):
             return
-
-
-def is_done(record: FleetRecord, plan: DemoPlan) -> bool:
-    """Whether every device has its share, and the fleet has learnt its task or made all its versions."""
-    is_shared = all(len(record.own(member.home.device_id)) >= plan.min_updates for member in plan.members)
-    latest = [version.exact for version in record.versions if version.exact is not None][-plan.num_steady :]
-    has_learnt = len(latest) == plan.num_steady and min(latest) >= plan.enough
-    return is_shared and (has_learnt or len(record.versions) > plan.num_versions)
 
 
 def _device_view(member: Member, record: FleetRecord, events: Mapping[str, Events]) -> DeviceView:

@@ -13,6 +13,7 @@ from edge.errors import MissingExtra
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 INK, FAINT, GRID = "#1f2933", "#52606d", "#e4e7eb"
 COLOURS = (
@@ -42,7 +43,16 @@ DPI = 200
 
 
 def draw_plot(result: DemoResult, path: Path, shape: Shape = DESK) -> None:
-    """Draws a PNG.
+    """Writes a PNG.
+
+    Raises:
+        MissingExtra: matplotlib is not installed.
+    """
+    draw_figure(result, shape).savefig(path)
+
+
+def draw_figure(result: DemoResult, shape: Shape) -> "Figure":
+    """Draws the panels.
 
     Raises:
         MissingExtra: matplotlib is not installed.
@@ -68,7 +78,7 @@ def draw_plot(result: DemoResult, path: Path, shape: Shape = DESK) -> None:
             axes.set_axisbelow(True)
             axes.set_xlim(left=0)
             axes.set_xlabel("seconds since the fleet began", color=INK)
-        figure.savefig(path)
+    return figure
 
 
 def device_colours(result: DemoResult) -> dict[str, str]:

@@ -6,6 +6,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
 
+from coordinator.demo.plan import DemoPlan
 from coordinator.demo.result import UpdatePoint, VersionPoint
 from coordinator.journal import FILE, Journal, Update
 from coordinator.versions import Version, VersionStore
@@ -64,3 +65,11 @@ def read_record(state: Path) -> FleetRecord:
     merged = [update for update in updates if update.merged_into is not None]
     accepted = Counter(update.device for update in updates if update.status == "accepted")
     return FleetRecord(versions, merged, accepted)
+
+
+def is_done(record: FleetRecord, plan: DemoPlan) -> bool:
+    """Whether every device has its share, and the fleet has learnt its task or made all its versions."""
+    is_shared = all(len(record.own(member.home.device_id)) >= plan.min_updates for member in plan.members)
+    latest = [version.exact for version in record.versions if version.exact is not None][-plan.num_steady :]
+    has_learnt = len(latest) == plan.num_steady and min(latest) >= plan.enough
+    return is_shared and (has_learnt or len(record.versions) > plan.num_versions)

@@ -12,12 +12,12 @@ from pathlib import Path
 from statistics import fmean
 
 from coordinator.demo.files import HELD_OUT, Paths, write_data
-from coordinator.demo.fleet import is_done, run_fleet
+from coordinator.demo.fleet import run_fleet
 from coordinator.demo.household import load_examples
 from coordinator.demo.models import make_models
 from coordinator.demo.plan import DemoPlan, Member
 from coordinator.demo.processes import Children
-from coordinator.demo.record import FleetRecord
+from coordinator.demo.record import FleetRecord, is_done
 from coordinator.demo.result import DemoResult, DeviceResult, Sample, Score
 from coordinator.demo.scores import Scoring
 from coordinator.demo.screen import Screen

@@ -42,8 +42,8 @@ class Screen(AbstractContextManager["Screen"], Protocol):
 
 
 def open_screen(console: Console, folder: str) -> Screen:
-    """The screen that suits the console: a picture, or lines where that is no terminal."""
-    if console.is_terminal:
+    """The screen that suits the console: a picture, or lines where nothing can be drawn twice."""
+    if console.is_terminal and not console.is_dumb_terminal:
         return Picture(console, folder)
     console.width = max(console.width, PLAIN_WIDTH)
     return Lines(console, folder)

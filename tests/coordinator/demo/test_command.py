@@ -1,21 +1,8 @@
 import pytest
 
 from coordinator.demo import plan
-from coordinator.demo.command import demo, fresh_folder
-from edge.errors import ConfigError, MissingExtra
-
-
-def test_a_folder_with_something_else_in_it_is_left_alone(tmp_path):
-    (tmp_path / "thesis.txt").write_text("years")
-    with pytest.raises(ConfigError, match="no earlier demo's; give another --out"):
-        fresh_folder(tmp_path)
-    assert (tmp_path / "thesis.txt").read_text() == "years"
-
-
-def test_an_earlier_demo_makes_room(tmp_path):
-    folder = fresh_folder(tmp_path / "demo")
-    (folder / "plot.png").touch()
-    assert not (fresh_folder(folder) / "plot.png").exists()
+from coordinator.demo.command import demo
+from edge.errors import MissingExtra
 
 
 def test_missing_libraries_are_named_at_once(monkeypatch, tmp_path):

@@ -1,6 +1,7 @@
 import asyncio
 import os
 import sys
+import time
 
 import pytest
 
@@ -34,3 +35,50 @@ def test_leaving_ends_every_child(tmp_path):
     pid = asyncio.run(run())
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
+
+
+DAUGHTER = "import time; print('ready', flush=True); time.sleep(600)"
+PARENT = f"""
+import signal, subprocess, sys
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+subprocess.run([sys.executable, "-c", {DAUGHTER!r}])
+"""
+
+
+def is_there(group):
+    try:
+        os.killpg(group, 0)
+    except (ProcessLookupError, PermissionError):
+        return False
+    return True
+
+
+def test_a_child_that_does_not_listen_is_killed_with_all_that_it_started(tmp_path):
+    async def run():
+        async with Children(tmp_path, 1, command=(sys.executable, "-c")) as children:
+            await children.start("deaf", [PARENT])
+            while "ready" not in (tmp_path / "deaf.out").read_text():
+                await asyncio.sleep(0.05)
+            return children.pid("deaf")
+
+    group = asyncio.run(run())
+    deadline = time.monotonic() + 10
+    while is_there(group):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_where_one_fails_none_is_started_any_more(tmp_path):
+    async def run():
+        slots = asyncio.Semaphore(1)
+
+        async def one(children, number):
+            async with slots:
+                await children.run(f"child-{number}", ["raise SystemExit(3)" if number == 0 else DAUGHTER])
+
+        async with Children(tmp_path, 1, command=(sys.executable, "-c")) as children:
+            await asyncio.gather(*(one(children, number) for number in range(3)))
+
+    with pytest.raises(ChildFailed, match="child-0 ended with status 3"):
+        asyncio.run(run())
+    assert "ready" not in "".join(path.read_text() for path in tmp_path.glob("*.out"))
