@@ -603,6 +603,7 @@ def export(
     """Writes a version as an adapter that other tools load."""
     from converters.base import read_base
     from converters.formats import check_free, save_as
+    from edge.training.backends.hub import find_base
     from coordinator.reports import caution, num_merged
 
     check_free(to.value, out)
@@ -611,7 +612,7 @@ def export(
         adapter = versions.whole(chosen)
         told = caution(versions, chosen, adapter)
         num_updates = num_merged(versions, chosen)
-    save_as(to.value, adapter, out, read_base(base) if base else None)
+    save_as(to.value, adapter, out, read_base(find_base(str(base))) if base else None)
     if told:
         typer.echo(f"tunefleet: {told}", err=True)
     if as_json:
