@@ -603,8 +603,8 @@ def export(
     """Writes a version as an adapter that other tools load."""
     from converters.base import read_base
     from converters.formats import check_free, save_as
-    from edge.training.backends.hub import find_base
     from coordinator.reports import caution, num_merged
+    from edge.training.backends.hub import find_base
 
     check_free(to.value, out)
     with _opened(state) as (_, versions):
