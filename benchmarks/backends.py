@@ -11,10 +11,13 @@ included.
 Losses are compared with torch's step by step: in float32 they are the same, elsewhere they tell how far
 rounding carries a model that knows nothing.
 
-`--flat STEPS` trains the smallest model on examples of changing length instead, and prints how much memory
-the process holds on the way; `--profile CONTESTANT` prints where the time goes.
+`--flat STEPS` trains the smallest model on rows of one to eight examples of very unlike lengths instead, with
+every contestant and every seed, and prints how much memory the process holds on the way, its peak, and the
+slope of a straight line through what it held after the first third, when caches are full; the exit status is
+1 where one grows.
+`--profile CONTESTANT` prints where the time goes.
 
-Run as: python -m benchmarks.backends [--quick] [--json] [--repeats 3] [--tokens 256 512] [--flat 2000]
+Run as: python -m benchmarks.backends [--quick] [--json] [--repeats 3] [--tokens 256 512] [--flat 1000]
 """
 
 import argparse
@@ -30,9 +33,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
+import numpy as np
 
 from benchmarks.models import find_model, last_line
-from benchmarks.steps import Measurement, Work
+from benchmarks.steps import Measurement, Watched, Work
 from converters.errors import TunefleetError
 from edge.training.backends import resolve_backend
 from edge.training.backends.base import Precision
@@ -40,7 +44,8 @@ from edge.training.backends.base import Precision
 LARGE, SMALL, SMALLEST = "LLaMA-124M", ("stories260K", "tinystories-656K"), "LLaMA-2M"
 COMPLETION = 0.3  # of an example's tokens
 LARGE_STEPS, SMALL_STEPS, QUICK_STEPS = 3, 20, 1
-FLAT_TOKENS, MAX_GROWTH = 64, 1.05
+FLAT_TOKENS = 512  # the longest example; the shortest has 2
+MAX_GROWTH = 0.05  # of what is held, in 1,000 steps
 MB = 1e6
 HEADING = (
     f"  {'':18}   tok/s  of torch's (low, high)   by cpu  MB loaded   at peak  of torch's  loss differs by"
@@ -93,7 +98,8 @@ def main() -> int:
         folder = Path(name)
         folder.mkdir(parents=True, exist_ok=True)
         if options.flat:
-            return show_flat(folder, options.flat)
+            flat = [one for one in CONTESTANTS if not options.only or one.name in options.only]
+            return show_flat(flat, folder, options.flat, options.repeats, as_json=options.json)
         if options.profile:
             return profile(options.profile, make_cases(options)[0], folder)
         chosen = [one for one in CONTESTANTS if not options.only or one.name in {RIVAL, *options.only}]
@@ -108,12 +114,12 @@ def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--quick", action="store_true", help="one round of one step")
     parser.add_argument("--json", action="store_true")
-    parser.add_argument("--repeats", type=int, default=3, help="rounds")
+    parser.add_argument("--repeats", type=int, default=3, help="rounds, or with --flat seeds")
     parser.add_argument("--tokens", type=int, nargs="+", default=[256, 512], help="of a step")
     parser.add_argument("--models", nargs="+", choices=[LARGE, *SMALL], default=[LARGE, *SMALL])
-    parser.add_argument("--only", nargs="+", choices=names, help=f"these, and {RIVAL}")
+    parser.add_argument("--only", nargs="+", choices=names, help=f"these, and {RIVAL} but with --flat")
     parser.add_argument("--models-in", metavar="FOLDER", help="keep the models that are made, 1.3 GB")
-    parser.add_argument("--flat", type=int, metavar="STEPS", help="watch llama_cpp's memory instead")
+    parser.add_argument("--flat", type=int, metavar="STEPS", help="watch the memory instead")
     parser.add_argument("--profile", choices=names, help="on the first model, instead")
     return parser.parse_args()
 
@@ -251,16 +257,50 @@ def _render_target(report: dict[str, Any], name: str, model: str, speed: float, 
     return f"target, {name} on {model}: {wanted}: {'met' if is_met else 'missed'}"
 
 
-def show_flat(folder: Path, num_steps: int) -> int:
-    """Prints the memory on the way; exit status 1 where it grows after the first tenth."""
-    case = Case(SMALLEST, FLAT_TOKENS, COMPLETION, num_steps)
-    line = run_child("flat", make_work(CONTESTANTS[-1], case, folder))
-    found = msgspec.json.decode(line, type=list[tuple[int, int]])
-    for step, size in found:
-        print(f"{step:6} steps: {size / MB:7.1f} MB")
-    growth = found[-1][1] / found[0][1]
-    print(f"at the end over after the first tenth: {growth:.3f} (at most {MAX_GROWTH})")
-    return int(growth > MAX_GROWTH)
+def show_flat(
+    contestants: Sequence[Contestant], folder: Path, num_steps: int, num_seeds: int, *, as_json: bool
+) -> int:
+    """Prints each one's memory on the way, seed after seed; exit status 1 where one grows."""
+    rows = []
+    for one in contestants:
+        for seed in range(num_seeds):
+            work = make_work(one, Case(SMALLEST, FLAT_TOKENS, COMPLETION, num_steps), folder)
+            watched = msgspec.json.decode(
+                run_child("flat", msgspec.structs.replace(work, seed=seed)), type=Watched
+            )
+            rows.append(flat_row(one.name, seed, watched))
+            if not as_json:
+                print(_render_flat(rows[-1]), flush=True)
+    grown = [row for row in rows if row["growth_per_1000_steps"] > MAX_GROWTH]
+    if as_json:
+        print(json.dumps(rows, indent=2))
+    else:
+        print(f"{len(grown)} of {len(rows)} runs grow by more than {MAX_GROWTH:.0%} in 1,000 steps")
+    return int(bool(grown))
+
+
+def flat_row(name: str, seed: int, watched: Watched) -> dict[str, Any]:
+    """One run's figures; the slope is that of least squares, after the first third of the steps."""
+    steps, sizes = (np.array(column, np.float64) for column in zip(*watched.held, strict=True))
+    later = steps >= steps[-1] / 3
+    slope = float(np.polyfit(steps[later], sizes[later], 1)[0])
+    return {
+        "contestant": name,
+        "seed": seed,
+        "held_mb": [round(size / MB, 1) for size in sizes],
+        "peak_mb": watched.peak_bytes / MB,
+        "slope_mb_per_1000_steps": 1000 * slope / MB,
+        "growth_per_1000_steps": 1000 * slope / float(np.median(sizes[later])),
+    }
+
+
+def _render_flat(row: dict[str, Any]) -> str:
+    held = row["held_mb"]
+    return (
+        f"{row['contestant']:18} seed {row['seed']}: {held[0]:7.1f} MB after a twentieth, {held[-1]:7.1f} at "
+        f"the end, peak {row['peak_mb']:7.1f}; {row['slope_mb_per_1000_steps']:+6.1f} MB "
+        f"({row['growth_per_1000_steps']:+.1%}) in 1,000 steps"
+    )
 
 
 def profile(name: str, case: Case, folder: Path) -> int:

@@ -28,8 +28,8 @@ from edge.training.backends.base import Batch, Precision, TrainableModel
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 RANK, SCALE, LR, CLIP_NORM = 8, 2.0, 1e-3, 1.0
 WARM_STEPS = 1  # buffers are allocated, graphs are read; the median passes over what else is slow at first
-FLAT_REPORTS = 10
-SHORTEST_FLAT = 16  # tokens
+FLAT_REPORTS = 20
+SHORTEST_FLAT, MOST_EXAMPLES = 2, 8  # tokens of an example, examples of a row
 
 
 class Work(msgspec.Struct, frozen=True):
@@ -41,6 +41,7 @@ class Work(msgspec.Struct, frozen=True):
     num_tokens: int  # of a step
     labelled: float  # share of the tokens, at the end, that are trained on
     num_steps: int  # timed
+    seed: int = 0  # of the tokens
 
 
 class Measurement(msgspec.Struct, frozen=True):
@@ -51,6 +52,13 @@ class Measurement(msgspec.Struct, frozen=True):
     loaded_bytes: int  # peak of resident memory until the first step
     peak_bytes: int  # and in all
     losses: list[float]  # of all steps
+
+
+class Watched(msgspec.Struct, frozen=True):
+    """One process's memory on the way."""
+
+    held: list[tuple[int, int]]  # steps done, resident bytes
+    peak_bytes: int
 
 
 def measure(work: Work) -> Measurement:
@@ -67,17 +75,16 @@ def measure(work: Work) -> Measurement:
     return Measurement(speed, cpu_speed, loaded_bytes, memory_bytes(peak=True), losses)
 
 
-def watch(work: Work) -> list[tuple[int, int]]:
-    """(steps done, resident bytes), ten times; examples are of all lengths, as a leak may hang on a shape."""
+def watch(work: Work) -> Watched:
+    """Memory on the way; rows and examples are of all lengths, as a leak may hang on a shape."""
     model = load(work)
-    random = np.random.default_rng(0)
-    found = []
+    random = np.random.default_rng(work.seed)
+    held = []
     for step in range(1, work.num_steps + 1):
-        length = int(random.integers(SHORTEST_FLAT, work.num_tokens + 1))
-        model.step([draw_batch(random, model.card.vocab_size, length, work.labelled)], LR)
+        model.step([draw_row(random, model.card.vocab_size, work)], LR)
         if step % max(work.num_steps // FLAT_REPORTS, 1) == 0:
-            found.append((step, memory_bytes(peak=False)))
-    return found
+            held.append((step, memory_bytes(peak=False)))
+    return Watched(held, memory_bytes(peak=True))
 
 
 def profile(work: Work) -> None:
@@ -119,6 +126,15 @@ def draw_batch(random: np.random.Generator, vocab_size: int, num_tokens: int, la
         segments=np.ones_like(places),
         positions=places,
     )
+
+
+def draw_row(random: np.random.Generator, vocab_size: int, work: Work) -> Batch:
+    """Some examples end to end, short ones as likely as long ones."""
+    bounds = np.log([SHORTEST_FLAT, work.num_tokens + 1])
+    lengths = np.exp(random.uniform(*bounds, random.integers(1, MOST_EXAMPLES + 1))).astype(int)
+    alone = [draw_batch(random, vocab_size, length, work.labelled) for length in lengths]
+    row = Batch._make(np.concatenate(fields, axis=1) for fields in zip(*alone, strict=True))
+    return row._replace(segments=np.repeat(np.arange(1, len(lengths) + 1, dtype=np.int32), lengths)[None])
 
 
 def memory_bytes(*, peak: bool) -> int:

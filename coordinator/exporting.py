@@ -17,6 +17,7 @@ from coordinator.beginning import describe
 from coordinator.founding import BASE_NAME
 from coordinator.journal import Journal
 from coordinator.versions import Version, VersionStore
+from edge.training.backends.hub import find_base
 
 
 def export_version(
@@ -35,15 +36,15 @@ def export_version(
         version: What to write.
         out: The folder, or the file in GGUF.
         form: The format.
-        base: The base model to check against, which GGUF needs; without it the fleet's own name stands in
-            the files.
+        base: The base model to check against, a path or a hub name, which GGUF needs; without it the fleet's
+            own name stands in the files.
 
     Raises:
         UnknownVersion: Its files are no longer kept.
         BaseModelError, AdapterError, UnsupportedAdapter: As `save_as`.
     """
     adapter = versions.whole(version)
-    model = read_base(base) if base else None
+    model = read_base(find_base(str(base))) if base else None
     name = name_base(model, str(base)) if model else journal.meta(BASE_NAME)
     origin = versions.version(0).origin
     about = structs.replace(origin.about if origin else NOTHING, base=name)
