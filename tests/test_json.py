@@ -1,16 +1,21 @@
 """docs/json.md names every field of every report and every kind of event."""
 
+import json
 import re
 from pathlib import Path
 from typing import get_args
 
 import pytest
+from typer.testing import CliRunner
 
+import tunefleet
 from coordinator import events as coordinator_events
+from coordinator.backup import Backup
 from coordinator.pace import FleetPace
-from coordinator.reports import DeviceStatus, FleetStatus, Rejection, VersionStatus
+from coordinator.reports import DeviceStatus, FleetStatus, OriginStatus, Rejection, VersionStatus
 from coordinator.strategies.base import Share
 from edge import events as edge_events
+from edge.training.backends.toy import make_toy_base
 
 PAGE = (Path(__file__).parents[1] / "docs/json.md").read_text()
 SECTIONS = dict(re.findall(r"^## ([^\n]*)\n(.*?)(?=^## |\Z)", PAGE, re.M | re.S))
@@ -23,8 +28,10 @@ SECTIONS = dict(re.findall(r"^## ([^\n]*)\n(.*?)(?=^## |\Z)", PAGE, re.M | re.S)
         ("status", FleetPace),
         ("status", DeviceStatus),
         ("history, rollback", VersionStatus),
+        ("history, rollback", OriginStatus),
         ("history, rollback", Share),
         ("history, rollback", Rejection),
+        ("backup", Backup),
     ],
 )
 def test_every_field_of_a_report_is_documented(section, record):
@@ -38,3 +45,45 @@ def test_every_field_of_a_report_is_documented(section, record):
 def test_every_kind_of_event_is_documented(section, events):
     rows = "".join(line.split("|")[1] for line in SECTIONS[section].splitlines() if line.startswith("| "))
     assert set(re.findall(r"`(\w+)`", rows)) == set(get_args(events.EventKind))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """Runs a command on a toy model and gives its report."""
+    folder = tmp_path_factory.mktemp("json")
+    base, data = make_toy_base(folder / "base"), folder / "data.jsonl"
+    data.write_text("".join(json.dumps({"prompt": f"{n}: ", "completion": "x"}) + "\n" for n in range(8)))
+    places = {
+        "BASE": base,
+        "DATA": data,
+        "OUT": folder / "out",
+        "OTHER": folder / "other",
+        "MLX": folder / "mlx",
+    }
+
+    def run(*words):
+        command = [str(places.get(word, word)) for word in words]
+        result = CliRunner().invoke(tunefleet.app, [*command, "--json"], catch_exceptions=False)
+        assert result.exit_code == 0, result.output
+        return json.loads(result.stdout.splitlines()[0])
+
+    run("train", "--base", "BASE", "--data", "DATA", "--out", "OUT", "--steps", "2")
+    return run
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("train", "--base", "BASE", "--data", "DATA", "--valid", "DATA", "--out", "OTHER", "--steps", "1"),
+        ("eval", "--base", "BASE", "--data", "DATA"),
+        ("generate", "--base", "BASE", "--max-tokens", "1", "hello"),
+        ("data", "check", "DATA", "--base", "BASE"),
+        ("convert", "OUT", "MLX", "--to", "mlx"),
+    ],
+    ids=lambda words: words[0],
+)
+def test_every_field_that_a_command_prints_is_documented(run, words):
+    name = "data check" if words[0] == "data" else words[0]
+    title = "train, eval, generate, data check, convert, bench device, demo"
+    (row,) = [line for line in SECTIONS[title].splitlines() if line.startswith(f"| `{name}`")]
+    assert [field for field in run(*words) if f"`{field}`" not in row] == []

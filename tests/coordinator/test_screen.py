@@ -28,6 +28,7 @@ def device(name="lamp", **changes):
         "tokens_per_s": 12345.6,
         "step": 12,
         "steps": 20,
+        "astray": None,
     }
     return DeviceStatus(**settings | changes)
 
