@@ -9,17 +9,18 @@ from converters.adapter import Factors, LoraAdapter
 from converters.base import read_base
 from converters.sketch import make_sketch
 from coordinator.journal import Journal
+from coordinator.reports import fleet_status
 from coordinator.roster import read_devices
-from coordinator.server import Quality
+from coordinator.server import ANNOUNCE_AGAIN_S, Quality
 from coordinator.strategies import fedbuff
 from coordinator.strategies.base import Contribution, State
 from coordinator.strategies.pipeline import Pipeline
 from coordinator.versions import VersionStore
 from edge.errors import BackendError
 from edge.protocol.codec import encode_adapter
-from edge.protocol.messages import Presence, Want, encode_message
+from edge.protocol.messages import Presence, Telemetry, Want, encode_message
 from edge.protocol.signing import new_key
-from edge.transport.memory import MemoryBroker
+from edge.transport.memory import MemoryBroker, MemoryTransport
 
 
 def run(scenario):
@@ -572,3 +573,72 @@ def test_a_calibration_set_that_cannot_be_read_for_once_loses_no_update(fleet, m
         assert "no memory left" in fleet.said
 
     run(scenario())
+
+
+def test_who_asks_for_what_is_not_here_is_told_what_there_is_and_shows_in_status(fleet):
+    """Devices that were at a version before a restore; however often they ask, announcing has its measure."""
+
+    async def scenario():
+        async with fleet.serving(), fleet.device("x").joined() as x:
+            manifest = await x.manifest()
+            topic = x.topics.device("x", "want")
+            lost = encode_message(Want(sha256="0" * 64, ranges=((0, 1),), window=16))
+            heard = []
+            async with MemoryTransport(fleet.broker, "ear") as ear:
+                await ear.subscribe(x.topics.version("r4"))
+                counting = asyncio.create_task(count(ear, heard))
+                for _ in range(20):
+                    await x.transport.publish(topic, lost)
+                fleet.now += ANNOUNCE_AGAIN_S
+                for _ in range(20):
+                    await x.transport.publish(topic, lost)
+                await x.until(lambda: any("which is not here" in text for text in fleet.said))
+                await asyncio.sleep(0.3)
+                assert len(heard) == 1
+                assert astray_of(fleet) == fleet.now
+                known = Want(sha256=manifest.sha256, ranges=((0, 1),), window=16)
+                await x.transport.publish(topic, encode_message(known))
+                await asyncio.sleep(0.5)
+                assert astray_of(fleet) is None
+                progress = Telemetry(
+                    base_version=72, step=1, steps=2, loss=1.0, tokens_per_s=1.0, memory_bytes=1
+                )
+                await x.transport.publish(x.topics.device("x", "telemetry"), encode_message(progress))
+                await asyncio.sleep(0.5)
+                assert astray_of(fleet) == fleet.now
+                counting.cancel()
+
+    run(scenario())
+
+
+async def count(ear, heard):
+    async for message in ear.messages():
+        if not message.retained:
+            heard.append(message.payload)
+
+
+def astray_of(fleet):
+    with fleet.opened() as (journal, versions):
+        return fleet_status(journal, versions, fleet.now).devices[0].astray
+
+
+def test_nobody_is_online_before_this_session_has_heard_so(fleet):
+    """The broker may be another than before, and empty."""
+
+    async def scenario():
+        async with fleet.device("x").joined():
+            for epoch in (1, 2):
+                async with fleet.serving(epoch=epoch):
+                    await asyncio.sleep(0.5)
+                    assert online_of(fleet)  # as the broker has it
+            fleet.broker = MemoryBroker()
+            async with fleet.serving(epoch=3):
+                await asyncio.sleep(0.5)
+                assert not online_of(fleet)
+
+    run(scenario())
+
+
+def online_of(fleet):
+    with fleet.opened() as (journal, _):
+        return [device.online for device in read_devices(journal)] == [True]

@@ -103,6 +103,30 @@ def test_what_was_accepted_after_the_backup_is_trained_again_where_the_version_i
     asyncio.run(way())
 
 
+def test_a_download_of_what_nobody_has_any_more_is_left(home, state):
+    async def way():
+        async with home.coordinator(recipe=ONE_STEP):
+            state.backup()
+        async with home.coordinator(recipe=ONE_STEP, max_versions=1), home.running() as device:
+            await until_fetching(device, 1)  # which is announced, and served by nobody any more
+        assert device.state.memory.task.manifest.version == 1
+        state.restore()
+        async with home.coordinator(recipe=ONE_STEP), home.running(patience_s=60.0) as device:
+            dropped = await device.until("dropped")
+            await device.until("accepted")
+        assert "went back to version 0 (its state was restored)" in dropped.text
+        assert versions_of(device, "accepted")[0] == 0
+
+    asyncio.run(way())
+
+
+async def until_fetching(device, version):
+    async with asyncio.timeout(60):
+        while version not in (event.facts.get("version") for event in device.of("downloading")):
+            device.told.clear()
+            await device.told.wait()
+
+
 def test_updates_that_the_restored_coordinator_does_not_know_are_rejected_and_forgotten(home, state):
     async def way():
         await grow(home, 1)

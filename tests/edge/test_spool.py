@@ -66,6 +66,18 @@ def test_updates_are_there_after_a_restart_oldest_first(folder):
     assert not make(folder).holds(3, 0)
 
 
+def test_after_a_restore_of_the_coordinator_updates_are_in_the_order_of_time(folder):
+    """Its versions fall, its epochs rise; what was spooled before epochs were told comes first."""
+    for version, epoch in ((58, 1_760_000_000_001), (72, 1_760_000_000_000), (99, 0)):
+        head = header(version)
+        make(folder).add(head, sign_message(head, new_key()), b"payload", adapter(version), epoch)
+    entries = make(folder).entries()
+    assert [one.header.base_version for one in entries] == [99, 72, 58]
+    assert make(folder).residual() == adapter(58)
+    assert make(folder).holds(58, 0, 1_760_000_000_001)
+    assert not make(folder).holds(58, 0, 1_760_000_000_000)
+
+
 def test_what_a_kill_left_half_done_is_no_update(folder):
     (folder / ".draft").mkdir()
     (folder / ".draft" / "header.json").write_text("{")

@@ -111,5 +111,7 @@ def test_an_updates_name_is_golden_and_depends_on_all_of_it():
         ("d1", 4, 0, "ab" * 32),
         ("d1", 3, 1, "ab" * 32),
         ("d1", 3, 0, "cd" * 32),
+        ("d1", 3, 0, "ab" * 32, "ef" * 32),
+        ("d1", 3, 0, "ab" * 32, "01" * 32),
     ]
-    assert len({name, *(update_id(*other) for other in others)}) == 5
+    assert len({name, *(update_id(*other) for other in others)}) == 7
