@@ -660,6 +660,7 @@ def export(
     from converters.formats import check_free
     from coordinator.exporting import export_version
     from coordinator.reports import caution, num_merged
+    from edge.training.backends.hub import find_base
 
     check_free(to.value, out)
     with _opened(state) as (journal, versions):
