@@ -667,7 +667,7 @@ def export(
         chosen = versions.version(version) if version is not None else versions.history(limit=1)[0]
         told = caution(versions, chosen, versions.whole(chosen))
         num_updates = num_merged(versions, chosen)
-        export_version(journal, versions, chosen, out, to.value, base)
+        export_version(journal, versions, chosen, out, to.value, find_base(str(base)) if base else None)
     if told:
         typer.echo(f"tunefleet: {told}", err=True)
     if as_json:
