@@ -660,13 +660,14 @@ def export(
     from converters.formats import check_free
     from coordinator.exporting import export_version
     from coordinator.reports import caution, num_merged
+    from edge.training.backends.hub import find_base
 
     check_free(to.value, out)
     with _opened(state) as (journal, versions):
         chosen = versions.version(version) if version is not None else versions.history(limit=1)[0]
         told = caution(versions, chosen, versions.whole(chosen))
         num_updates = num_merged(versions, chosen)
-        export_version(journal, versions, chosen, out, to.value, base)
+        export_version(journal, versions, chosen, out, to.value, find_base(str(base)) if base else None)
     if told:
         typer.echo(f"tunefleet: {told}", err=True)
     if as_json:

@@ -1,18 +1,17 @@
 """A base model by its hub name: fetched by the ecosystem's own loader, where there is a network."""
 
 import importlib
-import re
 from pathlib import Path
 
+from converters import base_name
 from converters.errors import BaseModelError
 
-_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]  # no pickled weights
 
 
 def is_hub_name(base: str) -> bool:
     """Whether `base` can be the name of a model on the hub, and is no path here: `someone/model`."""
-    return bool(_NAME.fullmatch(base)) and not base.endswith(".gguf") and not Path(base).exists()
+    return base_name.is_hub_name(base) and not base.endswith(".gguf")
 
 
 def find_base(base: str) -> Path:
