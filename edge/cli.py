@@ -357,9 +357,7 @@ def _check_new(context: typer.Context) -> None:
     if given:
         from edge.errors import ConfigError
 
-        raise ConfigError(
-            f"{' and '.join(given)} shape a new adapter, and --adapter has its own; leave them out"
-        )
+        raise ConfigError(f"--adapter keeps the adapter's own shape; leave out {' and '.join(given)}")
 
 
 def _is_given(source: Any) -> bool:

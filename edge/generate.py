@@ -157,12 +157,15 @@ def _texts(prompts: list[str]) -> list[str]:
 def _read() -> str:
     if sys.stdin.isatty():
         typer.echo("reading the prompt; Ctrl-D on a line of its own ends it", err=True)
-    try:
-        return sys.stdin.buffer.read().decode().removesuffix("\n").removesuffix("\r")
-    except UnicodeDecodeError as error:
-        from edge.errors import DataError
+    from edge.errors import DataError
 
-        raise DataError(f"standard input is not UTF-8: byte {error.start} is none of a character") from error
+    try:
+        text = sys.stdin.buffer.read().decode()
+    except UnicodeDecodeError as error:
+        raise DataError(f"standard input is not UTF-8 text: byte {error.start + 1} is wrong") from error
+    if not text.strip():
+        raise DataError("standard input is empty; give a PROMPT, or write one to it")
+    return text.removesuffix("\n").removesuffix("\r")
 
 
 def _asking(loaded: "Loaded", adapter: Path | None, raw: bool | None, system: str | None) -> "Asking":

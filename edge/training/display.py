@@ -5,12 +5,13 @@ from types import TracebackType
 from typing import Self
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from edge.training.task import Progress as TrainingProgress
 from edge.training.task import Validation
 
 LINE_EVERY_S = 2.0
+BAR_WIDTH, TIME_WIDTH = 16, 10  # beside 54 columns of text, which a step needs
 
 
 class Display:
@@ -26,14 +27,13 @@ class Display:
         self.said_at = -LINE_EVERY_S
         self.bar = Progress(
             TextColumn("{task.description}"),
-            BarColumn(),
-            TextColumn("{task.fields[facts]}"),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
+            BarColumn(bar_width=BAR_WIDTH),
+            TimeRemainingColumn(elapsed_when_finished=True),
             console=self.console,
             transient=True,
         )
-        self.row = self.bar.add_task("", total=None, facts="")
+        self.row = self.bar.add_task("", total=None)
+        self.begun = ""  # the stage under way, until its first step
 
     def __enter__(self) -> Self:
         if self.console.is_terminal:
@@ -47,9 +47,11 @@ class Display:
             self.bar.stop()
 
     def stage(self, text: str) -> None:
-        """Says what begins."""
+        """Says what begins; on a terminal until it is over, or in a line of its own if it has steps."""
         if self.console.is_terminal:
-            self.bar.update(self.row, description=text)
+            self.begun = text
+            room = max(self.console.width - BAR_WIDTH - TIME_WIDTH, 1)
+            self.bar.update(self.row, description=text if len(text) <= room else f"{text[: room - 1]}…")
         else:
             self._say(text)
 
@@ -60,10 +62,10 @@ class Display:
             f"loss {progress.loss:.4f}  {progress.tokens_per_s:,.0f} tok/s  {progress.memory_bytes >> 20} MiB"
         )
         if self.console.is_terminal:
+            self._tell_begun()
             done, of = self._share(progress)
-            self.bar.update(
-                self.row, completed=done, total=of, facts=f"step {progress.step}/{total}  {facts}"
-            )
+            text = f"step {progress.step}/{total}  {facts}"
+            self.bar.update(self.row, completed=done, total=of, description=text)
         elif progress.step == progress.steps or time.monotonic() - self.said_at >= LINE_EVERY_S:
             self._say(f"step {progress.step}/{total}  {facts}")
             self.said_at = time.monotonic()
@@ -71,10 +73,16 @@ class Display:
     def validated(self, validation: Validation) -> None:
         """Says how well held-out data is predicted; a line of its own, which stays."""
         found = validation.evaluation
+        self._tell_begun()
         self._say(
             f"step {validation.step}: validation loss {found.loss:.4f}, accuracy {found.accuracy:.1%}, "
             f"exact {found.exact_match:.1%}"
         )
+
+    def _tell_begun(self) -> None:
+        if self.begun:
+            self._say(self.begun)
+            self.begun = ""
 
     def _share(self, progress: TrainingProgress) -> tuple[float, float]:
         return (progress.step, progress.steps) if progress.steps else (progress.seconds, self.seconds)

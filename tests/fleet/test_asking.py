@@ -121,6 +121,7 @@ def test_why_an_answer_was_cut_is_told(trained):
         (["--raw", "--system", "Shout.", "hi"], "--system is a turn of a chat"),
         (["--top-p", "0", "hi"], "--top-p is 0"),
         (["-", "-"], "can be read only once"),
+        ([], "standard input is empty"),
     ],
 )
 def test_what_cannot_be_asked_is_one_line_and_status_1(trained, arguments, part):

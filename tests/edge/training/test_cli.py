@@ -214,7 +214,7 @@ def test_the_shape_of_a_new_adapter_beside_another_is_refused(command, tmp_path,
     with pytest.raises(ConfigError) as caught:
         invoke(*command("--steps", 1, "--adapter", tmp_path / "first", *options))
     given = [option for option in options if str(option).startswith("--")]
-    assert str(caught.value).startswith(f"{' and '.join(given)} shape a new adapter")
+    assert str(caught.value).endswith(f"own shape; leave out {' and '.join(given)}")
 
 
 def test_a_finished_adapter_is_not_overwritten_unasked(command, tmp_path):
