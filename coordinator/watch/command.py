@@ -94,5 +94,7 @@ def watch(
     run.end_with_the_terminal()
     out = run.open_output()
     way = show.as_json if as_json else show.lines(out.width, names_fleet=fleet is None)
-    sys.stderr.write(f"watching {fleet or 'all fleets'} on {settings.place}; ~: kept by it; Ctrl-C ends\n")
+    sys.stderr.write(
+        f"watching {fleet or 'all fleets'} on {settings.place} (~: kept there, from before); Ctrl-C ends\n"
+    )
     asyncio.run(run.watch(MqttTransport(settings), fleet or run.ANY, way, out.say))

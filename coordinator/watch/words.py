@@ -1,4 +1,7 @@
-"""Every kind of control message as half a sentence, which who sent it begins."""
+"""Every kind of control message as half a sentence, which who sent it begins.
+
+At 80 columns 58 are left for it: what matters stands first.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -70,8 +73,8 @@ def _want(record: Want, memory: Memory, __: str) -> str:
 
 def _header(record: UpdateHeader, _: Memory, __: str) -> str:
     return (
-        f"brings update {record.update[:8]} on version {record.base_version}: {size(record.size_bytes)}, "
-        f"loss {record.loss_before:.4g} to {record.loss_after:.4g}, {record.num_examples:,} examples, "
+        f"update {record.update[:8]} on version {record.base_version}: {size(record.size_bytes)}, "
+        f"loss {record.loss_before:.2f} to {record.loss_after:.2f}, {record.num_examples:,} examples, "
         f"{record.encoding}"
     )
 
@@ -88,9 +91,9 @@ def _receipt(record: Receipt, memory: Memory, device: str) -> str:
 
 
 def _telemetry(record: Telemetry, _: Memory, __: str) -> str:
-    of = f" of {record.steps}" if record.steps else ""
+    of = f"/{record.steps}" if record.steps else ""
     return (
-        f"trains on version {record.base_version}: step {record.step}{of}, loss {record.loss:.4g}, "
+        f"trains on version {record.base_version}: step {record.step}{of}, loss {record.loss:.2f}, "
         f"{record.tokens_per_s:,.0f} tokens/s"
     )
 

@@ -76,7 +76,7 @@ CASES = [
     (
         TOPICS.up("lamp", UPDATE, "header"),
         sign_message(HEADER, KEY),
-        "lamp brings update cdcdcdcd on version 3: 27.6 KB, loss 2.31 to 1.2, 160 examples, int8",
+        "lamp update cdcdcdcd on version 3: 27.6 KB, loss 2.31 to 1.20, 160 examples, int8",
     ),
     (
         TOPICS.device("lamp", "receipt"),
@@ -93,7 +93,7 @@ CASES = [
         encode_message(
             Telemetry(base_version=3, step=2, steps=20, loss=1.5, tokens_per_s=512.2, memory_bytes=1)
         ),
-        "lamp trains on version 3: step 2 of 20, loss 1.5, 512 tokens/s",
+        "lamp trains on version 3: step 2/20, loss 1.50, 512 tokens/s",
     ),
     (TOPICS.device("lamp", "hello"), b"", "lamp takes its hello back"),
 ]
