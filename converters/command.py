@@ -75,7 +75,7 @@ class Program(TyperGroup):
         try:
             return super().invoke(ctx)
         except TunefleetError as error:
-            if ctx.params["verbose"]:
+            if ctx.params.get("verbose"):  # of the whole program; a group of commands has none
                 sys.exit(f"tunefleet: {error.whole}")
             raise
 

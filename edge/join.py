@@ -286,7 +286,7 @@ def _become_client(settings: bytes, flags: list[str]) -> NoReturn:
     os.write(write_end, settings)  # far less than a pipe holds
     os.close(write_end)
     os.dup2(read_end, 0)
-    os.execv(sys.executable, [sys.executable, "-m", "edge.process", *flags])  # noqa: S606 - no shell wanted
+    os.execv(sys.executable, [sys.executable, "-P", "-m", "edge.process", *flags])  # noqa: S606 - no shell wanted
 
 
 def _given(**values: str | None) -> dict[str, str]:

@@ -7,7 +7,7 @@ from coordinator.demo.files import Paths
 from coordinator.demo.plan import DemoPlan
 from coordinator.demo.processes import Children
 
-QUANTIZE = (sys.executable, "-m", "edge.training.backends.llama_cpp.quantize")
+QUANTIZE = (sys.executable, "-P", "-m", "edge.training.backends.llama_cpp.quantize")
 FULL = "f32"
 
 

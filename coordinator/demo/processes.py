@@ -21,7 +21,7 @@ from edge.transport.settings import ENVIRONMENT as BROKER
 
 GRACE_S = 3.0  # all is on disk already, so that a kill loses a few seconds of training
 LAST_LINES = 6
-TUNEFLEET = (sys.executable, "-m", "tunefleet")
+TUNEFLEET = (sys.executable, "-P", "-m", "tunefleet")
 
 
 class ChildFailed(CoordinatorError):  # noqa: N818

@@ -54,7 +54,8 @@ class Child:
         chosen = resolve_backend(backend, Path(base))
         child = cls(
             await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "edge.training.child", base, chosen.name, precision),
+                # Not from this folder: a file of the user's that is called `random.py` must not be imported.
+                *(sys.executable, "-P", "-m", "edge.training.child", base, chosen.name, precision),
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.PIPE,

@@ -299,3 +299,11 @@ def test_an_error_is_one_line_and_exit_status_1(command):
     last = process.stderr.splitlines()[-1]
     assert last == "tunefleet: nowhere.jsonl: cannot be read: No such file or directory"
     assert "Traceback" not in process.stderr
+
+
+def test_files_of_the_users_folder_are_not_taken_for_modules(command, tmp_path):
+    for name in ("edge.py", "random.py", "tokenizers.py"):
+        (tmp_path / name).write_text("raise SystemExit('imported')")
+    line = [sys.executable, "-P", "-m", "tunefleet", *map(str, command("--steps", 1))]
+    done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, "imported" in done.stderr) == (0, False), done.stderr
