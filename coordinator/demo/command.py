@@ -100,9 +100,10 @@ def _run(
 
     # What the broker grumbles when a device leaves is for the curious.
     logging.basicConfig(filename=folder / "broker.log", level=logging.WARNING)
+    if folder != out:
+        kept = f"{out}/ is an earlier demo's and is kept; this one is in {folder}/"
+        console.print(kept, markup=False, highlight=False, soft_wrap=True)
     with open_screen(console, str(folder)) as screen:
-        if folder != out:
-            screen.step(f"{out}/ holds an earlier demo and stays as it is")
         # Imported now that something is to be seen: it takes a second.
         from coordinator.demo.page import write_page
         from coordinator.demo.result import save_result
@@ -117,10 +118,12 @@ def _run(
 
 
 def _show(result: "DemoResult", folder: Path, console: "Console", *, as_json: bool) -> None:
+    import msgspec
+
     from coordinator.demo.screen import result_table
 
     if as_json:
-        print((folder / "result.json").read_text("utf-8"))
+        print(msgspec.json.encode(result).decode())
     else:
         console.print(result_table(result))
     forms = ", ".join(form.upper() for form in result.forms)

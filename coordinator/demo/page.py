@@ -93,7 +93,7 @@ def _row(device: DeviceResult, colour: str) -> str:
         "with the fleet": f"<b>{device.fleet.exact:.1%}</b>",
     }
     return (
-        f'<tr><td><i style="background:{colour}"></i><b>{escape(device.device_id)}</b></td>'
+        f'<tr><td class="name"><i style="background:{colour}"></i><b>{escape(device.device_id)}</b></td>'
         + "".join(f'<td data-label="{label}">{cell}</td>' for label, cell in cells.items())
         + "".join(f'<td class="n" data-label="{label}">{cell}</td>' for label, cell in numbers.items())
         + "</tr>"

@@ -88,17 +88,17 @@ class Scoring:
         return score
 
     async def answers(self, name: str, prompts: Sequence[str], adapter: Path | None) -> list[str]:
-        """What is answered to `prompts`."""
-        base = str(self._paths.model)
+        """What is answered to `prompts`, as they stand: the adapters were trained on them so."""
         options = [
             "--base",
-            base,
-            "--json",
+            str(self._paths.model),
+            "--raw",
             "--max-tokens",
             str(MAX_ANSWER_TOKENS),
-            *_given("--adapter", adapter),
+            "--json",
         ]
-        reports = await self._run(f"answers-{name}", ["generate", *options, *prompts])
+        arguments = ["generate", *options, *_given("--adapter", adapter), *prompts]
+        reports = await self._run(f"answers-{name}", arguments)
         self._screen.step(f"{name}: answered {len(prompts)} sentences")
         return [report["completion"] for report in reports]
 

@@ -10,7 +10,6 @@ from typing import Protocol, Self
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
-from rich.padding import Padding
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
@@ -138,7 +137,8 @@ class Picture:
             ]
             if self._total:
                 rows.append(_bar(len(self._notes), self._total, f"{len(self._notes)} of {self._total}"))
-        return Padding(Group(*rows, Text(), Text(UNTIL_STOPPED, "dim")), (0, 1))
+        # The last row is short: behind a whole one the terminal's own ^C would begin another.
+        return Group(*rows, Text(), Text(UNTIL_STOPPED, "dim"))
 
 
 def device_table(devices: tuple[DeviceView, ...]) -> Table:

@@ -126,6 +126,7 @@ def test_on_a_terminal_the_picture_fits_80_columns_and_24_rows(view):
         rows = text_of(screen.draw(), width=80).splitlines()
         assert len(rows) <= 20
         assert max(map(len, rows)) <= 80
+        assert len(rows[-1].rstrip("\n")) < 60  # room for the terminal's ^C
     screen.fleet(view)
     rows = text_of(screen.draw(), width=80).splitlines()
     assert len(rows) <= 20
