@@ -177,3 +177,19 @@ def test_text_that_is_nearly_all_unknown_to_the_tokenizer_is_told(tmp_path):
     calibration_of(tmp_path / "base", tmp_path, [{"text": "the lamp on"}]).load()
     with pytest.raises(DataError, match="does not know 3 of its 4 tokens"):
         calibration_of(tmp_path / "base", tmp_path, [{"text": "die Lampe brennt on"}]).load()
+
+
+def test_what_versions_are_scored_in_is_told(tmp_path, base):
+    event = calibration_of(base, tmp_path).loaded()
+    assert event.text == f"{tmp_path / 'd.jsonl'} is read with toy in float32"
+    assert event.facts["precision"] == "float32"
+
+
+@pytest.mark.torch
+def test_versions_are_scored_in_float32_unless_asked(tmp_path, make_model):
+    pytest.importorskip("peft", reason="needs the torch extra")
+    asked = {"auto": ("float32", "bfloat16"), "bfloat16": ("bfloat16",), "float32": ("float32",)}
+    for precision, expected in asked.items():
+        calibration = calibration_of(make_model("llama"), tmp_path, precision=precision)
+        assert calibration.loaded().facts["precision"] in expected
+    assert calibration_of(make_model("llama"), tmp_path).loaded().facts["precision"] == "float32"
