@@ -101,7 +101,7 @@ def _run(
     # What the broker grumbles when a device leaves is for the curious.
     logging.basicConfig(filename=folder / "broker.log", level=logging.WARNING)
     if folder != out:
-        kept = f"{out}/ is an earlier demo's and is kept; this one is in {folder}/"
+        kept = f"{out}/ is kept; this run goes to {folder}/"
         console.print(kept, markup=False, highlight=False, soft_wrap=True)
     with open_screen(console, str(folder)) as screen:
         # Imported now that something is to be seen: it takes a second.
