@@ -3,7 +3,7 @@
 import msgspec
 
 from edge.device import capability_card
-from edge.errors import Rejected
+from edge.errors import DiskFull, Rejected
 from edge.protocol.messages import Hello, Receipt
 from edge.protocol.signing import sign_message
 from edge.session import Session
@@ -71,14 +71,22 @@ class Courier:
         self._settle(entry, receipt)
         session.inbox.news.set()
 
+    def _remember(self, receipt: Receipt) -> None:
+        """Notes the verdict's place in the coordinator's journal, to see when it is forgotten there."""
+        state = self._session.state
+        if receipt.seq and receipt.seq > state.memory.seq:
+            try:
+                state.update(seq=receipt.seq)
+            except DiskFull as error:  # the next receipt's is noted
+                self._session.say("warning", f"{error}")
+
     def _settle(self, entry: Entry, receipt: Receipt) -> None:
         name = f"update {entry.header.update[:8]} on version {entry.header.base_version}"
         facts = {"base_version": entry.header.base_version}
         facts |= {name: value for name, value in msgspec.structs.asdict(receipt).items() if name != "seq"}
         if receipt.status == "accepted":
             self._session.spool.accept(entry)
-            if receipt.seq:
-                self._session.state.update(seq=max(receipt.seq, self._session.state.memory.seq))
+            self._remember(receipt)
             self._session.say("accepted", name, **facts)
             return
         reason = receipt.reason or "malformed"

@@ -16,7 +16,9 @@ from edge.assignment import Assignment
 from edge.errors import DiskFull
 from edge.session import Session
 
-FORGOTTEN = "the coordinator has forgotten updates of this device (its state was restored); training on"
+FORGOTTEN = (
+    "the coordinator has forgotten updates of this device (its state was restored); its attempts count anew"
+)
 
 
 class Epochs:

@@ -247,6 +247,12 @@ class Learner:
 
     def _close(self, task: Assignment, **measured: float | None) -> None:
         manifest = task.manifest
-        trained = {"version": manifest.version, "sha256": manifest.sha256, "attempts": task.attempt + 1}
-        self._state.update(task=None, **trained, **measured)
+        self._state.update(
+            task=None,
+            version=manifest.version,
+            sha256=manifest.sha256,
+            session=manifest.epoch,
+            attempts=task.attempt + 1,
+            **measured,
+        )
         self._session.spooled.set()

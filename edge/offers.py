@@ -54,8 +54,8 @@ class Offers:
             )
         if not await self._proof.holds(manifest):
             return None
-        is_same = manifest.version == memory.version and memory.sha256 in ("", manifest.sha256)
-        attempt = memory.attempts if is_same else 0
+        is_known = manifest.epoch == memory.session or memory.sha256 in ("", manifest.sha256)
+        attempt = memory.attempts if manifest.version == memory.version and is_known else 0
         is_exhausted = 0 < manifest.recipe.attempts <= attempt
         is_crowded = len(self._session.spool.entries()) >= config.max_pending
         return None if is_exhausted or is_crowded else Assignment(manifest, attempt)

@@ -43,6 +43,7 @@ class Memory(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     newest: int = -1  # version seen in it
     version: int = -1  # the last version trained on
     sha256: str = ""  # of its blob: after a restore of the coordinator's state its number may name another
+    session: int = 0  # the epoch that it was announced in; within one its number tells which it is
     attempts: int = 0  # tasks finished on it
     seq: int = 0  # the latest in the coordinator's journal of this device's verdicts
     tokens_per_s: float | None = None  # measured by the last task
