@@ -103,6 +103,19 @@ def test_what_was_accepted_after_the_backup_is_trained_again_where_the_version_i
     asyncio.run(way())
 
 
+def test_another_tier_of_the_same_version_is_no_other_version(home):
+    async def way():
+        settings = {"recipe": ONE_STEP, "ranks": (8, 4), "buffer_size": 100}
+        async with home.coordinator(**settings):
+            async with home.device(max_rank=4, max_tasks=1) as device:
+                await device.client.run()
+            async with home.running(max_rank=8) as device:
+                await device.until_told("for a version after 0")
+                assert not device.of("spooled")
+
+    asyncio.run(way())
+
+
 def test_a_download_of_what_nobody_has_any_more_is_left(home, state):
     async def way():
         async with home.coordinator(recipe=ONE_STEP):
