@@ -15,6 +15,7 @@ from coordinator.demo.command import EXAMPLES as DEMO
 from coordinator.demo.command import demo
 from coordinator.watch.command import EXAMPLES as WATCH
 from coordinator.watch.command import watch
+from edge.transport import options
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -46,7 +47,7 @@ BACKUP = examples(
     "tunefleet backup --state coordinator --out backup-monday --json",
 )
 FLEET, ADAPTER, MERGING = "Fleet", "Adapter", "Merging"
-RECIPE, SCORES, DEVICES, BROKER = "Training on devices", "Scores", "Devices", "Broker"
+RECIPE, SCORES, DEVICES = "Training on devices", "Scores", "Devices"
 PLACES = {  # in the settings, of options that bear another name there
     "rank": "ranks",
     "calibration": "calibration_data",
@@ -411,63 +412,13 @@ def serve(
             help="open takes any device; closed only those whose keys stand in --config.",
         ),
     ] = None,
-    wait: Annotated[
-        bool | None,
-        Option(
-            "--wait",
-            rich_help_panel=BROKER,
-            help="Wait for a broker that is not there yet.",
-        ),
-    ] = None,
-    broker_user: Annotated[
-        str | None,
-        Option(
-            metavar="NAME",
-            rich_help_panel=BROKER,
-            help="The user at the broker, if the URL names none; or TUNEFLEET_BROKER_USER.",
-        ),
-    ] = None,
-    broker_password_file: Annotated[
-        str | None,
-        Option(
-            metavar="FILE",
-            rich_help_panel=BROKER,
-            help="A file whose first line is the password; or TUNEFLEET_BROKER_PASSWORD_FILE. In a URL on "
-            "the command line every user of this machine can read it.",
-        ),
-    ] = None,
-    protocol: Annotated[
-        str | None,
-        Option(
-            metavar="NAME",
-            rich_help_panel=BROKER,
-            help="The version of MQTT: auto, 5 or 3.1.1.",
-        ),
-    ] = None,
-    tls_ca: Annotated[
-        str | None,
-        Option(
-            metavar="FILE",
-            rich_help_panel=BROKER,
-            help="Certificates to check the broker against, PEM; without it the system's.",
-        ),
-    ] = None,
-    tls_cert: Annotated[
-        str | None,
-        Option(
-            metavar="FILE",
-            rich_help_panel=BROKER,
-            help="The coordinator's certificate, PEM, where the broker asks for one.",
-        ),
-    ] = None,
-    tls_key: Annotated[
-        str | None,
-        Option(
-            metavar="FILE",
-            rich_help_panel=BROKER,
-            help="The private key of --tls-cert, PEM.",
-        ),
-    ] = None,
+    wait: options.Wait = False,
+    broker_user: options.User = None,
+    broker_password_file: options.PasswordFile = None,
+    protocol: options.Protocol = None,
+    tls_ca: options.TlsCa = None,
+    tls_cert: options.TlsCert = None,
+    tls_key: options.TlsKey = None,
     config: Annotated[
         Path | None,
         Option(
@@ -506,7 +457,7 @@ def serve(
         "max_versions": max_versions,
         "broker_user": broker_user, "broker_password_file": broker_password_file,
         "protocol": protocol, "tls_ca": tls_ca, "tls_cert": tls_cert, "tls_key": tls_key,
-        "waits_for_broker": wait,
+        "waits_for_broker": wait or None,
     }  # fmt: skip
     settings = read_config(config, overrides)
     if print_config:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 from typer import Context, Option
 
 from converters.command import OUTPUT, SETTINGS, Command, LogLevel, LogLevelOption, examples
+from edge.transport import options
 
 if TYPE_CHECKING:
     from edge.config import DeviceConfig
@@ -19,7 +20,6 @@ EXAMPLES = examples(
     "tunefleet join --config device.toml --wait",
 )
 FLEET, DATA, MACHINE, ENDING = "Fleet", "Model and data", "This device", "Waiting and ending"
-BROKER = "Broker"
 PLACES = {  # in the settings, of options that bear another name there
     "data": "data.path",
     "prompt_column": "data.prompt_column",
@@ -165,49 +165,13 @@ def join(
             help="Ask again when nothing has come for S seconds.",
         ),
     ] = None,
-    wait: Annotated[
-        bool, Option("--wait", rich_help_panel=BROKER, help="Wait for a broker that is not there yet.")
-    ] = False,
-    broker_user: Annotated[
-        str | None,
-        Option(
-            metavar="NAME",
-            rich_help_panel=BROKER,
-            help="The user at the broker, if the URL names none; or TUNEFLEET_BROKER_USER.",
-        ),
-    ] = None,
-    broker_password_file: Annotated[
-        str | None,
-        Option(
-            metavar="FILE",
-            rich_help_panel=BROKER,
-            help="A file whose first line is the password; or TUNEFLEET_BROKER_PASSWORD_FILE. In a URL on "
-            "the command line every user of this machine can read it.",
-        ),
-    ] = None,
-    protocol: Annotated[
-        str | None,
-        Option(metavar="NAME", rich_help_panel=BROKER, help="The version of MQTT: auto, 5 or 3.1.1."),
-    ] = None,
-    tls_ca: Annotated[
-        str | None,
-        Option(
-            metavar="FILE",
-            rich_help_panel=BROKER,
-            help="Certificates to check the broker against, PEM; without it the system's.",
-        ),
-    ] = None,
-    tls_cert: Annotated[
-        str | None,
-        Option(
-            metavar="FILE",
-            rich_help_panel=BROKER,
-            help="This device's certificate, PEM, where the broker asks for one.",
-        ),
-    ] = None,
-    tls_key: Annotated[
-        str | None, Option(metavar="FILE", rich_help_panel=BROKER, help="The private key of --tls-cert, PEM.")
-    ] = None,
+    wait: options.Wait = False,
+    broker_user: options.User = None,
+    broker_password_file: options.PasswordFile = None,
+    protocol: options.Protocol = None,
+    tls_ca: options.TlsCa = None,
+    tls_cert: options.TlsCert = None,
+    tls_key: options.TlsKey = None,
     config: Annotated[
         Path | None,
         Option(

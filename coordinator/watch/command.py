@@ -6,12 +6,13 @@ from typing import Annotated
 from typer import Option
 
 from converters.command import OUTPUT, examples
+from edge.transport import options
 
 EXAMPLES = examples(
     "tunefleet watch --broker mqtt://HOST --fleet home",
     "tunefleet watch --broker mqtt://HOST --fleet home --json | grep rejected",
 )
-FLEET, BROKER = "Fleet", "Broker"
+FLEET = "Fleet"
 
 
 def watch(
@@ -27,46 +28,12 @@ def watch(
         str | None,
         Option(metavar="NAME", rich_help_panel=FLEET, help="The fleet's name; without it all fleets."),
     ] = None,
-    broker_user: Annotated[
-        str | None,
-        Option(
-            metavar="NAME",
-            rich_help_panel=BROKER,
-            help="The user at the broker, if the URL names none; or TUNEFLEET_BROKER_USER.",
-        ),
-    ] = None,
-    broker_password_file: Annotated[
-        str | None,
-        Option(
-            metavar="FILE",
-            rich_help_panel=BROKER,
-            help="A file whose first line is the password; or TUNEFLEET_BROKER_PASSWORD_FILE.",
-        ),
-    ] = None,
-    protocol: Annotated[
-        str,
-        Option(metavar="NAME", rich_help_panel=BROKER, help="The version of MQTT: auto, 5 or 3.1.1."),
-    ] = "auto",
-    tls_ca: Annotated[
-        str | None,
-        Option(
-            metavar="FILE",
-            rich_help_panel=BROKER,
-            help="Certificates to check the broker against, PEM; without it the system's.",
-        ),
-    ] = None,
-    tls_cert: Annotated[
-        str | None,
-        Option(
-            metavar="FILE",
-            rich_help_panel=BROKER,
-            help="A certificate of one's own, PEM, where the broker asks for one.",
-        ),
-    ] = None,
-    tls_key: Annotated[
-        str | None,
-        Option(metavar="FILE", rich_help_panel=BROKER, help="The private key of --tls-cert, PEM."),
-    ] = None,
+    broker_user: options.User = None,
+    broker_password_file: options.PasswordFile = None,
+    protocol: options.Protocol = None,
+    tls_ca: options.TlsCa = None,
+    tls_cert: options.TlsCert = None,
+    tls_key: options.TlsKey = None,
     as_json: Annotated[
         bool, Option("--json", rich_help_panel=OUTPUT, help="Print one JSON object a line, nothing cut.")
     ] = False,
