@@ -8,8 +8,9 @@ import asyncio
 import secrets
 import signal
 import time
+from collections.abc import Coroutine
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from msgspec import structs
 
@@ -27,6 +28,8 @@ from edge.transport.settings import MqttSettings
 
 if TYPE_CHECKING:
     from coordinator.calibration import Calibration
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 def serve_fleet(config: CoordinatorConfig, show: Show) -> None:
@@ -46,7 +49,11 @@ def serve_fleet(config: CoordinatorConfig, show: Show) -> None:
     with CoordinatorState(Path(config.state), config.fleet) as state:
         check_base(config, state)
         place = Place(config.fleet, state.key, lambda: MqttTransport(_aside(settings)))
-        place.epoch = asyncio.run(_begin(place, state, show))
+        epoch = asyncio.run(_until_signal(_begin(place, state, show)))
+        if epoch is None:
+            teller(show)("stopped", "stopped before the broker answered; nothing was begun", version=None)
+            return
+        place.epoch = epoch
         score, calibrator = open_data(config)
         for calibration in dict.fromkeys(filter(None, (score, calibrator))):
             show(calibration.loaded())
@@ -102,9 +109,20 @@ async def _begin(place: Place, state: CoordinatorState, show: Show) -> int:
     return state.begin_session(now, found.epoch)
 
 
+async def _until_signal(work: Coroutine[Any, Any, int]) -> int | None:
+    """What `work` comes to; None where a signal came first."""
+    task, loop = asyncio.ensure_future(work), asyncio.get_running_loop()
+    for number in SIGNALS:
+        loop.add_signal_handler(number, task.cancel)
+    try:
+        return await task
+    except asyncio.CancelledError:
+        return None
+
+
 async def _run(coordinator: Coordinator) -> None:
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in SIGNALS:
         loop.add_signal_handler(number, coordinator.stop)
     await coordinator.run()
 

@@ -196,6 +196,8 @@ class MqttTransport:
                 may_be_taken = isinstance(error, LinkLost) and self._claim and attempt < MAX_CLAIMS
                 if loop.time() + pause > deadline and not may_be_taken:
                     raise
+                if attempt == 1:
+                    LOG.warning("%s; trying again until it answers", error)
             await self._sleep(pause)
 
     async def _mend(self) -> None:
