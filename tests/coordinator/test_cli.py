@@ -12,10 +12,11 @@ from typer.testing import CliRunner
 from converters.base import read_base
 from converters.errors import AdapterError, BaseModelError
 from converters.formats import load_any
-from coordinator.cli import Strategy, app
+from coordinator.cli import app
 from coordinator.config import read_config
 from coordinator.errors import UnknownVersion
 from coordinator.reports import fleet_status
+from coordinator.serve_command import Strategy
 from coordinator.strategies.presets import PRESETS
 from edge.errors import StateError
 
