@@ -39,7 +39,7 @@ bench: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.training torch
 	$(BIN)/python -m benchmarks.training mlx
 	$(BIN)/python -m benchmarks.backends
-	$(BIN)/python -m benchmarks.backends --flat 2000
+	$(BIN)/python -m benchmarks.backends --flat 1000
 	$(BIN)/python -m benchmarks.alignment
 	$(BIN)/python -m benchmarks.convergence --quick
 

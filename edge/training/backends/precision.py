@@ -16,12 +16,12 @@ from edge.training.backends.base import Batch, Precision, TrainableModel
 
 M = TypeVar("M", bound=TrainableModel)
 MARGIN = 1.1  # bfloat16 rounds the weights: it has to be worth that
-ROUNDS, BUDGET_S = 3, 2.0  # steps that are timed of each, and when no further round begins
+ROUNDS, BUDGET_S = 3, 4.0  # steps that are timed of each, and when no further round begins
 LENGTHS = (12, 20, 36, 60)  # tokens of an example: instructions are short, and of unlike lengths
 LABELLED = 0.3  # of an example, at its end
 MOST_TOKENS, LEAST_TOKENS = 1024, 128  # of a step: so many that it takes a fraction of a second
 PARAMETER_TOKENS = 5_000_000_000  # parameters times tokens of a step, between the two
-MOST_PARAMETERS = 1_000_000_000  # above, loading the model twice takes longer than it is worth
+MOST_PARAMETERS = 500_000_000  # above, loading the model twice takes longer than it is worth
 BYTES_PER_PARAMETER = 5  # of the second model, in float32, and of a step
 
 

@@ -120,7 +120,7 @@ class TorchModel:
         # two caches, its own and torch's, keep 1,024 each: on rows of all lengths a model of 2.6 million
         # parameters grew from 0.38 to 1.43 GB in 80 steps. Without its own cache it took 0.95 GB, without
         # torch's 1.06, without either 0.46, at a third of the speed; malloc's arenas changed nothing. With
-        # lengths filled up to few it takes 0.62 GB and is no slower; smaller caches bound what is left.
+        # lengths filled up to few it takes 0.6 GB and is no slower; smaller caches bound what is left.
         self.fills_up = model.device.type == "cpu" and model.dtype != torch.float32
         self.form: Form = {}
         self._inject(LoraAdapter({}))
