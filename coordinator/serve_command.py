@@ -109,14 +109,7 @@ def serve(
             help="The fleet's name: a-z, 0-9 and -. Required.",
         ),
     ] = None,
-    broker: Annotated[
-        str | None,
-        Option(
-            metavar="URL",
-            rich_help_panel=FLEET,
-            help="mqtt://user:password@host:port, or mqtts:// for TLS; or TUNEFLEET_BROKER. Required.",
-        ),
-    ] = None,
+    broker: options.Url = None,
     base: Annotated[
         str | None,
         Option(

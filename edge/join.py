@@ -48,14 +48,7 @@ def join(
         str | None,
         Option(metavar="NAME", rich_help_panel=FLEET, help="The fleet's name, as `serve` has it. Required."),
     ] = None,
-    broker: Annotated[
-        str | None,
-        Option(
-            metavar="URL",
-            rich_help_panel=FLEET,
-            help="mqtt://user:password@host:port, or mqtts:// for TLS; or TUNEFLEET_BROKER. Required.",
-        ),
-    ] = None,
+    broker: options.Url = None,
     device_id: Annotated[
         str | None,
         Option(metavar="NAME", rich_help_panel=FLEET, help="This device's name in the fleet. Required."),

@@ -16,14 +16,7 @@ FLEET = "Fleet"
 
 
 def watch(
-    broker: Annotated[
-        str | None,
-        Option(
-            metavar="URL",
-            rich_help_panel=FLEET,
-            help="mqtt://host:port, or mqtts:// for TLS. Required, here or as TUNEFLEET_BROKER.",
-        ),
-    ] = None,
+    broker: options.Url = None,
     fleet: Annotated[
         str | None,
         Option(metavar="NAME", rich_help_panel=FLEET, help="The fleet's name; without it all fleets."),

@@ -4,8 +4,16 @@ from typing import Annotated
 
 from typer import Option
 
-BROKER = "Broker"
+FLEET, BROKER = "Fleet", "Broker"
 
+Url = Annotated[
+    str | None,
+    Option(
+        metavar="URL",
+        rich_help_panel=FLEET,
+        help="mqtt://user:password@host:port, or mqtts:// for TLS; or TUNEFLEET_BROKER. Required.",
+    ),
+]
 Wait = Annotated[
     bool, Option("--wait", rich_help_panel=BROKER, help="Wait for a broker that is not there yet.")
 ]
