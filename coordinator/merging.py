@@ -106,7 +106,8 @@ class Merger:
         Raises:
             DiskFull: Nothing is changed.
         """
-        if self._state.journal.waiting() or not self._state.journal.is_stranded(old.version):
+        journal = self._state.journal
+        if not journal.is_stranded(old.version) or journal.waiting():  # hardly ever is one stranded
             return None
         report = Report(self._strategy.name, self._config.stages_in_force.space, (), 0.0, step_scale=0.0)
         files = VersionFiles(old.master, old.remainder, old.tiers, old.carried, {})
