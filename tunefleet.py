@@ -13,8 +13,8 @@ from typing import Annotated, Any
 import typer
 
 import converters.cli
-import coordinator.cli
-import edge.cli
+import coordinator.commands.cli
+import edge.commands.cli
 from converters.command import Program, examples
 from converters.errors import TunefleetError
 
@@ -26,7 +26,7 @@ _HOMES = {  # each name and where it is defined
     "load_adapter": "converters.api",
     "save_adapter": "converters.api",
     "convert": "converters.api",
-    "Fleet": "coordinator.fleet",
+    "Fleet": "coordinator.in_process.fleet",
     "Strategy": "coordinator.strategies.base",
     "Stages": "coordinator.strategies.stages",
     "LoraAdapter": "converters.adapter",
@@ -60,7 +60,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-for package in (edge.cli, coordinator.cli, converters.cli):
+for package in (edge.commands.cli, coordinator.commands.cli, converters.cli):
     app.registered_commands.extend(package.app.registered_commands)
     app.registered_groups.extend(package.app.registered_groups)
 app.registered_commands.sort(key=_place)

@@ -38,8 +38,8 @@ import numpy as np
 from benchmarks.models import find_model, last_line
 from benchmarks.steps import Measurement, Watched, Work
 from converters.errors import TunefleetError
-from edge.training.backends import resolve_backend
-from edge.training.backends.base import Precision
+from edge.backends import resolve_backend
+from edge.backends.contract import Precision
 
 LARGE, SMALL, SMALLEST = "LLaMA-124M", ("stories260K", "tinystories-656K"), "LLaMA-2M"
 COMPLETION = 0.3  # of an example's tokens
@@ -188,7 +188,7 @@ def run_child(what: str, work: Work) -> str:
         what,
         msgspec.json.encode(work).decode(),
     ]
-    # As edge.training.process starts the product's worker.
+    # As edge.training.worker.process starts the product's worker.
     environment = {"OMP_WAIT_POLICY": "passive", "TOKENIZERS_PARALLELISM": "false", **os.environ}
     environment["HF_HUB_OFFLINE"] = "1"
     done = subprocess.run(command, env=environment, capture_output=True, text=True)

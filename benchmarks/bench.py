@@ -19,11 +19,11 @@ import numpy as np
 
 from benchmarks.fleet_tasks import FleetTask, Row
 from converters.adapter import Factors, LoraAdapter, initial_adapter
-from converters.base import match_targets, read_base
-from converters.canonical import load_adapter, save_adapter
+from converters.bases.folder import match_targets, read_base
+from converters.formats.canonical import load_adapter, save_adapter
 from coordinator.calibration import Calibration
-from edge.training.backends import load_model
-from edge.training.backends.base import TrainableModel
+from edge.backends import load_model
+from edge.backends.contract import TrainableModel
 from edge.training.dataset import Dataset, DataSource, load_dataset
 from edge.training.packing import iterate_batches
 from edge.training.plan import Plan

@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
 from benchmarks.models import ASSETS, find_model
-from edge.spool import Spool
+from edge.storage.spool import Spool
 
 MODEL = "tinystories-656K"
 BASE = ASSETS / "models" / MODEL

@@ -12,16 +12,16 @@ from pathlib import Path
 from typing import NamedTuple
 
 from converters.adapter import LoraAdapter
-from converters.canonical import save_adapter
+from converters.formats.canonical import save_adapter
 from coordinator.strategies.base import Contribution, State
 from coordinator.strategies.pipeline import Pipeline
 from coordinator.strategies.presets import stages_of
-from edge.assignment import Assignment, Update, make_plan, make_update, task_seed
+from edge.device.assignment import Assignment, Update, make_plan, make_update, task_seed
 from edge.protocol.chunks import CHUNK_BYTES
 from edge.protocol.codec import decode_adapter
 from edge.protocol.messages import Manifest, Recipe, Space
 from edge.training.task import Task
-from edge.training.worker import DataSource, Worker
+from edge.training.worker.supervisor import DataSource, Worker
 
 NO_CHECKPOINT_S = 1e9
 SPACE: Space = "factors"  # the demo's

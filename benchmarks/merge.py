@@ -29,7 +29,7 @@ from typing import Any, NamedTuple
 
 from benchmarks.flower import NUM_UPDATES, RANK, checksum, draw_arrays, time_runs
 from converters.adapter import Factors, LoraAdapter
-from converters.canonical import load_adapter, save_adapter
+from converters.formats.canonical import load_adapter, save_adapter
 from coordinator.strategies.base import State
 from coordinator.strategies.factors import add_increments
 from coordinator.strategies.product import add_products

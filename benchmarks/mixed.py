@@ -35,15 +35,15 @@ from msgspec import Struct
 
 from benchmarks.lockstep import Device, Lockstep
 from converters.adapter import initial_adapter
-from converters.base import match_targets, read_base
+from converters.bases.folder import match_targets, read_base
 from converters.errors import TunefleetError
 from coordinator.demo.files import CALIBRATION, HELD_OUT, MODEL, Paths
 from coordinator.demo.household import FARM, FLAT, WORKSHOP, held_out, own_examples, save_examples
 from coordinator.demo.models import make_models
 from coordinator.demo.plan import RANK, SCALE, TARGETS, DemoPlan, Member
+from edge.backends import BackendName
 from edge.protocol.messages import Recipe
-from edge.training.backends import BackendName
-from edge.training.worker import DataSource, Worker
+from edge.training.worker.supervisor import DataSource, Worker
 
 HOMES = (FLAT, FARM, WORKSHOP)
 PLAN = DemoPlan((), ())

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
 from converters.errors import BaseModelError
-from converters.gguf_model import write_gguf
+from converters.gguf_export.model import write_gguf
 
 ASSETS = Path(os.environ.get("TUNEFLEET_ASSETS", Path(__file__).parents[2] / "shared" / "assets"))
 NUM_BYTES = 256
@@ -140,7 +140,7 @@ def _find_gguf(base: Path, quant: str, folder: Path) -> Path:
         write_gguf(base, path)
         return path
     part = path.with_suffix(".part")
-    command = [sys.executable, "-m", "edge.training.backends.llama_cpp.quantize"]
+    command = [sys.executable, "-m", "edge.backends.llama_cpp.quantize"]
     command += [str(_find_gguf(base, "f32", folder)), str(part), quant]
     done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     if done.returncode:

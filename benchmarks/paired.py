@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 from msgspec import Struct
 
-from coordinator.reports import jain_index
+from coordinator.observers.status import jain_index
 
 RESAMPLES = 10_000
 SEED = 0

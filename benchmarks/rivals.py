@@ -13,7 +13,7 @@ import msgspec
 import numpy as np
 
 from converters.adapter import LoraAdapter, initial_adapter
-from converters.base import match_targets, read_base
+from converters.bases.folder import match_targets, read_base
 from edge.training.dataset import DataSource, load_dataset
 from edge.training.packing import Example
 
@@ -43,7 +43,7 @@ def read_examples(work: Work) -> list[Example]:
     """At most 512 tokens each, in the file's order."""
     from transformers import AutoTokenizer
 
-    from edge.training.backends.tokenizer import HubTokenizer
+    from edge.backends.transformers import HubTokenizer
 
     tokenizer = HubTokenizer(AutoTokenizer.from_pretrained(work.base))
     return load_dataset(DataSource(path=work.data), tokenizer, seq_tokens=SEQ_TOKENS).examples
@@ -141,13 +141,14 @@ def _run_trainer(name: str, work: Work, *, bf16: bool) -> Timing:
 
 def run_mlx_lm(work: Work) -> list[Timing]:
     """What `mlx_lm.lora` runs once it has read its options; the first epoch compiles, the second counts."""
-    from edge.training.backends import mlx as _openblas  # the rival gets OpenBLAS, too  # noqa: F401, I001
     import mlx.core as mx
     import mlx.optimizers
+    from mlx.utils import tree_unflatten
     from mlx_lm.tuner import trainer
     from mlx_lm.tuner.utils import linear_to_lora_layers
     from mlx_lm.utils import load_model
-    from mlx.utils import tree_unflatten
+
+    from edge.backends import too  # noqa: F401
 
     class Watch(trainer.TrainingCallback):  # type: ignore[misc]
         def on_train_loss_report(self, info: dict[str, Any]) -> None:

@@ -31,14 +31,14 @@ from benchmarks.bench import Bench, Quality, poison
 from benchmarks.outcome import Outcome, Point, Settings
 from benchmarks.population import Accident, Population
 from converters.adapter import LoraAdapter
-from converters.canonical import save_adapter
+from converters.formats.canonical import save_adapter
 from converters.masking import leading_rows
 from coordinator.config import CoordinatorConfig
-from coordinator.founding import tier_name
+from coordinator.first_version import tier_name
 from coordinator.strategies.base import Contribution, Pace, Report, State, Strategy, Waiting
 from coordinator.strategies.choice import choose_strategy
 from coordinator.strategies.spaces import dispatch
-from edge.assignment import Assignment, Update, make_plan, make_update, start_adapter, task_seed
+from edge.device.assignment import Assignment, Update, make_plan, make_update, start_adapter, task_seed
 from edge.errors import ConfigError
 from edge.protocol.codec import decode_adapter, max_payload_bytes
 from edge.protocol.messages import Manifest

@@ -21,9 +21,9 @@ import msgspec
 import numpy as np
 
 from converters.adapter import initial_adapter
-from converters.base import match_targets
-from edge.training.backends import load_model
-from edge.training.backends.base import Batch, Precision, TrainableModel
+from converters.bases.folder import match_targets
+from edge.backends import load_model
+from edge.backends.contract import Batch, Precision, TrainableModel
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 RANK, SCALE, LR, CLIP_NORM = 8, 2.0, 1e-3, 1.0

@@ -46,8 +46,8 @@ from benchmarks.rivals import (
     run_trainer,
     timing,
 )
-from edge.training.backends.base import Batch
-from edge.training.backends.labels import flatten
+from edge.backends.batch_layout import flatten
+from edge.backends.contract import Batch
 from edge.training.packing import Example, build_batch
 
 ASSETS = Path(os.environ.get("TUNEFLEET_ASSETS", Path(__file__).parents[2] / "shared" / "assets"))
@@ -203,7 +203,7 @@ def run_ours(work: Work) -> list[Timing]:
     """Our backend: torch stage by stage, MLX as it stands."""
     if "torch" in sys.argv:
         return [_run_torch(stage, work) for stage in STAGES]
-    from edge.training.backends import mlx
+    from edge.backends.mlx import model as mlx
 
     model = mlx.load(Path(work.base), precision="float32")
     drawn = list(mlx_lm_batches(read_examples(work), 2))  # its second epoch is timed, as the rival's
@@ -213,7 +213,7 @@ def run_ours(work: Work) -> list[Timing]:
 
 
 def _run_torch(stage: Stage, work: Work) -> Timing:
-    from edge.training.backends import torch as backend
+    from edge.backends.torch import model as backend
 
     model = backend.load(Path(work.base), precision=stage.precision)  # type: ignore[arg-type]
     if not stage.is_packed:

@@ -38,8 +38,8 @@ from paho.mqtt.enums import CallbackAPIVersion
 from converters.adapter import Factors, LoraAdapter
 from edge.protocol.chunks import CHUNK_BYTES, num_chunks
 from edge.protocol.codec import encode_adapter
-from edge.transport.mqtt import MqttTransport
-from edge.transport.parts import PartFile
+from edge.storage.parts import PartFile
+from edge.transport.mqtt.transport import MqttTransport
 from edge.transport.settings import MqttSettings
 
 WINDOW = 16
@@ -253,8 +253,8 @@ def measure_goodput(repeats: int) -> dict[str, object]:
 MEMORY = """
 import resource, sys
 import edge.protocol.codec, edge.protocol.delta, edge.protocol.signing
-import edge.transport.mqtt, edge.transport.parts
-import edge.client
+import edge.transport.mqtt.transport, edge.storage.parts
+import edge.device.client
 from pathlib import Path
 status = Path("/proc/self/status")
 if status.exists():

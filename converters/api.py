@@ -5,13 +5,13 @@ from typing import Literal, NamedTuple
 
 from msgspec import structs
 
-from converters import formats
-from converters.about import NOTHING
 from converters.adapter import LoraAdapter
-from converters.base import Base, read_base
-from converters.base_name import name_base
-from converters.card import Lineage
-from converters.formats import Format, check_free, detect_format, load_any, read_about
+from converters.bases.folder import Base, read_base
+from converters.bases.name import name_base
+from converters.formats import detect as formats
+from converters.formats.about import NOTHING
+from converters.formats.card import Lineage
+from converters.formats.detect import Format, check_free, detect_format, load_any, read_about
 
 
 class Conversion(NamedTuple):

@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 
 from converters.adapter import Factors, LoraAdapter
 from coordinator.server import Quality
+from edge.backends import load_model
+from edge.backends.contract import Batch, Precision, TrainableModel
 from edge.errors import DataError
 from edge.events import Event
-from edge.training.backends import load_model
-from edge.training.backends.base import Batch, Precision, TrainableModel
 from edge.training.data.check import check_source
 from edge.training.data.folders import locate
 from edge.training.dataset import Dataset, DataSource, load_dataset

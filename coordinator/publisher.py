@@ -7,7 +7,7 @@ one costs nothing.
 
 import asyncio
 
-from coordinator.versions import VersionStore
+from coordinator.ledger.versions import VersionStore
 from edge.protocol.chunks import chunk_numbers, first_chunks, merge_ranges, num_chunks
 from edge.protocol.messages import Want
 from edge.protocol.topics import Topics

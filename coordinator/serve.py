@@ -15,15 +15,15 @@ from typing import TYPE_CHECKING, Any
 from msgspec import structs
 
 from coordinator.config import CoordinatorConfig, mqtt_settings
-from coordinator.events import teller
-from coordinator.founding import check_base
+from coordinator.first_version import check_base
+from coordinator.ledger.state import CoordinatorState
+from coordinator.observers.events import teller
 from coordinator.place import Found, Place
 from coordinator.server import Coordinator, coordinator_presence
-from coordinator.state import CoordinatorState
+from edge.backends.hub import find_base
 from edge.errors import BrokerRefused
 from edge.events import Show
-from edge.training.backends.hub import find_base
-from edge.transport.mqtt import MqttTransport
+from edge.transport.mqtt.transport import MqttTransport
 from edge.transport.settings import MqttSettings
 
 if TYPE_CHECKING:

@@ -17,26 +17,26 @@ from msgspec import structs
 from converters.adapter import LoraAdapter
 from converters.errors import TunefleetError
 from converters.masking import leading_rows
-from coordinator.admission import Present, Rules
-from coordinator.arrivals import Arrivals
-from coordinator.beginning import Beginning, coverage_line, describe, settle
 from coordinator.config import CoordinatorConfig
 from coordinator.errors import MergeError
-from coordinator.events import teller
-from coordinator.founding import found_fleet, tier_name
-from coordinator.holding import Holding
-from coordinator.intake import Desk, Intake
-from coordinator.journal import Update
-from coordinator.merging import Merger, check_calibration
-from coordinator.pace import PaceTeller, describe_pace
+from coordinator.first_version import found_fleet, tier_name
+from coordinator.initial_adapter import Beginning, coverage_line, describe, settle
+from coordinator.intake.admission import Present, Rules
+from coordinator.intake.arrivals import Arrivals
+from coordinator.intake.open_uploads import Uploads
+from coordinator.intake.roster import Roster
+from coordinator.intake.updates import Desk, Intake
+from coordinator.ledger.journal import Update
+from coordinator.ledger.retention import Holding
+from coordinator.ledger.state import CoordinatorState
+from coordinator.ledger.versions import Version
+from coordinator.merging.merger import Merger, check_calibration
+from coordinator.merging.pace import PaceTeller, describe_pace
+from coordinator.observers.events import teller
+from coordinator.observers.status import tell_merge
 from coordinator.place import Place
 from coordinator.publisher import Publisher
-from coordinator.reports import tell_merge
-from coordinator.roster import Roster
-from coordinator.state import CoordinatorState
 from coordinator.strategies.base import Calibrator, Strategy
-from coordinator.uploads import Uploads
-from coordinator.versions import Version
 from edge.errors import BackendError, DiskFull, ProtocolError
 from edge.events import Show
 from edge.protocol.messages import (

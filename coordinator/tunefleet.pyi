@@ -11,7 +11,7 @@ from converters.api import convert as convert
 from converters.api import load_adapter as load_adapter
 from converters.api import save_adapter as save_adapter
 from converters.errors import TunefleetError as TunefleetError
-from coordinator.fleet import Fleet as Fleet
+from coordinator.in_process.fleet import Fleet as Fleet
 from coordinator.strategies.base import Strategy as Strategy
 from coordinator.strategies.stages import Stages as Stages
 from edge.api import evaluate as evaluate

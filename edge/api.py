@@ -14,21 +14,21 @@ from typing import Any, Literal, NamedTuple
 import msgspec
 
 from converters.adapter import LoraAdapter
-from converters.base import read_base
-from converters.canonical import save_adapter
-from converters.formats import Format, load_any
+from converters.bases.folder import read_base
+from converters.formats.canonical import save_adapter
+from converters.formats.detect import Format, load_any
 from converters.masking import Trains
+from edge.backends import BackendName
+from edge.backends.contract import Precision
+from edge.backends.hub import find_base
 from edge.running import run_to_end
-from edge.training.alone import METRICS, canonical_file, make_run, score_alone, train_alone
-from edge.training.backends import BackendName
-from edge.training.backends.base import Precision
-from edge.training.backends.hub import find_base
 from edge.training.data.check import check_source
 from edge.training.data.forms import Asking
 from edge.training.dataset import DataSource
+from edge.training.local_run import METRICS, canonical_file, make_run, score_alone, train_alone
 from edge.training.rows import Data, data_file
 from edge.training.task import Evaluation, Progress, Sampling
-from edge.training.worker import Worker
+from edge.training.worker.supervisor import Worker
 
 Adapter = LoraAdapter | str | Path
 

@@ -129,7 +129,7 @@ def make_model(tmp_path_factory):
 @pytest.fixture(scope="session")
 def make_gguf(make_model, llama):
     """`make_gguf(name, quant="f32", seed=0, **changes)`: the same model as a GGUF file of one type."""
-    from converters.gguf_model import write_gguf
+    from converters.gguf_export.model import write_gguf
 
     def make(name: str, quant: str = "f32", seed: int = 0, **changes) -> Path:
         folder = make_model(name, seed, **changes)

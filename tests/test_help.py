@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 import tunefleet
 from coordinator.config import RANKS, SCALE, TARGETS, CoordinatorConfig
-from edge.config import DeviceConfig
+from edge.device.config import DeviceConfig
 
 
 def commands(group, *names):

@@ -21,9 +21,9 @@ class Refuse:
 sys.meta_path.insert(0, Refuse())
 import converters, edge, tunefleet
 NAMED_AFTER_ONE = (
-    "edge.training.backends.torch",
-    "edge.training.backends.mlx",
-    "edge.training.backends.llama_cpp",
+    "edge.backends.torch",
+    "edge.backends.mlx",
+    "edge.backends.llama_cpp",
     "edge.transport.broker",
 )
 

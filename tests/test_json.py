@@ -9,13 +9,13 @@ import pytest
 from typer.testing import CliRunner
 
 import tunefleet
-from coordinator import events as coordinator_events
-from coordinator.backup import Backup
-from coordinator.pace import FleetPace
-from coordinator.reports import DeviceStatus, FleetStatus, OriginStatus, Rejection, VersionStatus
+from coordinator.ledger.backup import Backup
+from coordinator.merging.pace import FleetPace
+from coordinator.observers import events as coordinator_events
+from coordinator.observers.status import DeviceStatus, FleetStatus, OriginStatus, Rejection, VersionStatus
 from coordinator.strategies.base import Share
 from edge import events as edge_events
-from edge.training.backends.toy import make_toy_base
+from edge.backends.toy import make_toy_base
 
 PAGE = (Path(__file__).parents[1] / "docs/json.md").read_text()
 SECTIONS = dict(re.findall(r"^## ([^\n]*)\n(.*?)(?=^## |\Z)", PAGE, re.M | re.S))

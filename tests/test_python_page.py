@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import tunefleet
-from edge.training.backends.toy import make_toy_base
+from edge.backends.toy import make_toy_base
 
 PAGE = Path(__file__).parents[1] / "docs/python.md"
 EXAMPLES = ("train", "evaluate", "generate", "load_adapter", "save_adapter", "convert", "Fleet")

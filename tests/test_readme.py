@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from edge.training.backends.toy import make_toy_base
+from edge.backends.toy import make_toy_base
 
 ROOT = Path(__file__).parents[1]
 

@@ -2,12 +2,12 @@
 
 import sys
 
-from converters.gguf_model import write_gguf
+from converters.gguf_export.model import write_gguf
 from coordinator.demo.files import Paths
 from coordinator.demo.plan import DemoPlan
 from coordinator.demo.processes import Children
 
-QUANTIZE = (sys.executable, "-P", "-m", "edge.training.backends.llama_cpp.quantize")
+QUANTIZE = (sys.executable, "-P", "-m", "edge.backends.llama_cpp.quantize")
 FULL = "f32"
 
 

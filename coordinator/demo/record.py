@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 from coordinator.demo.plan import DemoPlan
 from coordinator.demo.result import UpdatePoint, VersionPoint
-from coordinator.journal import FILE, Journal, Update
-from coordinator.versions import Version, VersionStore
+from coordinator.ledger.journal import FILE, Journal, Update
+from coordinator.ledger.versions import Version, VersionStore
 
 
 class FleetRecord(NamedTuple):

@@ -36,7 +36,7 @@ from converters.lowrank import (
     stack,
     truncate_adapter,
 )
-from converters.threads import share
+from converters.parallel import share
 from coordinator.strategies.base import Change, State, Sum
 
 SMALL = 1 << 20  # parameters; other threads would cost an adapter below more than they save

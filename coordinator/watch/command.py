@@ -36,7 +36,7 @@ def watch(
 
     from coordinator.watch import run, show
     from coordinator.watch.settings import mqtt_settings, read_config
-    from edge.transport.mqtt import MqttTransport
+    from edge.transport.mqtt.transport import MqttTransport
 
     config = read_config(
         {

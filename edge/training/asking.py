@@ -7,8 +7,8 @@ Alpaca's prompt; prompt and completion are joined as they stand. So there are th
 from collections.abc import Iterator
 from contextlib import suppress
 
+from edge.backends.contract import Tokenizer
 from edge.errors import DataError
-from edge.training.backends.base import Tokenizer
 from edge.training.data.forms import alpaca_prompt
 from edge.training.dataset import encode_prompt
 from edge.training.task import Generation

@@ -15,10 +15,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from converters.adapter import LoraAdapter
-from converters.canonical import dump_adapter
-from edge.disk import write_file
+from converters.formats.canonical import dump_adapter
+from edge.backends.contract import ModelCard, Precision, Snapshot
 from edge.errors import StateError
-from edge.training.backends.base import ModelCard, Precision, Snapshot
+from edge.storage.disk import write_file
 from edge.training.plan import Plan
 from edge.training.task import Validation
 

@@ -19,7 +19,7 @@ nothing is left out in silence.
 import hashlib
 from typing import NamedTuple
 
-from edge.training.backends.base import Tokenizer
+from edge.backends.contract import Tokenizer
 from edge.training.data.faults import Faults
 from edge.training.data.forms import Asking, asking_of, wanted_columns
 from edge.training.data.reading import read_rows

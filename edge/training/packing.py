@@ -15,7 +15,7 @@ from typing import NamedTuple, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from edge.training.backends.base import Batch
+from edge.backends.contract import Batch
 
 Rows = list[list[int]]  # rows of one batch, each a list of indices of examples
 WIDTH_STEP = 32  # widths are multiples of it: few shapes, each fit for the vector units

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
 
-from edge.training.backends.base import Precision
+from edge.backends.contract import Precision
 from edge.training.data.forms import Asking
 from edge.training.dataset import DataSource
 from edge.training.plan import Plan

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from edge.training.backends.base import Tokenizer
+from edge.backends.contract import Tokenizer
 
 BROKEN = "\ufffd"  # what a tokenizer shows for bytes that are no character
 MOST_HELD = 8  # tokens; a character has four bytes at most, so more than that are broken for good

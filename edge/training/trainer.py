@@ -15,11 +15,11 @@ import msgspec
 import numpy as np
 
 from converters.adapter import LoraAdapter
-from converters.canonical import save_adapter
+from converters.formats.canonical import save_adapter
 from converters.masking import train_mask
-from edge.disk import room_for
+from edge.backends.contract import Batch, Model, TrainableModel
 from edge.errors import BackendError, OutOfMemory, StateError
-from edge.training.backends.base import Batch, Model, TrainableModel
+from edge.storage.disk import room_for
 from edge.training.checkpoint import FILE, Checkpoint, Tally, load_checkpoint, save_checkpoint, task_digest
 from edge.training.dataset import Dataset
 from edge.training.packing import iterate_batches, iterate_once, pack_epoch, row_lengths, split_batch

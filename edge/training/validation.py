@@ -6,8 +6,8 @@ plan and the data alone, so a run that is stopped and resumed has the same score
 
 from collections.abc import Callable, Sequence
 
+from edge.backends.contract import Model
 from edge.errors import OutOfMemory
-from edge.training.backends.base import Model
 from edge.training.dataset import Dataset
 from edge.training.plan import Plan
 from edge.training.task import Validation

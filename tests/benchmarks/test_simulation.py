@@ -7,7 +7,7 @@ import pytest
 
 from benchmarks.fleet_tasks import DeviceRows, FleetTask, Row
 from benchmarks.population import Accident, Machine, Population
-from converters.canonical import load_adapter
+from converters.formats.canonical import load_adapter
 from coordinator.config import CoordinatorConfig
 from edge.errors import ConfigError
 from edge.protocol.messages import Recipe
@@ -63,7 +63,7 @@ def times(outcome):
 
 def task_s(fleet, speed, device=0, version=0):
     """Seconds of a task: its useful tokens by the device's seconds a token."""
-    from edge.assignment import make_plan
+    from edge.device.assignment import make_plan
 
     task = fleet._assignment(device, fleet.versions[version])
     plan = make_plan(task.manifest.recipe, fleet._seed(device, task), 0, 1e9)
@@ -174,7 +174,7 @@ def test_a_sign_flipped_update_is_the_negative_of_an_honest_one(make_fleet):
 def test_a_scaled_update_is_ten_times_an_honest_one(make_fleet, tmp_path):
     from benchmarks.bench import poison
     from converters.adapter import initial_adapter
-    from converters.canonical import save_adapter
+    from converters.formats.canonical import save_adapter
     from edge.training.task import Result
 
     start, trained = (initial_adapter({"m": (4, 3)}, rank=2, scale=1.0, seed=seed) for seed in (0, 1))

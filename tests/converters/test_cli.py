@@ -11,9 +11,9 @@ from safetensors.numpy import save_file
 from typer.testing import CliRunner
 
 from converters.adapter import Factors, LoraAdapter
-from converters.canonical import save_adapter
 from converters.errors import AdapterError, BaseModelError, UnsupportedAdapter
-from converters.formats import detect_format, load_any, save_as
+from converters.formats.canonical import save_adapter
+from converters.formats.detect import detect_format, load_any, save_as
 from tunefleet import app
 
 ADAPTER = LoraAdapter(

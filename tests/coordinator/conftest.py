@@ -13,13 +13,13 @@ import pytest
 from safetensors.numpy import save_file
 
 from converters.adapter import Factors, LoraAdapter
-from converters.canonical import parse_adapter
+from converters.formats.canonical import parse_adapter
 from coordinator.config import CoordinatorConfig, read_config
-from coordinator.journal import Journal
+from coordinator.ledger.journal import Journal
+from coordinator.ledger.state import CoordinatorState
+from coordinator.ledger.versions import VersionStore
 from coordinator.server import Coordinator, coordinator_presence
-from coordinator.state import CoordinatorState
-from coordinator.versions import VersionStore
-from edge.device import device_presence
+from edge.device.capability_card import device_presence
 from edge.protocol.chunks import split_chunks
 from edge.protocol.codec import encode_adapter
 from edge.protocol.delta import update_id
@@ -257,7 +257,7 @@ class Fleet:
 
     @property
     def fingerprint(self) -> str:
-        from converters.base import read_base
+        from converters.bases.folder import read_base
 
         return read_base(self.base).fingerprint
 

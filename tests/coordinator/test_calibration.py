@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 
 from converters.adapter import Factors, LoraAdapter, initial_adapter
-from converters.base import match_targets, read_base
+from converters.bases.folder import match_targets, read_base
 from coordinator.calibration import Calibration
+from edge.backends.toy import make_toy_base
 from edge.errors import DataError
-from edge.training.backends.toy import make_toy_base
 
 ROWS = [
     {"prompt": text[:3], "completion": text[3:]} for text in ("one two", "three", "fourteen", "nine lives")

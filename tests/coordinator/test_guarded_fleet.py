@@ -10,12 +10,12 @@ from typer.testing import CliRunner
 
 from converters.adapter import Factors, LoraAdapter
 from coordinator.calibration import Calibration
-from coordinator.cli import app
-from coordinator.merging import check_calibration
+from coordinator.commands.cli import app
+from coordinator.merging.merger import check_calibration
 from coordinator.serve import open_data
+from edge.backends.toy import make_toy_base
 from edge.errors import ConfigError, DataError
 from edge.protocol.codec import encode_adapter
-from edge.training.backends.toy import make_toy_base
 from edge.transport.memory import MemoryBroker
 
 ROWS = [{"prompt": f"light {n} on", "completion": f" set({n}, 1)"} for n in range(8)]

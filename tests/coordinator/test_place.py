@@ -8,15 +8,15 @@ from contextlib import asynccontextmanager
 import pytest
 
 from coordinator import place as places
+from coordinator.ledger.state import CoordinatorState
 from coordinator.place import Place
 from coordinator.server import Coordinator, coordinator_presence
-from coordinator.state import CoordinatorState
 from edge.errors import PlaceTaken
 from edge.protocol.messages import Answer, Challenge, Manifest, Presence, decode_message, encode_message
 from edge.protocol.signing import new_key, open_signed, public_key, sign_message
 from edge.protocol.topics import Topics
 from edge.transport.memory import MemoryTransport
-from edge.transport.mqtt import MqttTransport
+from edge.transport.mqtt.transport import MqttTransport
 from edge.transport.settings import MqttSettings
 
 TOPICS = Topics("home")

@@ -8,8 +8,8 @@ import pytest
 from typer.testing import CliRunner
 
 from converters.adapter import Factors, LoraAdapter
-from converters.formats import load_any
-from coordinator.cli import app
+from converters.formats.detect import load_any
+from coordinator.commands.cli import app
 from edge.errors import ConfigError
 
 RANK = 4

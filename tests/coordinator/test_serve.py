@@ -12,9 +12,9 @@ from contextlib import closing
 
 import pytest
 
-from coordinator.journal import Journal
+from coordinator.ledger.journal import Journal
 from edge.protocol.codec import encode_adapter
-from edge.transport.mqtt import MqttTransport
+from edge.transport.mqtt.transport import MqttTransport
 from edge.transport.settings import MqttSettings
 
 pytestmark = [

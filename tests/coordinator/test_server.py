@@ -6,16 +6,16 @@ import numpy as np
 import pytest
 
 from converters.adapter import Factors, LoraAdapter
-from converters.base import read_base
-from converters.sketch import make_sketch
-from coordinator.journal import Journal
-from coordinator.reports import fleet_status
-from coordinator.roster import read_devices
+from converters.bases.folder import read_base
+from converters.proof.sample import make_sketch
+from coordinator.intake.roster import read_devices
+from coordinator.ledger.journal import Journal
+from coordinator.ledger.versions import VersionStore
+from coordinator.observers.status import fleet_status
 from coordinator.server import ANNOUNCE_AGAIN_S, Quality
 from coordinator.strategies import fedbuff
 from coordinator.strategies.base import Contribution, State
 from coordinator.strategies.pipeline import Pipeline
-from coordinator.versions import VersionStore
 from edge.errors import BackendError
 from edge.protocol.codec import encode_adapter
 from edge.protocol.messages import Presence, Telemetry, Want, encode_message

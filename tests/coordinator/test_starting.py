@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from edge.protocol.topics import Topics
-from edge.transport.mqtt import MqttTransport
+from edge.transport.mqtt.transport import MqttTransport
 from edge.transport.settings import MqttSettings
 
 LIMIT_S = 60.0

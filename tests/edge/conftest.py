@@ -1,187 +1,117 @@
-"""A small fleet: the toy base, a real coordinator, real clients with their worker processes."""
+"""A toy base, a small file of examples, an adapter to begin with, and data in every kind of file."""
 
-import asyncio
+import csv
 import json
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+import resource
+import signal
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from coordinator.config import read_config as read_coordinator_config
-from coordinator.server import Coordinator, coordinator_presence
-from coordinator.state import CoordinatorState
-from coordinator.strategies.base import Calibrator
-from edge.client import Client
-from edge.config import DeviceConfig, read_config
-from edge.device import device_presence, fresh_memory
-from edge.events import Event
-from edge.protocol.messages import Manifest, Recipe
-from edge.state import DeviceState
-from edge.training.backends.toy import make_toy_base
-from edge.training.worker import Worker
-from edge.transport.base import Transport
-from edge.transport.memory import MemoryBroker, MemoryTransport
+from converters.adapter import initial_adapter
+from converters.bases.folder import match_targets, read_base
+from converters.formats.canonical import save_adapter
+from edge.backends.toy import load, make_toy_base
+from edge.training.dataset import DataSource, load_dataset
 
-
-class Device:
-    """A client and what it has told so far."""
-
-    def __init__(self, client: Client, state: DeviceState) -> None:
-        self.client = client
-        self.state = state
-        self.events: list[Event] = []
-        self.told = asyncio.Event()
-
-    def show(self, event: Event) -> None:
-        self.events.append(event)
-        self.told.set()
-
-    def of(self, kind: str) -> list[Event]:
-        return [event for event in self.events if event.kind == kind]
-
-    async def until(self, kind: str, count: int = 1) -> Event:
-        """The `count`-th event of a kind."""
-        async with asyncio.timeout(60):
-            while len(self.of(kind)) < count:
-                self.told.clear()
-                await self.told.wait()
-        return self.of(kind)[count - 1]
-
-    async def until_told(self, text: str) -> None:
-        """An event says just this."""
-        async with asyncio.timeout(60):
-            while text not in (event.text for event in self.events):
-                self.told.clear()
-                await self.told.wait()
-
-
-class Home:
-    """A fleet called `home` in a folder of its own."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.base = make_toy_base(folder / "base")
-        self.data = folder / "data.jsonl"
-        rows = [{"prompt": f"light {n} on", "completion": f" set({n}, 1)"} for n in range(8)]
-        self.data.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        self.broker = MemoryBroker()
-        self.said: list[str] = []
-
-    def device_config(self, device_id: str = "lamp", **changes: Any) -> DeviceConfig:
-        settings = {
-            "broker": "mqtt://127.0.0.1",
-            "fleet": "home",
-            "base": str(self.base),
-            "data": {"path": str(self.data)},
-            "device_id": device_id,
-            "state": str(self.folder / device_id),
-            "patience_s": 0.5,
-        }
-        return read_config(None, settings | changes)
-
-    @asynccontextmanager
-    async def coordinator(
-        self, transport: Transport | None = None, calibrator: Calibrator | None = None, **changes: Any
-    ) -> AsyncIterator[Coordinator]:
-        settings = {
-            "broker": "mqtt://127.0.0.1",
-            "fleet": "home",
-            "base": str(self.base),
-            "state": str(self.folder / "coordinator"),
-            "ranks": (4,),
-            "buffer_size": 1,
-            "time_budget_s": 0.0,
-            "chunk_bytes": 1024,
-            "recipe": {"steps": 3, "seq_tokens": 64, "batch_tokens": 128},
-        }
-        config = read_coordinator_config(None, settings | changes)
-        with CoordinatorState(Path(config.state), config.fleet) as state:
-            transport = transport or MemoryTransport(
-                self.broker, "coordinator", coordinator_presence("home", 1)
-            )
-            coordinator = Coordinator(
-                config,
-                state,
-                transport,
-                calibrator=calibrator,
-                show=lambda event: self.said.append(event.text),
-            )
-            task = asyncio.create_task(coordinator.run())
-            try:
-                yield coordinator
-                coordinator.stop()
-                async with asyncio.timeout(30):
-                    await task
-            finally:
-                task.cancel()
-                await asyncio.gather(task, return_exceptions=True)
-
-    @asynccontextmanager
-    async def device(
-        self, device_id: str = "lamp", *, transport: Transport | None = None, **changes: Any
-    ) -> AsyncIterator[Device]:
-        """A device that is not running yet: `await device.client.run()`."""
-        config = self.device_config(device_id, **changes)
-        presence = device_presence(config.fleet, device_id, 1)
-        with DeviceState(Path(config.state), fresh_memory(config)) as state:
-            device: Device | None = None
-
-            def show(event: Event) -> None:
-                assert device
-                device.show(event)
-
-            client = Client(
-                config,
-                backend="toy",
-                state=state,
-                transport=transport or MemoryTransport(self.broker, device_id, presence),
-                worker=Worker(config.base, config.backend, config.precision),
-                show=show,
-            )
-            device = Device(client, state)
-            yield device
-
-    @asynccontextmanager
-    async def running(self, device_id: str = "lamp", **changes: Any) -> AsyncIterator[Device]:
-        """A device that runs, and is stopped at the end where it has not ended before."""
-        async with self.device(device_id, **changes) as device:
-            task = asyncio.create_task(device.client.run())
-            try:
-                yield device
-                device.client.stop()
-                async with asyncio.timeout(30):
-                    await task
-            finally:
-                task.cancel()
-                await asyncio.gather(task, return_exceptions=True)
+WORDS = ("on", "off", "left", "right", "up", "down", "in", "out")
 
 
 @pytest.fixture
-def home(tmp_path: Path) -> Home:
-    return Home(tmp_path)
+def base(tmp_path) -> Path:
+    return make_toy_base(tmp_path / "base", seed=0)
 
 
 @pytest.fixture
-def make_manifest() -> Callable[..., Manifest]:
-    """Manifests of fleet `home`."""
+def model(base):
+    return load(base)
 
-    def make(**changes: Any) -> Manifest:
-        settings: dict[str, Any] = {
-            "fleet": "home",
-            "tier": "r4",
-            "version": 0,
-            "parent": None,
-            "sha256": "0" * 64,
-            "size_bytes": 10,
-            "chunk_bytes": 1024,
-            "encoding": "f32",
-            "base": "b" * 64,
-            "rank": 4,
-            "space": "product",
-            "recipe": Recipe(steps=1),
-        }
-        return Manifest(**settings | changes)
 
-    return make
+@pytest.fixture
+def source(tmp_path) -> DataSource:
+    path = tmp_path / "data.jsonl"
+    rows = [{"prompt": f"turn {word} ", "completion": word.upper()} for word in WORDS]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    return DataSource(path=str(path))
+
+
+@pytest.fixture
+def dataset(source, model):
+    return load_dataset(source, model.tokenizer, seq_tokens=64)
+
+
+@pytest.fixture
+def adapter(base):
+    modules = match_targets(read_base(base).modules, ["q_proj", "v_proj"])
+    return initial_adapter(modules, rank=4, scale=2.0, seed=0)
+
+
+@pytest.fixture
+def adapter_file(adapter, tmp_path) -> Path:
+    path = tmp_path / "begin.safetensors"
+    save_adapter(adapter, path)
+    return path
+
+
+@pytest.fixture
+def small_disk():
+    """Files above 256 KiB do not fit while this is entered."""
+
+    @contextmanager
+    def limited():
+        old = resource.getrlimit(resource.RLIMIT_FSIZE)
+        ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (256 << 10, old[1]))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, old)
+            signal.signal(signal.SIGXFSZ, ignored)
+
+    return limited
+
+
+@pytest.fixture(scope="session")
+def write_data():
+    """`write_data(folder, kind, rows)` writes the same rows as one kind of file or folder."""
+    return _write_data
+
+
+def _write_data(folder: Path, kind: str, rows: list[dict]) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    match kind:
+        case "parquet" | "saved" | "saved-dict":
+            return _write_arrow(folder, kind, rows)
+        case "csv" | "semicolons" | "tsv":
+            return _write_table(folder, kind, rows)
+        case "json":
+            (folder / "data.json").write_text(json.dumps(rows, indent=1))
+            return folder / "data.json"
+    path = folder / ("train.jsonl" if kind == "mlx-lm" else "data.jsonl")
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder if kind == "mlx-lm" else path
+
+
+def _write_table(folder: Path, kind: str, rows: list[dict]) -> Path:
+    path = folder / ("data.tsv" if kind == "tsv" else "data.csv")
+    delimiter = {"csv": ",", "semicolons": ";", "tsv": "\t"}[kind]
+    with path.open("w", encoding="utf-8", newline="") as file:
+        table = csv.DictWriter(file, list(rows[0]), delimiter=delimiter)
+        table.writeheader()
+        table.writerows(rows)
+    return path
+
+
+def _write_arrow(folder: Path, kind: str, rows: list[dict]) -> Path:
+    datasets = pytest.importorskip("datasets", reason="needs the data extra")
+    datasets.disable_progress_bars()
+    dataset = datasets.Dataset.from_list(rows)
+    if kind == "parquet":
+        import pyarrow.parquet
+
+        pyarrow.parquet.write_table(dataset.data.table, folder / "data.parquet")
+        return folder / "data.parquet"
+    parts = datasets.DatasetDict({"train": dataset, "test": dataset.select([0])})
+    (dataset if kind == "saved" else parts).save_to_disk(folder / kind)
+    return folder / kind

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 import tunefleet
-from edge import cli
+from edge.backends.toy import make_toy_base
+from edge.commands import cli
 from edge.errors import ConfigError, DataError
-from edge.training.backends.toy import make_toy_base
 
 ROWS = [{"prompt": f"light {n} on", "completion": f" set({n}, 1)"} for n in range(8)]
 

@@ -68,7 +68,7 @@ def test_a_task_bounded_by_time_has_a_bar_without_an_end():
 def test_what_matters_less_than_the_level_is_left_out(level, kinds):
     out = io.StringIO()
     with shown(True, out, log_level=level) as show:
-        logging.getLogger("edge.transport.mqtt").debug("%d bytes", 3)
+        logging.getLogger("edge.transport.mqtt.transport").debug("%d bytes", 3)
         show(Event("accepted", "a", {}))
         show(Event("rejected", "b", {}))
         logging.getLogger("coordinator.server").warning("attempt %d", 1)
@@ -79,12 +79,12 @@ def test_a_line_tells_its_level_and_a_log_record_where_it_is_from():
     out = io.StringIO()
     with shown(True, out) as show:
         show(Event("accepted", "a", {"device": "lamp"}))
-        logging.getLogger("edge.transport.mqtt").warning("attempt %d", 1)
+        logging.getLogger("edge.transport.mqtt.transport").warning("attempt %d", 1)
     first, second = map(json.loads, out.getvalue().splitlines())
     assert (first["level"], first["device"], first["text"]) == ("info", "lamp", "a")
     assert (second["level"], second["logger"], second["text"]) == (
         "warning",
-        "edge.transport.mqtt",
+        "edge.transport.mqtt.transport",
         "attempt 1",
     )
 

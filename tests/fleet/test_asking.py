@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from edge.training.backends.toy import make_toy_base
+from edge.backends.toy import make_toy_base
 
 WORDS = ("on", "left")
 PLAN = (

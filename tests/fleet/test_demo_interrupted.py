@@ -28,7 +28,7 @@ from converters.errors import TunefleetError
 from coordinator.demo.command import present
 from coordinator.demo.household import FLEET
 from coordinator.demo.plan import DemoPlan, Member
-from edge.training.backends.toy import make_toy_base
+from edge.backends.toy import make_toy_base
 
 def main(out: Path, max_versions: int):
     plan = DemoPlan(
@@ -189,20 +189,20 @@ def test_a_fleet_of_real_backends_ends_with_ctrl_c(tmp_path: Path) -> None:
 def test_a_device_that_does_not_react_is_killed(tmp_path: Path) -> None:
     with small(tmp_path, 100_000) as demo:
         demo.until("version [1-9]")
-        os.kill(demo.child("edge.process"), signal.SIGSTOP)
+        os.kill(demo.child("edge.device.process"), signal.SIGSTOP)
         check_stopped(demo, ALONE, is_kept=True)
 
 
 def test_a_second_ctrl_c_waits_for_nobody(tmp_path: Path) -> None:
     with small(tmp_path, 100_000) as demo:
         demo.until("version [1-9]")
-        os.kill(demo.child("edge.process"), signal.SIGSTOP)
+        os.kill(demo.child("edge.device.process"), signal.SIGSTOP)
         demo.end(ALONE)
         time.sleep(0.2)  # two signals at once are one
         check_stopped(demo, ALONE, is_kept=True)
 
 
-@pytest.mark.parametrize(("words", "name"), [("edge.process", "flat"), ("serve", "coordinator")])
+@pytest.mark.parametrize(("words", "name"), [("edge.device.process", "flat"), ("serve", "coordinator")])
 def test_where_one_process_dies_all_end_and_its_name_is_told(tmp_path: Path, words: str, name: str) -> None:
     with small(tmp_path, 100_000) as demo:
         demo.until("version [1-9]")

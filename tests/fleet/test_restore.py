@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from edge.training.backends.toy import make_toy_base
+from edge.backends.toy import make_toy_base
 
 pytestmark = [pytest.mark.broker, pytest.mark.timeout(240)]
 NAMES = ("lamp", "pump")

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from edge.training.backends.toy import make_toy_base
+from edge.backends.toy import make_toy_base
 
 NOWHERE = "mqtt://127.0.0.1:9"  # nothing listens there
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from edge.training.backends.toy import make_toy_base
+from edge.backends.toy import make_toy_base
 
 ROOT = Path(__file__).parents[2]
 BROKER = shutil.which("mosquitto", path=f"{os.environ['PATH']}:/usr/sbin:/opt/homebrew/sbin")

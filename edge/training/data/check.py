@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import NamedTuple
 
-from edge.training.backends.base import Tokenizer
+from edge.backends.contract import Tokenizer
 from edge.training.data.conversations import Conversation
 from edge.training.data.faults import Faults, Unusable
 from edge.training.data.forms import recognise, wanted_columns

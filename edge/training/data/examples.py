@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from edge.training.backends.base import Tokenizer
+from edge.backends.contract import Tokenizer
 from edge.training.data.conversations import Conversation
 from edge.training.data.faults import Unusable
 from edge.training.data.forms import Completion, Text

@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from edge.backends.contract import Tokenizer
 from edge.errors import ConfigError
-from edge.training.backends.base import Tokenizer
 from edge.training.data.examples import cut_example, cut_text, make_examples
 from edge.training.data.faults import Faults, Unusable
 from edge.training.data.forms import Text, recognise

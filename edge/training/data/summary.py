@@ -9,7 +9,7 @@ import numpy as np
 from msgspec import Struct
 from numpy.typing import NDArray
 
-from edge.training.backends.base import Tokenizer
+from edge.backends.contract import Tokenizer
 from edge.training.data.faults import Faults
 from edge.training.data.forms import wanted_columns
 from edge.training.data.reading import read_rows

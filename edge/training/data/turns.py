@@ -19,9 +19,9 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
+from edge.backends.chat import REASONING
+from edge.backends.contract import Tokenizer
 from edge.errors import DataError
-from edge.training.backends.base import Tokenizer
-from edge.training.backends.chat import REASONING
 from edge.training.data.conversations import Conversation, Turn
 from edge.training.data.faults import Unusable
 

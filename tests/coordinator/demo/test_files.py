@@ -3,7 +3,7 @@ from collections import Counter
 import pytest
 
 import coordinator.config
-import edge.config
+import edge.device.config
 from coordinator.demo.files import CALIBRATION, HELD_OUT, Paths, write_configs, write_data
 from coordinator.demo.household import FLEET, load_examples
 from coordinator.demo.plan import DemoPlan, Member
@@ -35,7 +35,7 @@ def test_coordinator_and_devices_take_their_configurations(tmp_path, plan):
     write_data(paths, plan)
     write_configs(paths, plan, "mqtt://127.0.0.1:1883")
     served = coordinator.config.read_config(paths.config("coordinator"), {})
-    joined = [edge.config.read_config(paths.config(home.device_id), {}) for home in FLEET]
+    joined = [edge.device.config.read_config(paths.config(home.device_id), {}) for home in FLEET]
     assert served.recipe.steps == plan.steps
     assert [device.slowdown for device in joined] == [1.0, 2.0, 3.0, 4.0]
     assert len({device.state for device in joined} | {served.state}) == 5

@@ -2,7 +2,7 @@ import pytest
 
 from coordinator.demo.files import Paths
 from coordinator.demo.folder import fresh_folder, leave
-from coordinator.journal import Journal
+from coordinator.ledger.journal import Journal
 from edge.errors import ConfigError
 
 

@@ -3,8 +3,8 @@ import pytest
 from coordinator.demo.household import FLEET
 from coordinator.demo.plan import DemoPlan, Member
 from coordinator.demo.record import FleetRecord, is_done, read_record
-from coordinator.journal import Update
-from coordinator.versions import Version
+from coordinator.ledger.journal import Update
+from coordinator.ledger.versions import Version
 
 
 def update(device: str, second: int, staleness: int, loss: float | None) -> Update:

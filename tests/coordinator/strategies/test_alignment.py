@@ -8,12 +8,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from converters.adapter import Factors, LoraAdapter, initial_adapter
-from converters.base import match_targets, read_base
+from converters.bases.folder import match_targets, read_base
 from coordinator.calibration import Calibration
 from coordinator.errors import MergeError
 from coordinator.strategies.alignment import Misfit, align, carry_over, fit_maps
 from coordinator.strategies.grouping import centre, centre_literally, group
-from edge.training.backends.toy import make_toy_base
+from edge.backends.toy import make_toy_base
 
 
 @pytest.fixture(scope="module")

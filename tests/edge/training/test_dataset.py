@@ -2,8 +2,8 @@ import json
 
 import pytest
 
+from edge.backends.toy import BOS, EOS, ByteTokenizer
 from edge.errors import DataError
-from edge.training.backends.toy import BOS, EOS, ByteTokenizer
 from edge.training.dataset import DataSource, encode_prompt, load_dataset
 
 TOKENIZER = ByteTokenizer()

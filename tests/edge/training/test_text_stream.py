@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edge.training.backends.toy import EOS, ByteTokenizer
+from edge.backends.toy import EOS, ByteTokenizer
 from edge.training.text_stream import BROKEN, MOST_HELD, TextStream
 
 BYTES = ByteTokenizer()

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 from msgspec import structs
 
-from converters.canonical import load_adapter
+from converters.formats.canonical import load_adapter
+from edge.backends.toy import load, make_toy_base
 from edge.errors import BackendError, OutOfMemory, StateError
-from edge.training.backends.toy import load, make_toy_base
 from edge.training.checkpoint import FILE
 from edge.training.plan import Plan
 from edge.training.trainer import score_dataset, train

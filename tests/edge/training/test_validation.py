@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from msgspec import structs
 
-from converters.canonical import load_adapter
-from edge.training.backends.toy import load, make_toy_base
+from converters.formats.canonical import load_adapter
+from edge.backends.toy import load, make_toy_base
 from edge.training.plan import Plan
 from edge.training.task import Evaluation, Validation
 from edge.training.trainer import score_dataset, train

@@ -14,7 +14,7 @@ import pytest
 
 from edge.transport.base import Message, Presence, Transport
 from edge.transport.memory import MemoryBroker, MemoryTransport
-from edge.transport.mqtt import MqttTransport
+from edge.transport.mqtt.transport import MqttTransport
 from edge.transport.settings import MqttSettings
 
 MOSQUITTO = shutil.which("mosquitto", path="/usr/sbin:/usr/local/sbin:/opt/homebrew/sbin") or shutil.which(
@@ -23,7 +23,7 @@ MOSQUITTO = shutil.which("mosquitto", path="/usr/sbin:/usr/local/sbin:/opt/homeb
 VICTIM = """
 import asyncio, sys
 from edge.transport.base import Presence
-from edge.transport.mqtt import MqttTransport
+from edge.transport.mqtt.transport import MqttTransport
 from edge.transport.settings import MqttSettings
 
 async def main(url, protocol, client_id, topic):

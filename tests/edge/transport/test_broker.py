@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from edge.transport.mqtt import MqttTransport
+from edge.transport.mqtt.transport import MqttTransport
 from edge.transport.settings import MqttSettings
 
 broker = pytest.importorskip("edge.transport.broker", reason="needs the broker extra")

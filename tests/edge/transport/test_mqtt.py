@@ -19,7 +19,7 @@ from msgspec import structs
 
 from edge.errors import BrokerRefused, ConfigError, PlaceTaken, TlsFailure, TransportError
 from edge.transport.base import Presence
-from edge.transport.mqtt import MqttTransport
+from edge.transport.mqtt.transport import MqttTransport
 from edge.transport.settings import MqttSettings
 
 

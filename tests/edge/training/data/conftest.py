@@ -2,7 +2,7 @@
 
 import pytest
 
-from edge.training.backends.toy import ByteTokenizer
+from edge.backends.toy import ByteTokenizer
 from edge.training.dataset import DataSource, load_dataset
 
 

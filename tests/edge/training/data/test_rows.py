@@ -14,8 +14,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from edge.backends.toy import ByteTokenizer
 from edge.errors import DataError, EdgeError
-from edge.training.backends.toy import ByteTokenizer
 
 PAIRS = [
     {"prompt": "turn on ", "completion": "ON"},

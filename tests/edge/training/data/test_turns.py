@@ -2,7 +2,7 @@
 
 import pytest
 
-from edge.training.backends.chat import ChatTemplate
+from edge.backends.chat import ChatTemplate
 from edge.training.data.conversations import Conversation
 from edge.training.data.faults import Unusable
 from edge.training.data.turns import mark_turns

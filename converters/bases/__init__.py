@@ -1,0 +1,1 @@
+"""Base models on disk: their linear layers, their fingerprint, and what their architecture is called."""

@@ -1,0 +1,281 @@
+"""A base model in a GGUF file: its linear layers in Hugging Face's names, its weights in either order.
+
+Only the header is read; weights stay on disk. Needs the `gguf` package and no other.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from types import MappingProxyType
+
+import numpy as np
+
+from converters.bases.architectures import (
+    PERMUTED,
+    PLAIN,
+    SHIFTED,
+    block_of,
+    count_blocks,
+    file_order,
+    head_count_key,
+    hub_names,
+    hub_order,
+)
+from converters.bases.folder import Modules, fingerprint_of
+from converters.errors import BaseModelError
+from converters.files.gguf import Array, GgufFile, Value, open_gguf
+
+FULL_PRECISION = ("F32", "F16", "BF16")
+EMBEDDINGS, HEAD = "token_embd.weight", "output.weight"
+_DERIVED = "rope_"  # frequencies that llama.cpp's converter computes from the configuration
+
+
+@dataclass(frozen=True, eq=False)
+class GgufBase:
+    """A GGUF model, header read.
+
+    Attributes:
+        path: The file.
+        architecture: In llama.cpp's words: llama, qwen2, ...
+        modules: Every linear layer in Hugging Face naming, sorted; embeddings and a tied head are left out.
+        names: Hugging Face's name of a weight to its name in the file; norms and embeddings, too.
+    """
+
+    path: Path
+    architecture: str
+    modules: Modules
+    names: Mapping[str, str]
+    file: GgufFile
+
+    @property
+    def metadata(self) -> Mapping[str, Value]:
+        """The file's, as it stands."""
+        return self.file.metadata
+
+    @property
+    def num_layers(self) -> int:
+        """Transformer blocks."""
+        return count_blocks(self.file.tensors)
+
+    @property
+    def max_tokens(self) -> int:
+        """The longest context that the model was made for."""
+        return self.number("context_length")
+
+    @property
+    def vocab_size(self) -> int:
+        """Rows of the token embeddings."""
+        return self.file.tensors[EMBEDDINGS].shape[0]
+
+    @property
+    def num_parameters(self) -> int:
+        """Values of all weights together."""
+        return sum(tensor.size for name, tensor in self.file.tensors.items() if not name.startswith(_DERIVED))
+
+    @property
+    def types(self) -> Mapping[str, str]:
+        """A tensor's name to its type: F32, Q8_0, Q4_K, ..."""
+        return {name: tensor.type for name, tensor in self.file.tensors.items()}
+
+    @property
+    def is_quantized(self) -> bool:
+        """Whether any matrix is in less than 16 bits."""
+        tensors = self.file.tensors.values()
+        return any(len(tensor.shape) > 1 and tensor.type not in FULL_PRECISION for tensor in tensors)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """That of the Hugging Face model it was made from, if its weights kept their values.
+
+        Names, order of rows and the architecture's numbers are turned back; a number that the file has in
+        float32 is taken for the shortest decimal that means it. See `BaseModel.fingerprint`.
+
+        Raises:
+            BaseModelError: It is quantised, or its file does not tell what its source was.
+        """
+        if reason := self._obstacle():
+            raise BaseModelError(
+                f"{self.path}: {reason} and has no fingerprint of its own; give the fingerprint of the model "
+                "it was made from"
+            )
+        return fingerprint_of(self._config(), self._weights())
+
+    def tensor_of(self, module: str) -> str:
+        """The name of a linear layer's weight in the file: `blk.0.attn_q.weight`."""
+        return self.names[f"{module}.weight"]
+
+    def heads_of(self, module: str) -> int | None:
+        """How many heads of a linear layer have their rows in turns; None where the order is kept."""
+        return self._heads(self.tensor_of(module))
+
+    def to_file_rows(self, module: str, rows: Array) -> Array:
+        """`rows`, one per output feature in Hugging Face's order, in the file's."""
+        heads = self.heads_of(module)
+        return rows if heads is None else rows[file_order(len(rows), heads)]
+
+    def to_hub_rows(self, module: str, rows: Array) -> Array:
+        """`rows`, one per output feature in the file's order, in Hugging Face's."""
+        heads = self.heads_of(module)
+        return rows if heads is None else rows[hub_order(len(rows), heads)]
+
+    def floats(self, tensor: str, first: int = 0, count: int | None = None) -> Array:
+        """`count` rows from row `first` on, dequantised, as the file has them; see `GgufFile.floats`."""
+        return self.file.floats(tensor, first, count)
+
+    def hub_floats(self, tensor: str, first: int = 0, count: int | None = None) -> Array:
+        """As `floats`, but rows are counted in Hugging Face's order."""
+        num_rows, heads = self.file.tensors[tensor].shape[0], self._heads(tensor)
+        count = num_rows - first if count is None else count
+        if heads is None or not count:
+            return self.floats(tensor, first, count)
+        wanted = hub_order(num_rows, heads)[first : first + count]
+        lowest = int(wanted.min())
+        return self.floats(tensor, lowest, int(wanted.max()) + 1 - lowest)[wanted - lowest]
+
+    def number(self, key: str, default: int | None = None) -> int:
+        """A count in the architecture's part of the metadata.
+
+        Raises:
+            BaseModelError: It is no count, or missing without a default.
+        """
+        return _number(self.file, f"{self.architecture}.{key}", default=default)
+
+    def decimal(self, key: str, default: float | None = None) -> float:
+        """A number in the architecture's part of the metadata; of a float32 the shortest decimal for it.
+
+        Raises:
+            BaseModelError: It is no number, or missing without a default.
+        """
+        value = self.metadata.get(f"{self.architecture}.{key}", default)
+        if not isinstance(value, int | float):
+            raise BaseModelError(
+                f"{self.path}: its metadata has {value!r} for {self.architecture}.{key}, expected a number"
+            )
+        return float(str(np.float32(value)))  # 1e-05, not 9.999999747378752e-06
+
+    def _heads(self, tensor: str) -> int | None:
+        key = head_count_key(self.architecture, tensor)
+        return None if key is None else _head_count(self.file, key, tensor)
+
+    def _obstacle(self) -> str | None:
+        """Why the fingerprint of the source cannot be told."""
+        unnamed = sorted(set(self.file.tensors) - set(self.names.values()))
+        scaling = self.metadata.get(f"{self.architecture}.rope.scaling.type", "none")
+        if self.is_quantized:
+            return "is quantised"
+        if self.architecture in SHIFTED:
+            return "has its norms stored plus one"
+        if any(name.startswith(_DERIVED) for name in unnamed) or scaling not in ("none", "linear"):
+            return "has rotary frequencies whose formula it does not tell"
+        return f"has weights without a counterpart ({', '.join(unnamed[:3])})" if unnamed else None
+
+    def _config(self) -> dict[str, object]:
+        """The part of config.json that counts for the fingerprint."""
+        heads = self.number("attention.head_count")
+        head_dim = self.number("attention.key_length", self.number("embedding_length") // heads)
+        rope: dict[str, object] = {"rope_theta": self.decimal("rope.freq_base", 10000.0)}
+        if f"{self.architecture}.rope.scaling.factor" in self.metadata:
+            rope |= {"rope_type": "linear", "factor": self.decimal("rope.scaling.factor")}
+        return {
+            "model_type": self.architecture,
+            "num_attention_heads": heads,
+            "num_key_value_heads": self.number("attention.head_count_kv", heads),
+            "head_dim": head_dim,
+            "partial_rotary_factor": self.number("rope.dimension_count", head_dim) / head_dim,
+            "rms_norm_eps": self.decimal("attention.layer_norm_rms_epsilon"),
+            "rope_parameters": rope,
+        }
+
+    def _weights(self) -> Iterator[tuple[str, tuple[int, ...], "Reader"]]:
+        for hub_name, name in sorted(self.names.items()):
+            if name != HEAD or not self.file.is_same(HEAD, EMBEDDINGS):  # olmo2's are never tied in the file
+                yield hub_name, self.file.tensors[name].shape, Reader(self, name)
+
+
+@dataclass(frozen=True)
+class Reader:
+    """Reads values of one tensor by their place in Hugging Face's order."""
+
+    base: GgufBase
+    name: str
+
+    def __call__(self, first: int, count: int) -> Array:
+        """`count` values from index `first` on, flat."""
+        tensor = self.base.file.tensors[self.name]
+        width = tensor.size // tensor.shape[0]
+        row = first // width
+        num_rows = -(-(first + count) // width) - row
+        values = self.base.hub_floats(self.name, row, num_rows).ravel()
+        return values[first - row * width :][:count]
+
+
+def read_gguf(path: Path | str) -> GgufBase:
+    """Reads the header of the model in the file `path`; its weights stay on disk.
+
+    Raises:
+        BaseModelError: It is no GGUF model, is truncated or damaged, holds a vocabulary alone or one part of
+            a split model, or is of an architecture that is not known here.
+    """
+    file = open_gguf(Path(path), BaseModelError)
+    kind, architecture = (file.metadata.get(f"general.{key}") for key in ("type", "architecture"))
+    if kind not in (None, "model"):
+        raise BaseModelError(f"{path}: is a GGUF file of type {kind!r}, expected a model")
+    if architecture not in PERMUTED | PLAIN:
+        known = ", ".join(sorted(PERMUTED | PLAIN))
+        raise BaseModelError(f"{path}: is of architecture {architecture!r}, expected one of {known}")
+    assert isinstance(architecture, str)
+    _check(file, architecture)
+    names = {hub_name: name for name, hub_name in hub_names(architecture, file.tensors).items()}
+    names = dict(_with_fused(file, names))
+    shapes = {hub_name: file.tensors[name].shape for hub_name, name in sorted(names.items())}
+    modules = {
+        hub_name.removesuffix(".weight"): (shape[1], shape[0])
+        for hub_name, shape in shapes.items()
+        if hub_name.endswith(".weight") and len(shape) == 2 and names[hub_name] != EMBEDDINGS
+    }
+    return GgufBase(Path(path), architecture, MappingProxyType(modules), MappingProxyType(names), file)
+
+
+def _check(file: GgufFile, architecture: str) -> None:
+    """Checks what everything else relies on.
+
+    Raises:
+        BaseModelError: Naming the first fault.
+    """
+    if not file.tensors:
+        raise BaseModelError(f"{file.where}: holds a vocabulary and no weights, expected a whole model")
+    told, found = _number(file, f"{architecture}.block_count"), count_blocks(file.tensors)
+    if EMBEDDINGS not in file.tensors or len(file.tensors[EMBEDDINGS].shape) != 2:
+        raise BaseModelError(f"{file.where}: has no matrix {EMBEDDINGS}, expected a language model")
+    if told != found:
+        raise BaseModelError(f"{file.where}: tells of {told} blocks and holds {found}; it is not whole")
+    for name in file.tensors:
+        if key := head_count_key(architecture, name):
+            _head_count(file, key, name)
+
+
+def _number(file: GgufFile, key: str, index: int = 0, default: int | None = None) -> int:
+    value = file.metadata.get(key, default)
+    if isinstance(value, np.ndarray) and index < len(value):  # some architectures have one per block
+        value = value[index].item()
+    if type(value) is not int or value < 1:
+        raise BaseModelError(f"{file.where}: its metadata has {value!r} for {key}, expected a count")
+    return value
+
+
+def _head_count(file: GgufFile, key: str, tensor: str) -> int:
+    heads, num_rows = _number(file, key, block_of(tensor)), file.tensors[tensor].shape[0]
+    if num_rows % (2 * heads):
+        raise BaseModelError(
+            f"{file.where}: {tensor} has {num_rows} rows, which {key} {heads} does not divide"
+        )
+    return heads
+
+
+def _with_fused(file: GgufFile, names: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    """Calls an up projection twice as wide as what goes down `gate_up_proj`, as Hugging Face does."""
+    for hub_name, name in names.items():
+        up, down = (file.tensors.get(f"blk.{block_of(name)}.ffn_{way}.weight") for way in ("up", "down"))
+        is_fused = ".ffn_up." in name and up and down and up.shape[0] == 2 * down.shape[-1]
+        yield (hub_name.replace("up_proj", "gate_up_proj") if is_fused else hub_name), name

@@ -1,0 +1,1 @@
+"""One file for each adapter format, and what they have in common."""

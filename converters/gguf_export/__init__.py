@@ -1,0 +1,1 @@
+"""A base model's folder as a GGUF file."""

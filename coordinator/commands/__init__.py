@@ -1,0 +1,1 @@
+"""The commands of a coordinator; heavy imports happen when a command runs."""

@@ -1,0 +1,116 @@
+"""Version 0: a fresh state folder gets the adapter it is to begin with, or one that changes nothing.
+
+A folder that is not fresh must have been made for the same base, ranks, scale and targets, and from the same
+adapter where one is given.
+"""
+
+from pathlib import Path
+
+from converters.adapter import LoraAdapter, check_rank, initial_adapter
+from converters.bases.folder import Modules, match_targets, read_base
+from converters.bases.name import name_base
+from converters.proof.sample import make_sketch
+from coordinator.config import CoordinatorConfig
+from coordinator.initial_adapter import Beginning, describe, scale_fact, settle
+from coordinator.ledger.state import CoordinatorState
+from coordinator.ledger.versions import Version
+from coordinator.strategies.base import State
+from coordinator.strategies.presets import base_faults
+from coordinator.strategies.spaces import dispatch
+from edge.errors import ConfigError, StateError
+
+BASE_NAME = "base name"  # in the journal: what other tools find the base by
+ADAPTER = "adapter"  # in the journal: the sha256 that version 0 has, where it was given
+
+
+def tier_name(rank: int) -> str:
+    """`r8`: devices that train adapters of rank 8."""
+    return f"r{rank}"
+
+
+def found_fleet(
+    config: CoordinatorConfig, state: CoordinatorState, at: float, beginning: Beginning | None = None
+) -> Version:
+    """The current version; made where there is none.
+
+    Args:
+        config: As `settle` gives it.
+        state: The state folder.
+        at: Unix time in seconds.
+        beginning: The adapter that version 0 is to be, or was.
+
+    Raises:
+        BaseModelError: The base model cannot be read, or is quantised and its fingerprint is not configured.
+        ConfigError: The strategy cannot be used with this base.
+        UnsupportedAdapter: The base has none of some target.
+        StateError: The folder was made with other settings, each of which is named, or from another adapter.
+        DiskFull: There is no room.
+    """
+    base = read_base(Path(config.base))
+    stages = config.stages_in_force
+    faults = list(base_faults(stages, is_quantized=base.is_quantized))
+    if faults:
+        raise ConfigError.of(config.base, faults)
+    carries_residual = stages.merge == "residual"
+    modules = match_targets(base.modules, config.targets)
+    _check_beginning(state, beginning)
+    state.journal.agree(
+        {
+            "base": config.fingerprint or base.fingerprint,
+            "ranks": ", ".join(str(rank) for rank in config.ranks),
+            "scale": scale_fact(config, beginning, state.journal),
+            "targets": ", ".join(sorted(config.targets)),
+            "residual rows": str(config.remainder_rank if carries_residual else 0),
+        }
+        | ({ADAPTER: beginning.master} if beginning else {})
+    )
+    state.journal.note(BASE_NAME, name_base(base, config.base))
+    # Where a residual is carried no sample is served: a device must not join with a quantised copy.
+    if not base.is_quantized and not carries_residual:
+        state.versions.keep_sketch(make_sketch(base))
+    current = state.versions.current()
+    if current is None:
+        adapter = beginning.adapter if beginning else _fresh(config, modules)
+        tiers = {
+            tier_name(rank): dispatch(stages, State(0, adapter), rank, None, config.remainder_rank)
+            for rank in config.ranks
+        }
+        files = state.versions.store(State(0, adapter), tiers)
+        current = state.versions.add(files, None, None, at, beginning.origin if beginning else None)
+    assert current is not None  # nobody else makes a version 0: the folder is locked
+    return current
+
+
+def check_base(config: CoordinatorConfig, state: CoordinatorState) -> None:
+    """Tells what keeps base, adapter and targets from serving, before the broker is asked; writes nothing.
+
+    Raises:
+        ConfigError, BaseModelError, AdapterError, UnsupportedAdapter, StateError: As `found_fleet`; or a new
+            adapter's rank is higher than the smallest of its layers can hold.
+    """
+    settled, beginning = settle(config, state.journal)
+    modules = match_targets(read_base(Path(config.base)).modules, settled.targets)
+    _check_beginning(state, beginning)
+    if beginning is None and state.versions.current() is None:
+        check_rank(modules, settled.ranks[0])
+
+
+def _fresh(config: CoordinatorConfig, modules: Modules) -> LoraAdapter:
+    """The adapter that changes nothing."""
+    assert config.scale is not None  # of several scales are adapters alone
+    return initial_adapter(modules, rank=config.ranks[0], scale=config.scale, seed=config.seed)
+
+
+def _check_beginning(state: CoordinatorState, beginning: Beginning | None) -> None:
+    founded = state.versions.current() is not None
+    if beginning is None:
+        if not founded and state.journal.meta(ADAPTER):  # killed before version 0 was there
+            raise StateError(f"{state.folder}: was to begin with an adapter; give the same --adapter again")
+        return
+    if founded and state.versions.version(0).master != beginning.master:
+        origin = state.versions.version(0).origin
+        other = f"the adapter {describe(origin)}" if origin else "an adapter that changes nothing"
+        raise StateError(
+            f"{state.folder}: began with {other}, and --adapter is another, {describe(beginning.origin)}; "
+            "leave --adapter out to go on, or give another --state"
+        )

@@ -1,0 +1,1 @@
+"""What devices send: checked, received on disk, and counted once."""

@@ -1,0 +1,126 @@
+"""Updates on their way in: header and parts lie on the disk, so that a killed coordinator goes on receiving.
+
+    incoming/<update>.header   the header, checked and signed by its device
+    incoming/<update>.part     the chunks that have come (`edge.storage.parts`)
+    updates/<update>           the payload, once it is whole and its sha256 is right
+
+Memory is a byte per chunk. How many updates may be under way is bounded, for each device and for all; the
+one that has been longest without progress makes room, and its device begins it anew.
+"""
+
+from pathlib import Path
+from typing import NamedTuple
+
+from coordinator.ledger.journal import Journal
+from edge.errors import ProtocolError
+from edge.protocol.messages import UpdateHeader, decode_message, encode_message
+from edge.storage.disk import write_file
+from edge.storage.parts import PartFile
+
+MAX_PER_DEVICE = 4
+
+
+class Upload(NamedTuple):
+    """One update under way."""
+
+    header: UpdateHeader
+    part: PartFile | None  # None: the payload is whole, and lies at `payload`
+    payload: Path
+
+    @property
+    def is_whole(self) -> bool:
+        """Every chunk has come."""
+        return self.part is None or self.part.is_complete
+
+
+class Uploads:
+    """All updates under way.
+
+    Args:
+        incoming: Folder of headers and parts.
+        updates: Folder of whole payloads.
+        max_open: Updates under way at a time.
+    """
+
+    def __init__(self, incoming: Path, updates: Path, max_open: int) -> None:
+        self._incoming = incoming
+        self._updates = updates
+        self._max_open = max_open
+        self._open: dict[str, Upload] = {}  # the one without progress for longest comes first
+
+    def recover(self, journal: Journal) -> None:
+        """Takes up what an earlier process was receiving; what the journal knows already is cleared away."""
+        for path in sorted(self._incoming.glob("*.header"), key=lambda path: path.stat().st_mtime):
+            try:
+                header = decode_message(path.read_bytes(), UpdateHeader)
+            except ProtocolError:  # of an older version: the device will begin anew
+                path.unlink()
+                continue
+            self._open[header.update] = self._taken_up(header)
+            if journal.update(header.update):
+                self.close(header.update)
+        known = {self._part(update) for update in self._open}
+        for path in self._incoming.glob("*.part"):
+            if path not in known:
+                path.unlink()
+
+    def whole(self) -> list[Upload]:
+        """Updates that only wait to be admitted: the coordinator was killed, or its disk was full."""
+        return [upload for upload in self._open.values() if upload.is_whole]
+
+    def base_versions(self) -> set[int]:
+        """What the updates under way were trained on."""
+        return {upload.header.base_version for upload in self._open.values()}
+
+    def find(self, device_id: str, update: str) -> Upload | None:
+        """An update of this device that is under way."""
+        upload = self._open.get(update)
+        return upload if upload and upload.header.device_id == device_id else None
+
+    def begin(self, header: UpdateHeader) -> Upload:
+        """Makes ready for the chunks of an update whose header has been checked.
+
+        Raises:
+            DiskFull: Nothing was begun.
+        """
+        own = [update for update, one in self._open.items() if one.header.device_id == header.device_id]
+        if len(own) >= MAX_PER_DEVICE:
+            self.close(own[0])
+        elif len(self._open) >= self._max_open:
+            self.close(next(iter(self._open)))
+        upload = self._taken_up(header)
+        write_file(self._header(header.update), encode_message(header))
+        self._open[header.update] = upload
+        return upload
+
+    def write(self, upload: Upload, number: int, chunk: bytes) -> bool:
+        """Keeps a chunk; False when it was there already.
+
+        Raises:
+            Rejected: `malformed`: no such chunk.
+            DiskFull: What was there before still is.
+        """
+        is_new = upload.part is not None and upload.part.write(number, chunk)
+        if is_new:
+            self._open[upload.header.update] = self._open.pop(upload.header.update)
+        return is_new
+
+    def close(self, update: str) -> None:
+        """Forgets an update under way; a whole payload stays where it is."""
+        upload = self._open.pop(update)
+        self._header(update).unlink(missing_ok=True)
+        if upload.part is not None:
+            upload.part.discard()
+
+    def _taken_up(self, header: UpdateHeader) -> Upload:
+        payload = self._updates / header.update
+        if payload.exists():
+            return Upload(header, None, payload)
+        part = PartFile(self._part(header.update), header.size_bytes, header.chunk_bytes, header.sha256)
+        return Upload(header, part, payload)
+
+    def _header(self, update: str) -> Path:
+        return self._incoming / f"{update}.header"
+
+    def _part(self, update: str) -> Path:
+        return self._incoming / f"{update}.part"

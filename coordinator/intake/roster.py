@@ -1,0 +1,214 @@
+"""Who is in the fleet: each device's pinned key, its presence, its capability card and how its task goes.
+
+With `open` enrolment a device's key is pinned at the first message it signs; with `closed` only listed keys
+count. A key that is pinned never changes. Presence and progress come often and are worth little, so they are
+kept in memory and written down together, at `flush`. Nobody is online until this session has heard so: the
+broker has the presence of those who are, and may be another than before.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import msgspec
+from msgspec import Struct
+
+from coordinator.ledger.journal import Journal
+from edge.errors import Rejected
+from edge.protocol.messages import Hello, Presence, R, Telemetry
+
+MAX_DEVICES = 10_000  # with open enrolment anybody may come
+NEVER = 0.0  # when a device was seen of which only a retained card is known
+MAX_HELD = 2  # the version a device trains on, and the one before, whose update may still be in its spool
+
+
+class Device(NamedTuple):
+    """One device as the journal knows it."""
+
+    device: str
+    key: str  # public, hex
+    first_seen: float  # Unix time
+    last_seen: float
+    online: bool
+    epoch: int  # of its present or last session
+    hello: Hello | None
+    telemetry: Telemetry | None  # of the task under way, or the last one
+    held: tuple[int, ...] = ()  # versions that it downloaded or trained on last, oldest first
+    astray: float | None = None  # when it was at a version that is not here; None: it is not
+
+
+class Roster:
+    """The devices of one state folder.
+
+    Args:
+        journal: Keeps them over a restart.
+        listed: Keys of the configuration.
+        is_open: Whether devices that are not listed may enrol themselves.
+    """
+
+    def __init__(self, journal: Journal, listed: Mapping[str, str], is_open: bool) -> None:
+        self._journal = journal
+        self._listed = listed
+        self._is_open = is_open
+        known = read_devices(journal)
+        self._devices = {device.device: device._replace(online=False) for device in known}
+        self._changed = {device.device for device in known if device.online}
+        self._early: dict[str, Presence] = {}
+
+    def enrol(self, device_id: str, key: str, at: float | None) -> None:
+        """Lets `key` speak for a device, from now on no other.
+
+        Args:
+            device_id: The device.
+            key: Its public key.
+            at: Unix time; here and below None where what was retained says nothing of when.
+
+        Raises:
+            Rejected: `unknown-device`: another key is pinned, or it is not listed and enrolment is closed.
+        """
+        pinned = self._listed.get(device_id) or self.key(device_id)
+        if pinned is None and not self._is_open:
+            raise Rejected("unknown-device", f"{device_id} is not listed and enrolment is closed")
+        if pinned is not None and pinned != key:
+            raise Rejected(
+                "unknown-device", f"{device_id} has key {pinned[:16]}…, this is signed by {key[:16]}…"
+            )
+        if device_id in self._devices:
+            return
+        if len(self._devices) >= MAX_DEVICES:
+            raise Rejected("unknown-device", f"the fleet is full: it holds {MAX_DEVICES} devices")
+        with self._journal.transaction() as db:
+            db.execute(
+                "INSERT INTO devices (device, key, first_seen, last_seen) VALUES (?, ?, ?, ?)",
+                (device_id, key, at or NEVER, at or NEVER),
+            )
+        self._devices[device_id] = Device(device_id, key, at or NEVER, at or NEVER, False, 0, None, None)
+        if device_id in self._early:
+            self.observe(device_id, self._early.pop(device_id), at)
+
+    def key(self, device_id: str) -> str | None:
+        """The pinned key of a device, or None where it has never signed anything."""
+        device = self._devices.get(device_id)
+        return device.key if device else None
+
+    def greet(self, hello: Hello, at: float | None) -> None:
+        """Takes the capability card of an enrolled device."""
+        self._change(hello.device_id, at, hello=hello)
+
+    def observe(self, device_id: str, presence: Presence, at: float | None) -> bool:
+        """Takes a device's presence; a late will of an earlier session is ignored.
+
+        A device is online before it has said who it is, so a stranger's presence is kept for when it has.
+
+        Returns:
+            Whether it came or went by this.
+        """
+        known = self._devices.get(device_id)
+        if known is None and len(self._early) < MAX_DEVICES:
+            self._early[device_id] = presence
+        elif known and presence.epoch >= known.epoch:
+            self._change(device_id, at, online=presence.online, epoch=presence.epoch)
+            return known.online != presence.online
+        return False
+
+    def is_online(self, device_id: str) -> bool:
+        """Whether a device is here now."""
+        device = self._devices.get(device_id)
+        return device is not None and device.online
+
+    def online(self) -> list[str]:
+        """The devices that are online, by name."""
+        return sorted(name for name, device in self._devices.items() if device.online)
+
+    def able(self, rank: int) -> list[str]:
+        """Those online that can train adapters of this rank, as far as they said."""
+        return [name for name in self.online() if _can_train(self._devices[name].hello, rank)]
+
+    def follow(self, device_id: str, telemetry: Telemetry, at: float) -> None:
+        """Takes a device's progress; strangers are ignored."""
+        self._change(device_id, at, telemetry=telemetry)
+        self.hold(device_id, telemetry.base_version, at)
+
+    def finish(self, device_id: str, base_version: int, at: float) -> None:
+        """Notes that a device's task on a version is over: its update comes."""
+        device = self._devices.get(device_id)
+        if device and device.telemetry and device.telemetry.base_version <= base_version:
+            self._change(device_id, at, telemetry=None)
+
+    def hold(self, device_id: str, version: int, at: float) -> None:
+        """Notes that a device downloads a version, or trains on it; strangers are ignored."""
+        held = self._devices[device_id].held if device_id in self._devices else ()
+        kept = (*(one for one in held if one != version), version)[-MAX_HELD:]
+        self._change(device_id, at, held=kept)
+
+    def stray(self, device_id: str, at: float | None) -> None:
+        """Notes when a device was at a version that is not here, or None when it is back."""
+        known = self._devices.get(device_id)
+        if known and at != known.astray:
+            self._change(device_id, at if at is not None else known.last_seen, astray=at)
+
+    def held(self, since: float) -> set[int]:
+        """The versions that devices hold of which something was heard since then."""
+        return {
+            version
+            for device in self._devices.values()
+            if device.last_seen >= since
+            for version in device.held
+        }
+
+    def flush(self) -> None:
+        """Writes down what changed.
+
+        Raises:
+            DiskFull: It is still to be written.
+        """
+        if not self._changed:
+            return
+        with self._journal.transaction() as db:
+            db.executemany(
+                "UPDATE devices SET last_seen = ?, online = ?, epoch = ?, hello = ?, telemetry = ?, held = ?,"
+                " astray = ? WHERE device = ?",
+                [
+                    (
+                        one.last_seen,
+                        one.online,
+                        one.epoch,
+                        _json(one.hello),
+                        _json(one.telemetry),
+                        msgspec.json.encode(one.held).decode(),
+                        one.astray,
+                        one.device,
+                    )
+                    for one in (self._devices[device_id] for device_id in self._changed)
+                ],
+            )
+        self._changed.clear()
+
+    def _change(self, device_id: str, at: float | None, **changes: Any) -> None:
+        if device_id in self._devices:
+            known = self._devices[device_id]
+            last_seen = known.last_seen if at is None else at
+            self._devices[device_id] = known._replace(last_seen=last_seen, **changes)
+            self._changed.add(device_id)
+
+
+def read_devices(journal: Journal) -> list[Device]:
+    """All devices that ever enrolled, by name."""
+    found = []
+    for row in journal.rows(f"SELECT {', '.join(Device._fields)} FROM devices ORDER BY device"):  # noqa: S608
+        raw = Device(*row)
+        hello, telemetry = _read(row[6], Hello), _read(row[7], Telemetry)
+        held = tuple(msgspec.json.decode(row[8], type=list[int]))
+        found.append(raw._replace(online=bool(raw.online), hello=hello, telemetry=telemetry, held=held))
+    return found
+
+
+def _can_train(hello: Hello | None, rank: int) -> bool:
+    return hello is None or max(hello.ranks, default=0) >= rank
+
+
+def _json(record: Struct | None) -> str | None:
+    return msgspec.json.encode(record).decode() if record is not None else None
+
+
+def _read(text: str | None, kind: type[R]) -> R | None:
+    return msgspec.json.decode(text, type=kind) if text is not None else None

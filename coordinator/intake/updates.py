@@ -1,0 +1,175 @@
+"""The way of an update from its header to its receipt.
+
+    header -> who signed it, is it wanted -> chunks -> payload -> is it sound -> journal -> receipt
+
+A receipt is sent after the journal is on the disk, and never otherwise: where that fails, nothing is said,
+the device asks again, and what was received is still here. Whatever comes again is answered again and
+counted once. A header that proves nobody's (malformed, signed by a stranger) goes to the journal's refusals
+and says nothing about the update it names; it is answered only where that update is unknown.
+"""
+
+import asyncio
+from collections.abc import Callable
+from typing import NamedTuple
+
+from msgspec import structs
+
+from coordinator.intake.admission import Present, Rules, check_header, check_payload, read_header
+from coordinator.intake.open_uploads import Upload, Uploads
+from coordinator.intake.roster import Roster
+from coordinator.ledger.journal import Journal, Refusal, Update
+from coordinator.observers.events import Tell
+from edge.errors import Rejected
+from edge.protocol.messages import Receipt, UpdateHeader
+from edge.protocol.signing import sign_message
+from edge.protocol.topics import Topics
+from edge.transport.base import Transport
+
+
+class Desk(NamedTuple):
+    """What the intake works with."""
+
+    transport: Transport
+    topics: Topics
+    key: bytes  # private, of the coordinator
+    journal: Journal
+    roster: Roster
+    uploads: Uploads
+    rules: Rules
+    clock: Callable[[], float]  # Unix time in seconds
+    tell: Tell
+
+
+class Intake:
+    """Receives updates, one message at a time.
+
+    Attributes:
+        present: Where the fleet stands; the server sets it anew at every version.
+    """
+
+    def __init__(self, desk: Desk, present: Present) -> None:
+        self.present = present
+        self._desk = desk
+
+    async def recover(self) -> None:
+        """Admits what was whole already when an earlier process ended."""
+        self._desk.uploads.recover(self._desk.journal)
+        for upload in self._desk.uploads.whole():
+            await self._admit(upload)
+
+    async def take_header(self, device_id: str, update: str, payload: bytes) -> None:
+        """Judges a header; the first of an update opens it, a repeated one is answered with where it stands.
+
+        Raises:
+            DiskFull: Nothing was answered.
+        """
+        desk = self._desk
+        known = desk.journal.update(update)
+        try:
+            header, key = read_header(payload, device_id, update)
+            desk.roster.enrol(device_id, key, desk.clock())
+            desk.roster.finish(device_id, header.base_version, desk.clock())
+        except Rejected as rejected:
+            desk.journal.refuse(Refusal(desk.clock(), device_id, update, rejected.reason, rejected.detail))
+            desk.tell(
+                "refused",
+                f"update {update[:8]} of {device_id} refused, {rejected}",
+                update=update,
+                device=device_id,
+                reason=rejected.reason,
+                detail=rejected.detail,
+            )
+            if known is None and desk.uploads.find(device_id, update) is None:
+                await self._answer(device_id, _rejection(update, rejected))
+            return
+        if known is not None:
+            await self._answer(device_id, _numbered(_final(known), header, known.seq))
+        elif upload := desk.uploads.find(device_id, update):
+            await self._go_on(upload)
+        else:
+            await self._open(header)
+
+    async def take_chunk(self, device_id: str, update: str, number: int, chunk: bytes) -> None:
+        """Keeps a chunk of an update under way; the last one has it admitted. Chunks of others are dropped.
+
+        Raises:
+            Rejected: There is no such chunk.
+            DiskFull: The chunk is not kept, what was there before still is.
+        """
+        upload = self._desk.uploads.find(device_id, update)
+        if upload and self._desk.uploads.write(upload, number, chunk) and upload.is_whole:
+            await self._admit(upload)
+
+    async def _open(self, header: UpdateHeader) -> None:
+        try:
+            check_header(header, self._desk.rules, self.present)
+        except Rejected as rejected:
+            await self._settle(header, rejected)
+        else:
+            self._desk.uploads.begin(header)
+
+    async def _go_on(self, upload: Upload) -> None:
+        if upload.is_whole:
+            await self._admit(upload)
+        elif upload.part is not None:
+            update, missing = upload.header.update, upload.part.missing()
+            receipt = Receipt(update=update, status="missing", missing=missing)
+            await self._answer(upload.header.device_id, receipt)
+
+    async def _admit(self, upload: Upload) -> None:
+        try:
+            await asyncio.to_thread(self._inspect, upload)
+        except Rejected as rejected:
+            await self._settle(upload.header, rejected)
+            upload.payload.unlink(missing_ok=True)
+        else:
+            await self._settle(upload.header, None)
+
+    def _inspect(self, upload: Upload) -> None:
+        """Raises `Rejected` where the payload is not sound. The version may have changed since its header."""
+        header, present = upload.header, self.present
+        check_header(header, self._desk.rules, present)
+        if upload.part is not None and not upload.payload.exists():
+            upload.part.finish(upload.payload)
+        check_payload(header, upload.payload.read_bytes(), self._desk.rules, present)
+
+    async def _settle(self, header: UpdateHeader, rejected: Rejected | None) -> None:
+        """Journal first, then the receipt."""
+        desk = self._desk
+        seq = desk.journal.record(header, desk.clock(), rejected)
+        if desk.uploads.find(header.device_id, header.update):
+            desk.uploads.close(header.update)
+        verdict = f"rejected, {rejected}" if rejected else f"accepted, from version {header.base_version}"
+        desk.tell(
+            "rejected" if rejected else "accepted",
+            f"update {header.update[:8]} of {header.device_id} {verdict}",
+            update=header.update,
+            device=header.device_id,
+            base_version=header.base_version,
+            **({"reason": rejected.reason, "detail": rejected.detail} if rejected else {}),
+        )
+        receipt = _rejection(header.update, rejected) if rejected else _acceptance(header.update)
+        await self._answer(header.device_id, _numbered(receipt, header, seq))
+
+    async def _answer(self, device_id: str, receipt: Receipt) -> None:
+        topic = self._desk.topics.device(device_id, "receipt")
+        await self._desk.transport.publish(topic, sign_message(receipt, self._desk.key))
+
+
+def _final(update: Update) -> Receipt:
+    if update.status == "rejected":
+        return _rejection(update.id, Rejected(update.reason or "malformed", update.detail))
+    return _acceptance(update.id)
+
+
+def _numbered(receipt: Receipt, header: UpdateHeader, seq: int) -> Receipt:
+    """With its place in the journal, for devices that know of it."""
+    return receipt if header.base_sha256 is None else structs.replace(receipt, seq=seq)
+
+
+def _acceptance(update: str) -> Receipt:
+    return Receipt(update=update, status="accepted")
+
+
+def _rejection(update: str, rejected: Rejected) -> Receipt:
+    return Receipt(update=update, status="rejected", reason=rejected.reason, detail=rejected.detail)  # type: ignore[arg-type]

@@ -1,0 +1,1 @@
+"""What the coordinator remembers: the journal, the versions and their files."""

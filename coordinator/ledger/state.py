@@ -1,0 +1,109 @@
+"""What the coordinator remembers, in one folder that belongs to one coordinator of one fleet.
+
+    journal.sqlite   devices, updates, versions (`coordinator.ledger.journal`)
+    objects/         adapters by their sha256 (`coordinator.ledger.versions`)
+    incoming/        headers and parts of updates under way (`coordinator.intake.open_uploads`)
+    updates/         payloads of accepted updates that are in no version yet, by their id
+    identity.key     the coordinator's private key, readable by its owner only
+    lock             held while a coordinator runs
+
+Every write is atomic, so a coordinator that is killed at any point finds the state before or after it.
+Reports and rollback work on the journal without the lock, also while a coordinator runs.
+"""
+
+import hashlib
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from coordinator.ledger.journal import Journal
+from coordinator.ledger.versions import FOLDER, VersionStore
+from edge.storage.disk import claim_folder
+from edge.storage.identity import read_identity
+
+UPDATES = "updates"
+
+
+class CoordinatorState:
+    """The state folder of a running coordinator; used as `with CoordinatorState(…) as state:`.
+
+    Args:
+        folder: Made where it is missing.
+        fleet: The fleet it belongs to.
+
+    Raises:
+        StateError: On entering: another coordinator runs here, or the folder is another fleet's, of a newer
+            version, or damaged.
+        DiskFull: On entering.
+    """
+
+    def __init__(self, folder: Path, fleet: str) -> None:
+        self.folder = folder
+        self.incoming = folder / "incoming"
+        self.updates = folder / UPDATES
+        self._fleet = fleet
+
+    def __enter__(self) -> Self:
+        self._lock = claim_folder(
+            self.folder, (self.folder / FOLDER, self.incoming, self.updates), "coordinator"
+        )
+        try:
+            self.key = read_identity(self.folder, "restore it: devices have pinned it")
+            self.journal = Journal(self.folder, self._fleet)
+        except BaseException:
+            self._lock.close()
+            raise
+        self.versions = VersionStore(self.folder, self.journal)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.journal.close()
+        self._lock.close()
+
+    def begin_session(self, at: float, heard: int = 0) -> int:
+        """The epoch of a new session: later than every one before, also where the clock was set back.
+
+        A restored journal remembers an early one, and the clock then is later, or what was heard is.
+
+        Args:
+            at: Unix time in seconds.
+            heard: The latest epoch that the broker still has, signed by this coordinator's key.
+
+        Raises:
+            DiskFull: It was not noted, and must not be used.
+        """
+        epoch = max(int(at * 1000), self.last_epoch + 1, heard + 1)
+        self.journal.note("epoch", str(epoch))
+        return epoch
+
+    @property
+    def last_epoch(self) -> int:
+        """Of the session before, as far as this folder knows."""
+        return int(self.journal.meta("epoch") or 0)
+
+    def recover(self) -> list[str]:
+        """Brings files and journal together after a kill; to be called before anything is received.
+
+        Returns:
+            Ids of updates whose payload is damaged or gone; they leave the buffer.
+        """
+        waiting = {update.id: update for update in self.journal.waiting()}
+        for path in self.updates.iterdir():
+            if path.name not in waiting and not (self.incoming / f"{path.name}.header").exists():
+                path.unlink()
+        lost = [
+            update.id for update in waiting.values() if not _holds(self.updates / update.id, update.sha256)
+        ]
+        if lost:
+            self.journal.discard(lost, "hash-mismatch", "its payload on the coordinator's disk is damaged")
+        return lost
+
+
+def _holds(path: Path, sha256: str) -> bool:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest() == sha256
+    except FileNotFoundError:
+        return False

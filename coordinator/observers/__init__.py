@@ -1,0 +1,1 @@
+"""What the coordinator tells about itself, and who shows it."""

@@ -1,0 +1,115 @@
+"""Training backends by name; a heavy library is imported when its backend is asked for."""
+
+import importlib
+import json
+import platform
+import sys
+from collections.abc import Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Literal, NamedTuple, cast
+
+from edge.backends.contract import Loader, Precision, TrainableModel
+from edge.errors import BackendError, MissingExtra
+
+BackendName = Literal["auto", "toy", "torch", "mlx", "llama_cpp"]
+BaseKind = Literal["toy", "GGUF", "packed by MLX", "folder"]
+_LIBRARY = {"toy": "numpy", "torch": "torch", "mlx": "mlx_lm", "llama_cpp": "llama_cpp"}
+_EXTRA = {"llama_cpp": "llama"}  # the others bear their backend's name
+_READS: Mapping[BaseKind, tuple[str, ...]] = {  # the first one suits best; of a folder see `choose_backend`
+    "toy": ("toy", "torch", "mlx"),
+    "GGUF": ("llama_cpp",),
+    "packed by MLX": ("mlx",),
+    "folder": ("torch", "mlx", "toy"),
+}
+_TOLD: Mapping[BaseKind, str] = {
+    "toy": "a toy model",
+    "GGUF": "a GGUF file",
+    "packed by MLX": "a folder in MLX's quantisation",
+    "folder": "a folder in full precision",
+}
+
+
+class Choice(NamedTuple):
+    """A backend, and why."""
+
+    name: str
+    why: str
+
+
+def choose_backend(base: Path) -> Choice:
+    """Chooses by what the base is, and among those that read it by the machine and by what is installed.
+
+    A GGUF file is llama.cpp's and a folder in MLX's quantisation MLX's, whatever else is installed. A folder
+    in full precision goes to torch, on Apple silicon to MLX, or to the other where that is not installed.
+
+    Raises:
+        MissingExtra: What the base asks for is not installed.
+    """
+    kind = base_kind(base)
+    if kind != "folder":
+        name = _READS[kind][0]
+        _require(name, f"{base} is {_TOLD[kind]}, and backend {name}")
+        return Choice(name, f"for {_TOLD[kind]}")
+    is_apple = sys.platform == "darwin" and platform.machine() == "arm64"
+    first, second = ("mlx", "torch") if is_apple else ("torch", "mlx")
+    told = f"for {_TOLD[kind]}" + (" on Apple silicon" if is_apple else "")
+    if find_spec(_LIBRARY[first]):
+        return Choice(first, told)
+    if find_spec(_LIBRARY[second]):
+        return Choice(second, f"{told}, as {first} is not installed")
+    raise MissingExtra(f"{base} is {_TOLD[kind]}, and backend {first}", first)
+
+
+def base_kind(base: Path) -> BaseKind:
+    """What a base is, by its name and its configuration; a folder where nothing is there yet."""
+    if base.suffix == ".gguf" and not base.is_dir():
+        return "GGUF"
+    if (base / "toy.json").exists():
+        return "toy"
+    try:
+        config = json.loads((base / "config.json").read_bytes())
+    except (OSError, ValueError):  # `read_base` says what is wrong with it
+        return "folder"
+    return "packed by MLX" if isinstance(config, dict) and config.get("quantization") else "folder"
+
+
+def resolve_backend(name: str, base: Path) -> Choice:
+    """The backend called `name` (`auto` chooses), once its library is known to be installed.
+
+    Raises:
+        BackendError: No backend bears that name, or it takes no base of that kind.
+        MissingExtra: Its library is not installed.
+    """
+    if name == "auto":
+        return choose_backend(base)
+    if name not in _LIBRARY:
+        raise BackendError(f"backend {name!r} is unknown; expected one of auto, {', '.join(_LIBRARY)}")
+    kind = base_kind(base)
+    if base.exists() and name not in _READS[kind]:
+        own = _READS[kind][0]
+        raise BackendError(
+            f"{base}: is {_TOLD[kind]}, which backend {name} does not read; choose backend {own} or auto, or "
+            "another base"
+        )
+    _require(name, f"backend {name}")
+    return Choice(name, "as asked")
+
+
+def _require(name: str, what: str) -> None:
+    if not find_spec(_LIBRARY[name]):
+        raise MissingExtra(what, _EXTRA.get(name, name))
+
+
+def load_model(name: str, base: Path, *, precision: Precision = "float32", seed: int = 0) -> TrainableModel:
+    """Loads `base` with the backend called `name` (`auto` chooses).
+
+    Raises:
+        BackendError: No backend bears that name, or it takes no base of that kind.
+        MissingExtra: Its library is not installed.
+        BaseModelError: The base model cannot be loaded.
+        OutOfMemory: It does not fit.
+    """
+    chosen = resolve_backend(name, base).name
+    load = cast(Loader, importlib.import_module(f"edge.backends.{chosen}").load)
+    return load(base, precision=precision, seed=seed)

@@ -1,0 +1,36 @@
+"""A base model by its hub name: fetched by the ecosystem's own loader, where there is a network."""
+
+import importlib
+from pathlib import Path
+
+from converters.bases import name as base_name
+from converters.errors import BaseModelError
+
+_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]  # no pickled weights
+
+
+def is_hub_name(base: str) -> bool:
+    """Whether `base` can be the name of a model on the hub, and is no path here: `someone/model`."""
+    return base_name.is_hub_name(base) and not base.endswith(".gguf")
+
+
+def find_base(base: str) -> Path:
+    """The local folder or GGUF file `base` itself, or a snapshot of the hub's model of that name.
+
+    Raises:
+        BaseModelError: It is neither, or the hub cannot be reached, or its client is not installed.
+    """
+    if not is_hub_name(base):
+        return Path(base)
+    try:
+        hub = importlib.import_module("huggingface_hub")
+    except ImportError as error:
+        raise BaseModelError(
+            f"{base}: no such folder, and the hub's client is not installed; run: pip install "
+            "huggingface_hub, or download the model (for llama.cpp a .gguf file of it) and give its path"
+        ) from error
+    try:
+        return Path(hub.snapshot_download(base, allow_patterns=_FILES))
+    except Exception as error:  # any of the hub's, of its HTTP library's and the system's
+        reason = str(error).strip().partition("\n")[0]
+        raise BaseModelError(f"{base}: no such folder, and not to be had from the hub: {reason}") from error

@@ -1,0 +1,310 @@
+"""The llama.cpp backend: LoRA on GGUF weights of any quantisation, with llama.cpp and numpy alone.
+
+llama.cpp computes the forward pass from the file's own weights, `tape.py` the gradients. Examples lie end to
+end as sequences of one batch, so none sees another and there is no padding; logits are computed at labels
+only. All factors lie in one flat vector in canonical order, as in the torch backend.
+"""
+
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from converters.adapter import LoraAdapter
+from converters.bases.gguf import GgufBase, read_gguf
+from converters.parallel import count_processors
+from edge.backends.batch_layout import average_examples, check_fit, find_labels, flatten, sum_score
+from edge.backends.contract import Batch, ModelCard, OnToken, Precision, Score, Snapshot
+from edge.backends.llama_cpp import native
+from edge.backends.llama_cpp.adamw import AdamW
+from edge.backends.llama_cpp.graph import Node, Plan, make_plan, record_graph
+from edge.backends.llama_cpp.groups import Group, make_groups
+from edge.backends.llama_cpp.head import apply_head
+from edge.backends.llama_cpp.memory import Room, context_tokens
+from edge.backends.llama_cpp.selftest import ensure_tested
+from edge.backends.llama_cpp.tape import Lora, Tape
+from edge.backends.llama_cpp.tokenizer import GgufTokenizer
+from edge.backends.llama_cpp.weights import Multiplier, Threads
+from edge.backends.parameters import check_mask, form_of, from_vector, mask_vector, to_vector
+from edge.backends.sampling import pick_token
+from edge.errors import BackendError, OutOfMemory
+
+Array = NDArray[np.float32]
+
+
+def load(base: Path, *, precision: Precision = "auto", seed: int = 0) -> "LlamaCppModel":
+    """Loads a GGUF file; nothing in it depends on `seed`.
+
+    Raises:
+        BaseModelError: `base` is not a GGUF model that llama.cpp can load, and why.
+        BackendError: For another precision than float32, or if the installed llama.cpp is not one that can be
+            trained with.
+        OutOfMemory: This machine has too little memory for it.
+    """
+    if precision not in ("auto", "float32"):
+        raise BackendError("backend llama_cpp computes in float32 only; choose precision auto or float32")
+    gguf = read_gguf(base)
+    Room(gguf).take(0, 0, keeps=False)
+    ensure_tested()
+    return LlamaCppModel(gguf, native.Model(base))
+
+
+class LlamaCppModel:
+    """A loaded GGUF model; see `TrainableModel`."""
+
+    def __init__(self, gguf: GgufBase, model: native.Model) -> None:
+        self.gguf, self.model = gguf, model
+        self.num_threads = count_processors()
+        self.tokenizer = GgufTokenizer(model)
+        self.card = ModelCard(
+            backend="llama_cpp",
+            modules={name: shape for name, shape in gguf.modules.items() if name != "lm_head"},
+            max_tokens=model.max_tokens,
+            vocab_size=model.vocab_size,
+            num_parameters=model.num_parameters,
+        )
+        self.threads = Threads(self.num_threads)
+        self.multiplier = Multiplier(self.threads)
+        self.room = Room(gguf)
+        self.context: native.Context | None = None
+        self.graphs: dict[bool, list[Node]] = {}
+        self.set_adapter(LoraAdapter({}))
+
+    def set_adapter(self, adapter: LoraAdapter) -> None:
+        """See `Model.set_adapter`."""
+        check_fit(adapter, self.card.modules, str(self.gguf.path))
+        self.form = form_of(adapter)
+        shapes = [matrix for shape in self.form.values() for matrix in (shape.a, shape.b)]
+        self.flat = to_vector(self._in_file_order(adapter))
+        self.summed = np.zeros_like(self.flat)
+        ends = np.cumsum([0, *(rows * columns for rows, columns in shapes)])
+        values, gradients = (
+            [
+                whole[begin:end].reshape(shape)
+                for begin, end, shape in zip(ends, ends[1:], shapes, strict=False)
+            ]
+            for whole in (self.flat, self.summed)
+        )
+        self.loras = {
+            self.gguf.tensor_of(name).removesuffix(".weight"): Lora(
+                values[2 * i],
+                values[2 * i + 1],
+                np.float32(shape.scale),
+                gradients[2 * i],
+                gradients[2 * i + 1],
+            )
+            for i, (name, shape) in enumerate(self.form.items())
+        }
+        self.plans: dict[bool, Plan] = {}
+        self.begin(weight_decay=0.0, clip_norm=0.0)
+
+    def adapter(self) -> LoraAdapter:
+        """See `Model.adapter`."""
+        return self._as_adapter(self.flat)
+
+    def score(self, batch: Batch) -> Score:
+        """See `Model.score`."""
+        losses, predicted = [np.zeros(0, np.float32)], [np.zeros(0, np.int64)]
+        with self.threads.alone():
+            for group in make_groups(batch):
+                tape, hidden = self._forward(group, group.is_label, keeps=False)
+                found = apply_head(hidden, tape.plan.head, self.multiplier, group.targets[group.is_label])
+                losses.append(found.losses)
+                predicted.append(found.predicted)
+        flat = flatten(batch)
+        return sum_score(flat, find_labels(flat), np.concatenate(losses), np.concatenate(predicted))
+
+    def features(self, batch: Batch) -> Array:
+        """See `Model.features`."""
+        flat = flatten(batch)
+        with self.threads.alone():
+            hidden = [
+                self._forward(group, np.ones(len(group.tokens), np.bool_), keeps=False)[1]
+                for group in make_groups(batch, needs_labels=False)
+            ]
+        return average_examples(flat, np.concatenate(hidden)[None])
+
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        max_tokens: int,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int = 0,
+        ends: Collection[int] | None = None,
+        on_token: OnToken = lambda index, token: None,
+    ) -> list[list[int]]:
+        """See `Model.generate`."""
+        random = np.random.default_rng(seed)
+        stops = {self.tokenizer.eos_id} if ends is None else ends
+
+        def choose(logits: Array) -> int:
+            return pick_token(logits, temperature, top_p, random)
+
+        return [
+            self._continue(list(prompt), max_tokens, choose, stops, partial(on_token, index))
+            for index, prompt in enumerate(prompts)
+        ]
+
+    def begin(
+        self, *, weight_decay: float, clip_norm: float, pull: float = 0.0, mask: LoraAdapter | None = None
+    ) -> None:
+        """See `TrainableModel.begin`."""
+        if mask is not None:
+            check_mask(mask, self.form)
+            mask = self._in_file_order(mask)
+        self.pull = pull
+        self.dispatched = self.flat.copy() if pull else None
+        self.optimizer = AdamW(self.flat, weight_decay, clip_norm, mask_vector(mask, self.form))
+
+    def step(self, batches: Sequence[Batch], lr: float) -> float:
+        """See `TrainableModel.step`."""
+        loss = self._differentiate(batches, self.pull)
+        self.optimizer.step(self.summed, lr)
+        return loss
+
+    def gradient(self, batches: Sequence[Batch]) -> tuple[float, LoraAdapter]:
+        """See `TrainableModel.gradient`."""
+        loss = self._differentiate(batches, 0.0)
+        return loss, self._as_adapter(self.summed)
+
+    def pull_back(self, batch: Batch, cotangent: Array) -> LoraAdapter:
+        """See `TrainableModel.pull_back`."""
+        with self._summing():
+            left = cotangent
+            for group in make_groups(batch, needs_labels=False):
+                means = group.means
+                tape, _ = self._forward(group, np.ones(len(group.tokens), np.bool_), keeps=True)
+                if self.loras:
+                    tape.backward(means.T @ left[: len(means)])
+                left = left[len(means) :]
+        return self._as_adapter(self.summed)
+
+    def snapshot(self) -> Snapshot:
+        """See `TrainableModel.snapshot`."""
+        return {"factors": self.flat.copy(), **self.optimizer.snapshot()}
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """See `TrainableModel.restore`."""
+        self.flat[:] = snapshot["factors"]
+        self.optimizer.restore(snapshot)
+
+    def _in_file_order(self, adapter: LoraAdapter) -> LoraAdapter:
+        """With the rows of b where the file has them."""
+        return LoraAdapter({name: f._replace(b=self.gguf.to_file_rows(name, f.b)) for name, f in adapter})
+
+    def _as_adapter(self, vector: Array) -> LoraAdapter:
+        """The adapter whose factors are `vector`, which is in the file's order."""
+        return LoraAdapter(
+            {
+                name: f._replace(b=self.gguf.to_hub_rows(name, f.b))
+                for name, f in from_vector(vector, self.form)
+            }
+        )
+
+    @contextmanager
+    def _summing(self) -> Iterator[None]:
+        """Gradients are summed up from 0."""
+        self.summed[:] = 0
+        try:
+            with self.threads.alone():
+                yield
+        except MemoryError as error:
+            raise OutOfMemory(f"backend llama_cpp: {error}") from error
+
+    def _differentiate(self, batches: Sequence[Batch], pull: float) -> float:
+        """The loss; the gradient of the loss and the pull together is summed up."""
+        total = sum(float(batch.weights.sum()) for batch in batches)
+        share = pull / sum(batch.num_examples for batch in batches)
+        with self._summing():
+            groups = (group for batch in batches for group in make_groups(batch, needs_labels=not share))
+            return float(sum(self._backward(group, total, share) for group in groups))
+
+    def _continue(
+        self,
+        prompt: list[int],
+        max_tokens: int,
+        choose: Callable[[Array], int],
+        ends: Collection[int | None],
+        on_token: Callable[[int], object],
+    ) -> list[int]:
+        limit = min(len(prompt) + max_tokens, self.card.max_tokens)
+        if limit <= len(prompt):
+            return []
+        self.room.take(limit, limit, self.flat.size, keeps=False)
+        context = native.Context(self.model, limit, 1, self.num_threads)
+        try:
+            plans = {everywhere: self._plan(context, everywhere) for everywhere in (False, True)}
+            tokens, done = list(prompt), 0
+            while len(tokens) < limit:
+                new, done = np.array(tokens[done:], np.int32), len(tokens)
+                nodes, plan = plans[len(new) == 1]
+                places = np.arange(done - len(new), done, dtype=np.int32)
+                tape = Tape(nodes, plan, self.loras, self.multiplier, places, keeps=False)
+                token = choose(tape.logits(context, new))
+                if token in ends:
+                    break
+                tokens.append(token)
+                on_token(token)
+            return tokens[len(prompt) :]
+        finally:
+            context.close()
+
+    def _plan(self, context: native.Context, everywhere: bool) -> tuple[list[Node], Plan]:
+        if everywhere not in self.graphs:
+            self.graphs[everywhere] = record_graph(context, everywhere=everywhere)
+        nodes = self.graphs[everywhere]
+        if everywhere not in self.plans:
+            self.plans[everywhere] = make_plan(nodes, frozenset(self.loras))
+        return nodes, self.plans[everywhere]
+
+    def _forward(self, group: Group, is_output: NDArray[np.bool_], *, keeps: bool) -> tuple[Tape, Array]:
+        """The pass, and the hidden states before the head where `is_output`."""
+        self.room.take(len(group.tokens), int(group.positions.max()) + 1, self.flat.size, keeps=keeps)
+        context = self._open(len(group.tokens))
+        nodes, plan = self._plan(context, bool(is_output.all()))
+        tape = Tape(nodes, plan, self.loras, self.multiplier, group.positions, keeps=keeps)
+        return tape, tape.run(context, group.tokens, group.sequences, is_output)
+
+    def _open(self, num_tokens: int) -> native.Context:
+        """A context with room for so many tokens; the one there is, if it is large enough."""
+        if self.context is None or self.context.num_tokens < num_tokens:
+            if self.context is not None:
+                self.context.close()
+                self.context = None
+            self.context = native.Context(
+                self.model, context_tokens(num_tokens), native.MAX_SEQUENCES, self.num_threads
+            )
+        return self.context
+
+    def _backward(self, group: Group, total: float, share: float) -> float:
+        is_label = group.is_label
+        is_output = np.ones_like(is_label) if share else is_label
+        fixed = self._dispatched_hidden(group) if share else None
+        tape, hidden = self._forward(group, is_output, keeps=True)
+        weights = group.weights[is_label] / np.float32(total)
+        at_labels = hidden[is_label[is_output]]
+        found = apply_head(at_labels, tape.plan.head, self.multiplier, group.targets[is_label], weights)
+        if self.loras and found.d_hidden is not None:
+            d_hidden: Array = found.d_hidden
+            if fixed is not None:
+                means = group.means
+                away: Array = means @ (hidden - fixed)
+                d_hidden = means.T @ (2 * share * away)
+                d_hidden[is_label] += found.d_hidden
+            tape.backward(d_hidden)
+        return float(found.losses.astype(np.float64) @ weights)
+
+    def _dispatched_hidden(self, group: Group) -> Array:
+        """Hidden states of all tokens with the adapter that was there at `begin`."""
+        assert self.dispatched is not None
+        trained = self.flat.copy()
+        self.flat[:] = self.dispatched
+        try:
+            return self._forward(group, np.ones(len(group.tokens), np.bool_), keeps=False)[1]
+        finally:
+            self.flat[:] = trained

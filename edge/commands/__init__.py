@@ -1,0 +1,1 @@
+"""The commands of a device; heavy imports happen when a command runs."""

@@ -1,0 +1,238 @@
+"""The command `tunefleet generate`: asks a base model, with an adapter or without."""
+
+import asyncio
+import json
+import sys
+from collections.abc import Awaitable, Callable
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from typer import Argument, Option
+
+from converters.command import OUTPUT, examples
+from edge.commands.options import (
+    AdapterOption,
+    Backend,
+    BackendOption,
+    BaseOption,
+    Precision,
+    PrecisionOption,
+)
+
+if TYPE_CHECKING:
+    from edge.training.data.forms import Asking
+    from edge.training.task import Completion, Loaded
+
+EXAMPLES = examples(
+    "tunefleet generate --base Qwen/Qwen3-0.6B --adapter adapter 'What is MQTT?'",
+    "tunefleet generate --base model.gguf --max-tokens 400 < letter.txt",
+)
+ASKING, SAMPLING = "How to ask", "Sampling"
+STDIN = "-"
+NOTES = {
+    "plain": "with the prompt as it stands; --chat asks through the chat template",
+    "alpaca": "with Alpaca's prompt around the instruction; --raw asks with the prompt as it stands",
+}
+Ask = Callable[..., Awaitable[list["Completion"]]]  # `Worker.complete`, its settings given
+
+
+def generate(
+    base: BaseOption,
+    prompts: Annotated[
+        list[str] | None,
+        Argument(
+            metavar="PROMPT",
+            show_default=False,
+            help="What to ask, each for itself; without one, or with -, it is read from standard input.",
+        ),
+    ] = None,
+    adapter: AdapterOption = None,
+    raw: Annotated[
+        bool | None,
+        Option(
+            "--raw/--chat",
+            "--ignore-chat-template",
+            rich_help_panel=ASKING,
+            help="Ask with the prompt as it stands, or as a turn of a chat, through the model's chat "
+            "template. Without either as the adapter was trained (its metrics.json tells), and else as a "
+            "chat where the model has a template. Conversations are trained on as a chat, Alpaca's rows in "
+            "Alpaca's prompt, `prompt` and `completion`, and `text`, as they stand.",
+        ),
+    ] = None,
+    system: Annotated[
+        str | None,
+        Option(
+            "--system",
+            "--system-prompt",
+            metavar="TEXT",
+            rich_help_panel=ASKING,
+            help="What the system says before the prompt, in a chat.",
+        ),
+    ] = None,
+    max_tokens: Annotated[
+        int,
+        Option(
+            metavar="N",
+            min=1,
+            rich_help_panel=SAMPLING,
+            help="The most tokens of an answer; prompt and answer together fit the model's context.",
+        ),
+    ] = 128,
+    temperature: Annotated[
+        float,
+        Option(
+            "--temperature",
+            "--temp",
+            metavar="X",
+            min=0,
+            rich_help_panel=SAMPLING,
+            help="Higher is more varied; 0 always takes the most likely token.",
+        ),
+    ] = 0.0,
+    top_p: Annotated[
+        float,
+        Option(
+            metavar="X",
+            min=0,
+            max=1,
+            rich_help_panel=SAMPLING,
+            help="Draw only from the most likely tokens that together have this probability.",
+        ),
+    ] = 1.0,
+    seed: Annotated[
+        int,
+        Option(
+            metavar="N",
+            min=0,
+            rich_help_panel=SAMPLING,
+            help="Of the draws: the same seed gives the same answer again, on the same backend.",
+        ),
+    ] = 0,
+    backend: BackendOption = Backend.auto,
+    precision: PrecisionOption = Precision.auto,
+    as_json: Annotated[
+        bool,
+        Option(
+            "--json",
+            rich_help_panel=OUTPUT,
+            help="Print an object a prompt: prompt, completion, num_prompt_tokens, num_tokens, and ended_by, "
+            "which is end, max_tokens or context.",
+        ),
+    ] = False,
+) -> None:
+    """Answers prompts, with an adapter or without; the text appears as it is generated."""
+    from edge.backends.hub import find_base
+    from edge.commands.display import Display
+    from edge.errors import ConfigError
+    from edge.training.local_run import canonical_file
+    from edge.training.task import Sampling
+    from edge.training.worker.supervisor import Worker
+
+    if raw and system is not None:
+        raise ConfigError("--system is a turn of a chat; leave it out, or --raw")
+    if top_p == 0:
+        raise ConfigError("--top-p is 0, which leaves no token; expected more, at most 1")
+    sampling = Sampling(max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed)
+    texts = _texts(prompts or [])
+
+    async def answer() -> None:
+        found = find_base(base)
+        with canonical_file(adapter, found) as path:
+            async with Worker(found, backend.value, precision.value) as worker:
+                with Display() as display:
+                    display.stage(f"loading {base}")
+                    loaded = await worker.load()
+                asking = _asking(loaded, adapter, raw, system)
+                ask = partial(worker.complete, sampling=sampling, adapter=path, asking=asking, system=system)
+                for text in texts:
+                    await (_print_json(ask, text) if as_json else _print_text(ask, text, max_tokens))
+
+    asyncio.run(answer())
+
+
+def _texts(prompts: list[str]) -> list[str]:
+    """The prompts; what comes from standard input loses its last line break, as in a shell."""
+    if prompts.count(STDIN) > 1:
+        from edge.errors import ConfigError
+
+        raise ConfigError("- stands for standard input, which can be read only once")
+    return [_read() if prompt == STDIN else prompt for prompt in prompts or [STDIN]]
+
+
+def _read() -> str:
+    if sys.stdin.isatty():
+        typer.echo("reading the prompt; Ctrl-D on a line of its own ends it", err=True)
+    from edge.errors import DataError
+
+    try:
+        text = sys.stdin.buffer.read().decode()
+    except UnicodeDecodeError as error:
+        raise DataError(f"standard input is not UTF-8 text: byte {error.start + 1} is wrong") from error
+    if not text.strip():
+        raise DataError("standard input is empty; give a PROMPT, or write one to it")
+    return text.removesuffix("\n").removesuffix("\r")
+
+
+def _asking(loaded: "Loaded", adapter: Path | None, raw: bool | None, system: str | None) -> "Asking":
+    """How to ask: as told, or as the adapter was trained, or through the chat template where there is one."""
+    from edge.errors import ConfigError
+    from edge.training.local_run import trained_asking
+
+    wants_chat = raw is False or system is not None
+    if wants_chat and not loaded.has_chat_template:
+        option = "--chat" if raw is False else "--system"
+        raise ConfigError(f"{option} needs a chat template, and the base model has none; leave it out")
+    if wants_chat or raw:
+        return "plain" if raw else "chat"
+    trained = trained_asking(adapter) if adapter else None
+    if trained == "alpaca" or (trained == "plain" and loaded.has_chat_template):
+        typer.echo(f"note: asked as the adapter was trained, {NOTES[trained]}", err=True)
+    return trained or ("chat" if loaded.has_chat_template else "plain")
+
+
+async def _print_json(ask: Ask, prompt: str) -> None:
+    (found,) = await ask([prompt])
+    report = {
+        "prompt": prompt,
+        "completion": found.text,
+        "num_prompt_tokens": found.num_prompt_tokens,
+        "num_tokens": found.num_tokens,
+        "ended_by": found.ended_by,
+    }
+    typer.echo(json.dumps(report, ensure_ascii=False))
+
+
+async def _print_text(ask: Ask, prompt: str, max_tokens: int) -> None:
+    is_terminal = sys.stdout.isatty()
+
+    def show(_: int, text: str) -> None:
+        typer.echo(_harmless(text) if is_terminal else text, nl=False)
+
+    (found,) = await ask([prompt], on_text=show)
+    if not found.text.endswith("\n"):
+        typer.echo()
+    _tell_end(found, max_tokens)
+
+
+def _harmless(text: str) -> str:
+    """Text without what a terminal would obey: control characters other than line breaks and tabs."""
+    return "".join(
+        letter
+        if letter in "\n\t" or letter.isprintable() or ord(letter) > 0x9F
+        else "\N{REPLACEMENT CHARACTER}"
+        for letter in text
+    )
+
+
+def _tell_end(found: "Completion", max_tokens: int) -> None:
+    """Says why an answer has ended that the model had not finished."""
+    if found.ended_by == "context":
+        typer.echo(
+            f"note: ended after {found.num_tokens} of --max-tokens {max_tokens}, for the model's context is "
+            f"full: the prompt has {found.num_prompt_tokens} tokens",
+            err=True,
+        )
+    elif found.ended_by == "max_tokens":
+        typer.echo(f"note: ended by --max-tokens {max_tokens}", err=True)

@@ -1,0 +1,1 @@
+"""Transfers in chunks, as coroutines over a transport."""

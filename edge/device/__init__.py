@@ -1,0 +1,1 @@
+"""The client on a device: it follows the coordinator, trains, and delivers."""

@@ -1,0 +1,140 @@
+"""One task: how a version's recipe becomes a plan, and a trained adapter an update."""
+
+import hashlib
+from pathlib import Path
+from typing import NamedTuple
+
+from msgspec import Struct
+
+from converters.adapter import Factors, LoraAdapter
+from converters.formats.canonical import load_adapter
+from converters.masking import leading_rows, train_mask
+from edge.errors import ConfigError
+from edge.protocol.chunks import CHUNK_BYTES
+from edge.protocol.delta import encode_delta, update_id
+from edge.protocol.messages import Manifest, Recipe, UpdateHeader
+from edge.training.plan import Plan
+from edge.training.task import Result
+
+
+class Assignment(Struct, frozen=True, forbid_unknown_fields=True):
+    """The task under way: one attempt at one version."""
+
+    manifest: Manifest
+    attempt: int
+
+    def yielded(self, header: UpdateHeader) -> bool:
+        """Whether that update came of this task."""
+        manifest = self.manifest
+        is_same_base = header.base_sha256 in (None, manifest.sha256)
+        return (header.base_version, header.attempt) == (manifest.version, self.attempt) and is_same_base
+
+
+class Update(NamedTuple):
+    """What a task yields."""
+
+    header: UpdateHeader
+    payload: bytes
+    residual: LoraAdapter  # what the encoding left over
+    personal: LoraAdapter | None  # whose b the device keeps for its next task, where the recipe says so
+
+
+def task_seed(device_id: str, task: Assignment) -> int:
+    """Of the data's order: a repeat of the same device, version and attempt trains the same."""
+    text = f"{device_id}\n{task.manifest.version}\n{task.attempt}"
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") >> 1
+
+
+def make_plan(recipe: Recipe, seed: int, micro_batch_tokens: int, checkpoint_every_s: float) -> Plan:
+    """The coordinator's recipe with what is this device's own.
+
+    Raises:
+        ConfigError: The recipe cannot be followed.
+    """
+    if recipe.keeps == "b" == recipe.trains:
+        raise ConfigError(
+            "recipe: keeps b and trains nothing but b, so nothing would be sent; train both, or a"
+        )
+    return Plan(
+        steps=recipe.steps,
+        seconds=0.0 if recipe.steps else recipe.seconds,
+        lr=recipe.lr,
+        weight_decay=recipe.weight_decay,
+        clip_norm=recipe.clip_norm,
+        pull=recipe.pull,
+        trains=recipe.trains,
+        train_rank=recipe.train_rank,
+        seq_tokens=recipe.seq_tokens,
+        batch_tokens=recipe.batch_tokens,
+        micro_batch_tokens=micro_batch_tokens,
+        seed=seed,
+        checkpoint_every_s=checkpoint_every_s,
+    )
+
+
+def start_adapter(recipe: Recipe, dispatched: LoraAdapter, personal: LoraAdapter | None) -> LoraAdapter:
+    """What a task begins with: as dispatched, but for the b that the device has kept, where it keeps one.
+
+    Args:
+        recipe: Of the version.
+        dispatched: The version's adapter.
+        personal: As the device's last update gave it; modules of other shapes are forgotten.
+    """
+    if recipe.keeps == "none" or personal is None:
+        return dispatched
+    kept = {name: factors.b for name, factors in personal}
+    return LoraAdapter(
+        {
+            name: Factors(f.a, kept[name], f.scale) if name in kept and kept[name].shape == f.b.shape else f
+            for name, f in dispatched
+        }
+    )
+
+
+def make_update(
+    device_id: str, task: Assignment, dispatched: Path, result: Result, residual: LoraAdapter | None
+) -> Update:
+    """Trained minus dispatched, with `residual` added, encoded as the manifest asks.
+
+    Of what the recipe leaves untrained, or lets the device keep, nothing is sent.
+
+    Args:
+        device_id: This device.
+        task: What was trained.
+        dispatched: The version's adapter as it was downloaded.
+        result: Of the worker.
+        residual: What the device's last encoding left over.
+
+    Raises:
+        AdapterError: Training diverged: the adapter is not finite.
+    """
+    manifest, recipe = task.manifest, task.manifest.recipe
+    trained = load_adapter(Path(result.adapter))
+    rows = leading_rows(trained, recipe.train_rank)
+    began = leading_rows(load_adapter(dispatched), recipe.train_rank)
+    sent = train_mask(rows, "a" if recipe.keeps == "b" else recipe.trains, 0)
+    payload, left = encode_delta(rows, began, residual, manifest.encoding, mask=sent)
+    sha256 = hashlib.sha256(payload).hexdigest()
+    # A coordinator that tells no epoch is of an older tunefleet, and takes no header that names the blob.
+    base_sha256 = manifest.sha256 if manifest.epoch else None
+    header = UpdateHeader(
+        update=update_id(device_id, manifest.version, task.attempt, sha256, base_sha256),
+        fleet=manifest.fleet,
+        device_id=device_id,
+        tier=manifest.tier,
+        base_version=manifest.version,
+        base=manifest.base,
+        attempt=task.attempt,
+        sha256=sha256,
+        size_bytes=len(payload),
+        chunk_bytes=CHUNK_BYTES,
+        encoding=manifest.encoding,
+        num_examples=result.num_examples,
+        num_tokens=result.num_tokens,
+        num_steps=result.num_steps,
+        seconds=result.seconds,
+        loss_before=result.loss_before,
+        loss_after=result.loss_after,
+        base_sha256=base_sha256,
+    )
+    return Update(header, payload, left, trained if recipe.keeps == "b" else None)

@@ -1,0 +1,107 @@
+"""The program on a device: waits for a version, trains on it, and delivers what it learnt.
+
+Two loops share one connection: `learner.py` does one task after another and spools what was learnt,
+`courier.py` brings the spool to the coordinator; so training goes on while an update travels. Everything
+that matters is on the disk before the next step builds on it: a client that is killed anywhere goes on where
+it was.
+"""
+
+import asyncio
+
+from edge.device.config import DeviceConfig
+from edge.device.courier import Courier
+from edge.device.inbox import Inbox
+from edge.device.learner import Learner
+from edge.device.session import Session
+from edge.device.state import DeviceState
+from edge.events import Event, Show
+from edge.storage.spool import Spool
+from edge.training.worker.supervisor import Trainer
+from edge.transport.base import Transport
+
+
+class Client:
+    """One device in one fleet; `run` once.
+
+    Args:
+        config: Its settings.
+        backend: Name of the backend, as its capability card shows it.
+        state: Its state folder, entered.
+        transport: Not entered yet; with the device's presence.
+        worker: Not entered yet.
+        show: Gets every event.
+    """
+
+    def __init__(
+        self,
+        config: DeviceConfig,
+        *,
+        backend: str,
+        state: DeviceState,
+        transport: Transport,
+        worker: Trainer,
+        show: Show,
+    ) -> None:
+        inbox = Inbox(
+            config.fleet,
+            config.device_id,
+            state.memory.coordinator_key,
+            lambda text: show(Event("warning", text, {})),
+            # A coordinator that tells no epoch may be followed back to any version, as ever.
+            (state.memory.epoch, state.memory.newest if state.memory.epoch else -1),
+        )
+        spool = Spool(state.spool, state.residual)
+        self._session = Session(config, backend, state, spool, inbox, transport, show, asyncio.Event())
+        self._worker = worker
+        key = state.identity()
+        self._courier = Courier(self._session, key)
+        self._learner = Learner(self._session, worker, key)
+        self._stopping = asyncio.Event()
+
+    async def run(self) -> None:
+        """Works until `max_tasks` are receipted, or until `stop`.
+
+        Raises:
+            TransportError: The first connection was refused.
+            BaseModelError: The fleet trains another base model.
+            DataError, BackendError, ConfigError: Training is not possible.
+            Rejected: The coordinator does not want this device.
+        """
+        work = asyncio.create_task(self._work())
+        stopping = asyncio.create_task(self._stopping.wait())
+        try:
+            await asyncio.wait({work, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            if not work.done() and await self._learner.stop():
+                await asyncio.wait({work})
+        finally:
+            await _end(work, stopping)
+        if not work.cancelled():
+            work.result()
+        self._session.say("stopped", "all is on disk; the same command goes on from here")
+
+    def stop(self) -> None:
+        """Ends `run` in order: a task under way writes a checkpoint."""
+        self._stopping.set()
+
+    async def _work(self) -> None:
+        config = self._session.config
+        async with self._session.transport, self._worker:
+            self._session.say("joined", f"fleet {config.fleet} as {config.device_id}")
+            runs = (self._learner.run, self._learner.follow, self._courier.run, self._listen)
+            loops = [asyncio.create_task(run()) for run in runs]
+            try:
+                done, _ = await asyncio.wait(loops, return_when=asyncio.FIRST_COMPLETED)
+                for loop in done:
+                    loop.result()
+            finally:
+                await _end(*loops)
+
+    async def _listen(self) -> None:
+        async for message in self._session.transport.messages():
+            self._session.inbox.receive(message)
+
+
+async def _end(*tasks: asyncio.Task[object]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)

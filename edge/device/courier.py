@@ -1,0 +1,97 @@
+"""Brings what lies in the spool to the coordinator, oldest first, until each update has its final receipt."""
+
+import msgspec
+
+from edge.delivery.upload import Upload
+from edge.device.capability_card import capability_card
+from edge.device.session import Session
+from edge.errors import DiskFull, Rejected
+from edge.protocol.messages import Hello, Receipt
+from edge.protocol.signing import sign_message
+from edge.storage.spool import Entry
+
+# Verdicts on the device: every further update would fare alike.
+FATAL = frozenset({"unknown-device", "bad-signature", "foreign-base"})
+# Verdicts on the sender's key alone: the update itself may still count, once the device is enrolled.
+UNJOURNALLED = frozenset({"unknown-device", "bad-signature"})
+
+
+class Courier:
+    """The delivering loop of one client."""
+
+    def __init__(self, session: Session, key: bytes) -> None:
+        self._session = session
+        self._key = key
+        self._greeted: Hello | None = None
+
+    async def run(self) -> None:
+        """Delivers for ever.
+
+        Raises:
+            Rejected: The coordinator does not want this device.
+        """
+        session = self._session
+        await session.transport.subscribe(session.topics.device(session.config.device_id, "receipt"))
+        while True:
+            session.spooled.clear()
+            await self._greet()
+            entry = self._next()
+            if entry is None:
+                await session.spooled.wait()
+            else:
+                await self._deliver(entry)
+
+    def _next(self) -> Entry | None:
+        """The oldest update whose task is closed: before that, a kill could make the task start again."""
+        task = self._session.state.memory.task
+        entries = self._session.spool.entries()
+        return next((entry for entry in entries if not (task and task.yielded(entry.header))), None)
+
+    async def _greet(self) -> None:
+        """Sends the capability card, once the base model is known; again, once the speed is."""
+        config, memory = self._session.config, self._session.state.memory
+        told = self._greeted
+        is_told = told is not None and (told.tokens_per_s is not None or memory.tokens_per_s is None)
+        if memory.base is None or is_told:
+            return
+        self._greeted = capability_card(
+            config.device_id, self._session.backend, config.max_rank, memory.tokens_per_s, memory.base
+        )
+        topic = self._session.topics.device(config.device_id, "hello")
+        await self._session.transport.publish(topic, sign_message(self._greeted, self._key), retain=True)
+
+    async def _deliver(self, entry: Entry) -> None:
+        session = self._session
+        upload = Upload(session.transport, session.topics, entry, session.config.patience_s)
+        session.inbox.upload = upload
+        try:
+            receipt = await upload.run()
+        finally:
+            session.inbox.upload = None
+        self._settle(entry, receipt)
+        session.inbox.news.set()
+
+    def _remember(self, receipt: Receipt) -> None:
+        """Notes the verdict's place in the coordinator's journal, to see when it is forgotten there."""
+        state = self._session.state
+        if receipt.seq and receipt.seq > state.memory.seq:
+            try:
+                state.update(seq=receipt.seq)
+            except DiskFull as error:  # the next receipt's is noted
+                self._session.say("warning", f"{error}")
+
+    def _settle(self, entry: Entry, receipt: Receipt) -> None:
+        name = f"update {entry.header.update[:8]} on version {entry.header.base_version}"
+        facts = {"base_version": entry.header.base_version}
+        facts |= {name: value for name, value in msgspec.structs.asdict(receipt).items() if name != "seq"}
+        if receipt.status == "accepted":
+            self._session.spool.accept(entry)
+            self._remember(receipt)
+            self._session.say("accepted", name, **facts)
+            return
+        reason = receipt.reason or "malformed"
+        if reason not in UNJOURNALLED:
+            self._session.spool.drop(entry)
+        self._session.say("rejected", f"{name}: {reason}: {receipt.detail}", **facts)
+        if reason in FATAL:
+            raise Rejected(reason, f"{name}: {receipt.detail or 'refused by the coordinator'}")

@@ -1,0 +1,87 @@
+"""How a device follows its coordinator from one session to the next, also back to an older version.
+
+Every session of the coordinator has a later epoch than the one before, and signs it into its manifests. Where
+a later epoch announces a lower version, or another version of the same number, the coordinator's state was
+restored from a backup: what this device has beyond it is of no use, and the task in hand is dropped. An
+earlier epoch never counts again, over restarts too, so nobody takes a device back by sending an old manifest.
+
+What was accepted after the backup is forgotten, which the device sees by the numbers that receipts have in
+the coordinator's journal. Then it counts its attempts anew: on the version that is current again the fleet
+may have nothing of it.
+"""
+
+from collections.abc import Awaitable, Callable
+
+from edge.device.assignment import Assignment
+from edge.device.session import Session
+from edge.errors import DiskFull
+
+FORGOTTEN = (
+    "the coordinator has forgotten updates of this device (its state was restored); its attempts count anew"
+)
+
+
+class Epochs:
+    """The following side of one client.
+
+    Args:
+        session: The running client's.
+        end_training: Ends a task under way with a checkpoint.
+    """
+
+    def __init__(self, session: Session, end_training: Callable[[], Awaitable[object]]) -> None:
+        self._session = session
+        self._state = session.state
+        self._end_training = end_training
+
+    async def run(self) -> None:
+        """Follows for ever."""
+        inbox = self._session.inbox
+        while True:
+            before = inbox.seen
+            await inbox.turned.wait()
+            inbox.turned.clear()
+            is_forgotten = self._remember()
+            task = self._state.memory.task
+            if task and self.loss(task):
+                await self._end_training()
+            elif not task and inbox.seen[1] < before[1]:
+                self._session.say("warning", self._return(), version=inbox.seen[1])
+            elif is_forgotten:
+                self._session.say("warning", FORGOTTEN, version=inbox.seen[1])
+            inbox.news.set()
+
+    def loss(self, task: Assignment) -> str:
+        """Why a task is of no use to the coordinator as it is now; empty where it may be."""
+        mine, now = task.manifest, self._session.inbox.rival(task.manifest)
+        if now is None or now.epoch <= mine.epoch:
+            return ""
+        if now.version < mine.version:
+            return f"{self._return()}; the task on version {mine.version} is of no use"
+        if now.version == mine.version and now.tier == mine.tier and now.sha256 != mine.sha256:
+            return (
+                f"the coordinator's state was restored, and version {now.version} is another one now; "
+                "the task on the earlier one is of no use"
+            )
+        return ""
+
+    def _return(self) -> str:
+        version = self._session.inbox.seen[1]
+        return f"the coordinator went back to version {version} (its state was restored)"
+
+    def _remember(self) -> bool:
+        """Notes the epoch, once it is known whose: the key is pinned with the first task.
+
+        Returns:
+            Whether the coordinator has forgotten what it accepted of this device.
+        """
+        inbox, memory = self._session.inbox, self._state.memory
+        if memory.coordinator_key is None:
+            return False
+        is_forgotten = memory.seq > inbox.known
+        anew = {"version": -1, "sha256": "", "attempts": 0, "seq": inbox.known} if is_forgotten else {}
+        try:
+            self._state.update(epoch=inbox.seen[0], newest=inbox.seen[1], **anew)
+        except DiskFull as error:  # the next task notes the epoch
+            self._session.say("warning", f"{error}")
+        return is_forgotten

@@ -1,0 +1,80 @@
+"""Which version to train on next: the current one, in the largest tier that fits, as often as it may be."""
+
+import asyncio
+
+from edge.device.assignment import Assignment
+from edge.device.proof import Proof
+from edge.device.session import Session
+from edge.errors import ConfigError
+from edge.protocol.messages import Manifest
+
+SETTLE_S = 0.2  # the tiers of a version are announced one after the other
+
+
+class Offers:
+    """What the fleet offers this device."""
+
+    def __init__(self, session: Session, proof: Proof) -> None:
+        self._session = session
+        self._proof = proof
+
+    async def next_task(self) -> Assignment:
+        """Waits for a version that may be trained on; the task is in the state folder when it returns.
+
+        Raises:
+            BaseModelError: The fleet trains another base model.
+            ConfigError: The version cannot be downloaded.
+            DiskFull: The task was not noted.
+        """
+        inbox, max_rank = self._session.inbox, self._session.config.max_rank
+        told = ""
+        while True:
+            manifest = inbox.choose(max_rank)
+            if manifest and manifest.rank < max_rank:
+                await asyncio.sleep(SETTLE_S)
+                manifest = inbox.choose(max_rank)
+            task = await self._offer(manifest) if manifest else None
+            if task:
+                epoch, newest = inbox.seen
+                self._session.state.update(
+                    task=task, coordinator_key=inbox.coordinator_key, epoch=epoch, newest=newest
+                )
+                return task
+            if (reason := self._waits_for(manifest)) != told:
+                self._session.say("waiting", reason)
+                told = reason
+            await self.news()
+
+    async def _offer(self, manifest: Manifest) -> Assignment | None:
+        """The next attempt at `manifest`, where its recipe and the spool leave room for one."""
+        memory, config = self._session.state.memory, self._session.config
+        if manifest.chunk_bytes < 1024:
+            raise ConfigError(
+                f"version {manifest.version} has chunks of {manifest.chunk_bytes} bytes, expected 1024"
+            )
+        if not await self._proof.holds(manifest):
+            return None
+        is_known = manifest.epoch == memory.session or memory.sha256 in ("", manifest.sha256)
+        attempt = memory.attempts if manifest.version == memory.version and is_known else 0
+        is_exhausted = 0 < manifest.recipe.attempts <= attempt
+        is_crowded = len(self._session.spool.entries()) >= config.max_pending
+        return None if is_exhausted or is_crowded else Assignment(manifest, attempt)
+
+    def _waits_for(self, manifest: Manifest | None) -> str:
+        config, num_pending = self._session.config, len(self._session.spool.entries())
+        if manifest and num_pending >= config.max_pending:
+            return f"for the receipts of {num_pending} updates"
+        if manifest:
+            return f"for a version after {manifest.version}"
+        if ranks := self._session.inbox.ranks():
+            return f"for a tier of rank {config.max_rank} or less; the fleet has {', '.join(map(str, ranks))}"
+        return f"for the first version of fleet {config.fleet}"
+
+    async def news(self) -> None:
+        """Waits for a manifest or a receipt; asks for the retained manifests again when nothing comes."""
+        self._session.inbox.news.clear()
+        try:
+            async with asyncio.timeout(6 * self._session.config.patience_s):
+                await self._session.inbox.news.wait()
+        except TimeoutError:
+            await self._session.transport.subscribe(self._session.topics.version("+"))

@@ -1,0 +1,1 @@
+"""What lies on disk, whatever is killed in between."""

@@ -1,0 +1,143 @@
+"""A file that comes in chunks, in any order and more than once, and survives a kill in between.
+
+One file holds the data and behind it a trailer: what is being received, and a byte per chunk that is there.
+The byte is written after the chunk, so that what the trailer says is true after a SIGKILL; after a power cut
+it may lie, and then the hash of the whole finds out. Nothing is kept open between calls, and memory is a byte
+per chunk.
+"""
+
+import contextlib
+import hashlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from edge.errors import Rejected
+from edge.protocol.chunks import chunk_length, missing_ranges, num_chunks
+from edge.protocol.messages import Range
+from edge.storage.disk import room_for
+
+
+class PartFile:
+    """A payload of known size and hash being received at `path`.
+
+    What an earlier process received there is taken up if it is the same payload in the same chunks; anything
+    else at `path` is overwritten.
+
+    Args:
+        path: Where to keep the parts; its folder must exist.
+        size_bytes: Of the payload; the caller has bounded it.
+        chunk_bytes: Of every chunk but the last.
+        sha256: Of the payload, 64 hex digits.
+
+    Raises:
+        DiskFull: There is no room to begin.
+    """
+
+    def __init__(self, path: Path, size_bytes: int, chunk_bytes: int, sha256: str) -> None:
+        self.path = path
+        self.size_bytes = size_bytes
+        self.chunk_bytes = chunk_bytes
+        self.sha256 = sha256
+        self._identity = f"{sha256} {size_bytes} {chunk_bytes}\n".encode()
+        self._present = self._found()
+        self._num_missing = self._present.count(0)
+        if not self._present:
+            self._start_over()
+
+    @property
+    def is_complete(self) -> bool:
+        """Every chunk is there; `finish` tells whether they are the right ones."""
+        return self._num_missing == 0
+
+    def missing(self, max_ranges: int = 256) -> tuple[Range, ...]:
+        """The chunks that are not there yet, as ranges, the first `max_ranges` of them."""
+        return missing_ranges(self._present, max_ranges)
+
+    def write(self, number: int, chunk: bytes) -> bool:
+        """Keeps a chunk; False when it was there already.
+
+        Raises:
+            Rejected: `malformed`: no such chunk, or not of its length.
+            DiskFull: There is no room; what was there before still is.
+        """
+        expected = chunk_length(number, self.size_bytes, self.chunk_bytes)
+        if expected <= 0 or len(chunk) != expected:
+            raise Rejected("malformed", f"chunk {number} of {len(chunk)} bytes, expected {max(expected, 0)}")
+        if self._present[number]:
+            return False
+        with room_for("what is received", self.path), _opened(self.path, os.O_WRONLY) as file:
+            _write_at(file, chunk, number * self.chunk_bytes)
+            _write_at(file, b"\1", self.size_bytes + len(self._identity) + number)
+        self._present[number] = 1
+        self._num_missing -= 1
+        return True
+
+    def finish(self, final_path: Path) -> None:
+        """Moves the payload to `final_path` in one step; reads all of it, so large ones belong in a thread.
+
+        Raises:
+            Rejected: `hash-mismatch`; every chunk is missing again. `malformed`: chunks are still missing.
+            DiskFull: There is no room.
+        """
+        if not self.is_complete:
+            raise Rejected("malformed", f"chunks {self.missing(8)} of {self.path.name} are missing")
+        digest = self._digest()
+        if digest != self.sha256:
+            self._start_over()
+            raise Rejected("hash-mismatch", f"sha256 {digest}, expected {self.sha256}")
+        with room_for("what is received", self.path):
+            with _opened(self.path, os.O_WRONLY) as file:
+                os.ftruncate(file, self.size_bytes)
+                os.fsync(file)
+            self.path.replace(final_path)
+            with _opened(final_path.parent, os.O_RDONLY) as folder:
+                os.fsync(folder)
+
+    def discard(self) -> None:
+        """Removes what was received."""
+        self.path.unlink(missing_ok=True)
+
+    def _found(self) -> bytearray:
+        """The map an earlier process left; empty when there is none for this payload."""
+        count = num_chunks(self.size_bytes, self.chunk_bytes)
+        with contextlib.suppress(FileNotFoundError), _opened(self.path, os.O_RDONLY) as file:
+            size = os.fstat(file).st_size
+            if size == self.size_bytes and self._digest() == self.sha256:
+                return bytearray(b"\1" * count)  # killed inside `finish`, when the trailer was gone already
+            trailer = os.pread(file, len(self._identity) + count, self.size_bytes)
+            if trailer.startswith(self._identity) and size == self.size_bytes + len(self._identity) + count:
+                return bytearray(trailer[len(self._identity) :])
+        return bytearray()
+
+    def _start_over(self) -> None:
+        self._present = bytearray(num_chunks(self.size_bytes, self.chunk_bytes))
+        self._num_missing = len(self._present)
+        with (
+            room_for("what is received", self.path),
+            _opened(self.path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC) as file,
+        ):
+            _write_at(file, self._identity + self._present, self.size_bytes)
+
+    def _digest(self) -> str:
+        digest = hashlib.sha256()
+        with self.path.open("rb") as file:
+            for start in range(0, self.size_bytes, 1 << 20):
+                digest.update(file.read(min(1 << 20, self.size_bytes - start)))
+        return digest.hexdigest()
+
+
+@contextlib.contextmanager
+def _opened(path: Path, flags: int) -> Iterator[int]:
+    file = os.open(path, flags, 0o600)
+    try:
+        yield file
+    finally:
+        os.close(file)
+
+
+def _write_at(file: int, data: bytes, offset: int) -> None:
+    """`pwrite` until all is written: it may stop short when the disk is nearly full."""
+    written = os.pwrite(file, data, offset)
+    while written < len(data):
+        written += os.pwrite(file, memoryview(data)[written:], offset + written)

@@ -1,0 +1,138 @@
+"""Updates on disk until they are receipted.
+
+An update is one folder, made elsewhere and renamed into place, so it is there whole or not at all:
+
+    spool/<epoch>-<base version>-<attempt>/    without the epoch where the coordinator told none
+        header.json           the signed header, as it is sent
+        payload.bin           the encoded delta
+        residual.safetensors  what the encoding left over
+
+An accepted update's residual becomes the device's; a refused one's is dropped with it, so what earlier
+encodings left over is still there. Both steps may be repeated after a kill.
+"""
+
+import shutil
+from pathlib import Path
+from typing import NamedTuple
+
+from converters.adapter import LoraAdapter
+from converters.formats.canonical import dump_adapter, load_adapter
+from edge.errors import ProtocolError, StateError
+from edge.protocol.messages import UpdateHeader
+from edge.protocol.signing import open_signed
+from edge.storage.disk import room_for, sync_folder, write_through
+
+HEADER, PAYLOAD, RESIDUAL = "header.json", "payload.bin", "residual.safetensors"
+
+
+class Entry(NamedTuple):
+    """An update that waits for its receipt."""
+
+    folder: Path
+    header: UpdateHeader
+    signed: bytes  # the header as it is sent
+
+    @property
+    def payload(self) -> Path:
+        """The encoded delta."""
+        return self.folder / PAYLOAD
+
+
+class Spool:
+    """The updates of one device, oldest first.
+
+    Args:
+        folder: Of the spool alone.
+        residual: Where the device's residual lies between updates.
+    """
+
+    def __init__(self, folder: Path, residual: Path) -> None:
+        self._folder = folder
+        self._residual = residual
+        for leftover in folder.glob(".*"):  # of a client that was killed while adding or dropping
+            shutil.rmtree(leftover)
+
+    def entries(self) -> list[Entry]:
+        """All updates without a receipt, oldest first.
+
+        Raises:
+            StateError: A header is damaged.
+        """
+        return [_read(path) for path in sorted(self._folder.iterdir()) if not path.name.startswith(".")]
+
+    def holds(self, version: int, attempt: int, epoch: int = 0) -> bool:
+        """Whether the update of this task is here."""
+        return (self._folder / _name(epoch, version, attempt)).exists()
+
+    def add(
+        self,
+        header: UpdateHeader,
+        signed: bytes,
+        payload: bytes,
+        residual: LoraAdapter | None,
+        epoch: int = 0,
+    ) -> None:
+        """Takes an update in; afterwards it survives a power cut.
+
+        Args:
+            header: Of the update.
+            signed: The same, as it is sent.
+            payload: The encoded delta.
+            residual: What the encoding left over.
+            epoch: Of the task's manifest: a restored coordinator's versions fall, epochs always rise.
+
+        Raises:
+            DiskFull: Nothing was added.
+        """
+        draft = self._folder / ".draft"
+        with room_for("an update", self._folder):
+            try:
+                draft.mkdir()
+                write_through(draft / HEADER, signed)
+                write_through(draft / PAYLOAD, payload)
+                if residual is not None:
+                    write_through(draft / RESIDUAL, dump_adapter(residual))
+                sync_folder(draft)
+                draft.rename(self._folder / _name(epoch, header.base_version, header.attempt))
+            except OSError:
+                shutil.rmtree(draft, ignore_errors=True)
+                raise
+            sync_folder(self._folder)
+
+    def residual(self) -> LoraAdapter | None:
+        """What the latest encoding left over: of the newest update here, else of the last accepted one."""
+        waiting = [entry.folder / RESIDUAL for entry in reversed(self.entries())]
+        for path in (*waiting, self._residual):
+            if path.exists():
+                return load_adapter(path)
+        return None
+
+    def accept(self, entry: Entry) -> None:
+        """Forgets an accepted update; what its encoding left over is kept for the next."""
+        left = entry.folder / RESIDUAL
+        if left.exists():
+            left.replace(self._residual)
+            sync_folder(self._residual.parent)
+        self.drop(entry)
+
+    def drop(self, entry: Entry) -> None:
+        """Forgets an update and what its encoding left over."""
+        leaving = self._folder / f".{entry.folder.name}"
+        entry.folder.rename(leaving)
+        sync_folder(self._folder)
+        shutil.rmtree(leaving)
+
+
+def _name(epoch: int, version: int, attempt: int) -> str:
+    """In the order of time; names without an epoch come before all others."""
+    return f"{epoch:016d}-{version:010d}-{attempt:06d}" if epoch else f"{version:010d}-{attempt:06d}"
+
+
+def _read(folder: Path) -> Entry:
+    path = folder / HEADER
+    try:
+        signed = path.read_bytes()
+        header, _ = open_signed(signed, UpdateHeader)
+    except (OSError, ProtocolError) as error:
+        raise StateError(f"{path}: is damaged: {error}; remove {folder} to give this update up") from error
+    return Entry(folder, header, signed)

@@ -1,3 +1,0 @@
-"""LoRA on quantised GGUF weights with llama.cpp and numpy; see `model.py`."""
-
-from edge.training.backends.llama_cpp.model import load as load

@@ -1,0 +1,291 @@
+"""The supervisor of the worker process: starts it, talks to it, and outlives its death.
+
+A process that is killed for want of memory, or dies in a library, ends one call and not the client: the next
+call starts a new process, and training goes on from the task's last checkpoint.
+"""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Protocol, Self, TypeVar
+
+from msgspec import structs
+
+from edge.backends import BackendName
+from edge.backends.contract import Precision
+from edge.errors import OutOfMemory
+from edge.training.data.forms import Asking
+from edge.training.dataset import DataSource
+from edge.training.packing import WIDTH_STEP
+from edge.training.task import (
+    Completion,
+    Completions,
+    Evaluation,
+    Generation,
+    Loaded,
+    Part,
+    Piece,
+    Progress,
+    Request,
+    Result,
+    Sampling,
+    Scoring,
+    Stop,
+    Task,
+    Validated,
+    Validation,
+)
+from edge.training.worker.process import Child, Killed
+
+__all__ = [
+    "Completion",
+    "DataSource",
+    "Evaluation",
+    "Progress",
+    "Result",
+    "Sampling",
+    "Task",
+    "Trainer",
+    "Worker",
+]
+
+R = TypeVar("R", Loaded, Result, Evaluation, Completions)
+
+
+class Trainer(Protocol):
+    """What a client trains with: a `Worker`, or its turns at a model that devices share."""
+
+    async def __aenter__(self) -> Self: ...
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+    async def train(self, task: Task, on_progress: Callable[[Progress], None] = ...) -> Result:
+        """Trains, from the checkpoint in the task's folder where there is one."""
+        ...
+
+    async def stop(self) -> None:
+        """Ends training: `train` returns a result that is not complete, its checkpoint written."""
+        ...
+
+
+class Worker:
+    """A base model loaded in a process of its own, started when it is first asked.
+
+    Calls wait for one another. Used as `async with Worker(base) as worker:`.
+
+    Args:
+        base: Folder or GGUF file of the base model.
+        backend: `auto` chooses by machine and base.
+        precision: Of the forward and backward pass.
+        on_loaded: Called when a process has loaded the model.
+    """
+
+    def __init__(
+        self,
+        base: Path | str,
+        backend: BackendName = "auto",
+        precision: Precision = "auto",
+        on_loaded: Callable[[Loaded], None] = lambda _: None,
+    ) -> None:
+        self._on_loaded = on_loaded
+        self._base, self._backend, self._precision = str(base), backend, precision
+        self._child: Child | None = None
+        self._turn = asyncio.Lock()
+        self._is_training = self._wants_stop = False
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        child, self._child = self._child, None
+        if child:
+            await child.close()
+
+    @property
+    def pid(self) -> int | None:
+        """Process id of the child, where one runs."""
+        return self._child.pid if self._child else None
+
+    async def load(self) -> Loaded:
+        """Starts the process and loads the base model, where that is not done yet.
+
+        Raises:
+            MissingExtra: The backend's library is not installed.
+            BaseModelError: The base model cannot be loaded.
+        """
+        async with self._turn:
+            return (await self._running()).loaded
+
+    async def train(
+        self,
+        task: Task,
+        on_progress: Callable[[Progress], None] = lambda _: None,
+        on_validation: Callable[[Validation], None] = lambda _: None,
+    ) -> Result:
+        """Trains, from the checkpoint in the task's folder where there is one.
+
+        A process that was killed for want of memory is started again with half the micro-batch.
+
+        Args:
+            task: What to train.
+            on_progress: Called as training goes on.
+            on_validation: Called with each score of the task's held-out data.
+
+        Raises:
+            OutOfMemory: Not even one row at a time fits.
+            BackendError: The process died, with its last words; the next call resumes.
+            TunefleetError: As `edge.training.trainer.train`, and `DataError` for the data.
+        """
+
+        def tell(part: Part) -> None:
+            if isinstance(part, Progress):
+                on_progress(part)
+            elif isinstance(part, Validated):
+                on_validation(part.validation)
+
+        async with self._turn:
+            self._is_training, self._wants_stop = True, False
+            try:
+                while True:
+                    try:
+                        return await self._ask(task, Result, tell)
+                    except Killed as error:
+                        task = _halved(task, error)
+            finally:
+                self._is_training = self._wants_stop = False
+
+    async def stop(self) -> None:
+        """Ends training: `train` returns a result that is not complete, its checkpoint written.
+
+        Without effect when nothing is trained.
+        """
+        if self._is_training:
+            self._wants_stop = True
+            if self._child:
+                self._child.send(Stop())
+
+    async def score(
+        self,
+        adapter: Path | str | None,
+        data: DataSource,
+        *,
+        seq_tokens: int = 512,
+        batch_tokens: int = 2048,
+        precision: Precision = "float32",
+    ) -> Evaluation:
+        """Loss, accuracy and exact match of the base with `adapter` (a canonical file), or without one.
+
+        In float32 whatever is trained in, so that scores of different runs and devices can be compared:
+        rounding to bfloat16 decides many an exact match. `auto` is what is trained in.
+        """
+        request = Scoring(
+            adapter=str(adapter) if adapter else None,
+            data=data,
+            seq_tokens=seq_tokens,
+            batch_tokens=batch_tokens,
+            precision=precision,
+        )
+        async with self._turn:
+            try:
+                return await self._ask(request, Evaluation)
+            except OutOfMemory as error:
+                if precision == "float32":
+                    raise OutOfMemory(
+                        f"{error}; scores are taken in float32 unless asked: --precision bfloat16 takes half "
+                        "the memory"
+                    ) from error
+                raise
+
+    async def generate(
+        self,
+        prompts: Sequence[str],
+        *,
+        adapter: Path | str | None = None,
+        max_tokens: int = 128,
+        temperature: float = 0.0,
+        seed: int = 0,
+    ) -> list[str]:
+        """Continuations of texts, one for each; temperature 0 is greedy."""
+        sampling = Sampling(max_tokens=max_tokens, temperature=temperature, seed=seed)
+        return [found.text for found in await self.complete(prompts, sampling, adapter=adapter)]
+
+    async def complete(
+        self,
+        prompts: Sequence[str],
+        sampling: Sampling,
+        *,
+        adapter: Path | str | None = None,
+        asking: Asking = "plain",
+        system: str | None = None,
+        on_text: Callable[[int, str], object] | None = None,
+    ) -> list[Completion]:
+        """Answers prompts.
+
+        Args:
+            prompts: What is asked.
+            sampling: How the answers are chosen.
+            adapter: A canonical file; None is the plain base.
+            asking: Each prompt is a text that is continued, or a user's turn in the chat template, or an
+                instruction in Alpaca's prompt.
+            system: What the system says before it, in a chat.
+            on_text: Called with a prompt's index and the next piece of its answer, as it comes.
+
+        Raises:
+            DataError: A prompt is empty or longer than the model's context, or the base has no chat template.
+        """
+        request = Generation(
+            prompts=tuple(prompts),
+            adapter=str(adapter) if adapter else None,
+            sampling=sampling,
+            asking=asking,
+            system=system,
+            is_streamed=on_text is not None,
+        )
+
+        def tell(part: Part) -> None:
+            if on_text and isinstance(part, Piece):
+                on_text(part.prompt, part.text)
+
+        async with self._turn:
+            return list((await self._ask(request, Completions, tell)).completions)
+
+    async def _ask(
+        self, request: Request, kind: type[R], on_part: Callable[[Part], None] = lambda _: None
+    ) -> R:
+        child = await self._running()
+        try:
+            child.send(request)
+            if self._wants_stop:
+                child.send(Stop())
+            return await child.receive(kind, on_part)
+        except asyncio.CancelledError:  # it would answer the next call with this one's reply
+            if isinstance(request, Task):
+                child.terminate()
+            else:
+                child.kill()  # it has nothing to save, and asks nobody before it has answered
+            raise
+        finally:
+            if child.is_over:
+                self._child = None
+                await child.close()
+
+    async def _running(self) -> Child:
+        if self._child and self._child.process.returncode is not None:  # it died between two calls
+            await self._child.close()
+            self._child = None
+        if self._child is None:
+            self._child = await Child.start(self._base, self._backend, self._precision)
+            self._on_loaded(self._child.loaded)
+        return self._child
+
+
+def _halved(task: Task, error: OutOfMemory) -> Task:
+    half = (task.plan.micro_batch_tokens or task.plan.batch_tokens) // 2
+    if half < WIDTH_STEP:
+        raise OutOfMemory(f"{error}; lower seq_tokens, {task.plan.seq_tokens}") from error
+    return structs.replace(task, plan=structs.replace(task.plan, micro_batch_tokens=half))

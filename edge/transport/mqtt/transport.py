@@ -1,0 +1,288 @@
+"""A transport over MQTT 3.1.1 or 5 that mends itself.
+
+Everything goes at QoS 1. The client id is stable and the session is kept by the broker, so what comes while
+the connection is down is delivered afterwards. A message is acknowledged when its consumer asks for the next
+one: an unread message is not lost by a kill, and the broker's window bounds what waits here (64 with MQTT 5;
+with 3.1.1 the broker's own, 20 in Mosquitto; amqtt has none). Publishes that were under way when the
+connection broke are published again after it, within the window.
+"""
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from types import TracebackType
+from typing import Self
+
+from edge.errors import BrokerRefused, PlaceTaken, TlsFailure, TransportError
+from edge.transport.base import Limits, Message, Presence
+from edge.transport.mqtt.dial import ProtocolRefused, Unanswered
+from edge.transport.mqtt.paho import Incoming, Link, LinkLost
+from edge.transport.settings import MqttSettings
+
+LOG = logging.getLogger(__name__)
+MAX_QUEUED = 1000  # QoS 0 messages that no window bounds are dropped beyond this, as brokers do
+FAREWELL_S = 5.0
+MAX_CLAIMS = 3
+STABLE_S = 10.0  # a connection that broke sooner adds to the back-off: two clients of one id must not race
+PROBE_S = 2.0  # amqtt leaves MQTT 5 unanswered; a broker that is only slow is spoken to in 3.1.1 then
+
+
+class MqttTransport:
+    """A client of an MQTT broker; see `edge.transport.base.Transport`.
+
+    Args:
+        settings: Where the broker is (`MqttSettings.from_url`).
+        presence: Birth and will; None for a client that nobody watches.
+        claim: Asked before every connection, with whether another client took the session; its `PlaceTaken`
+            ends the transport for good. None has a client that is thrown out come back.
+        generator: Draws the jitter of the back-off.
+        sleep: Waits between attempts.
+        max_backoff_s: The longest wait between attempts.
+    """
+
+    def __init__(
+        self,
+        settings: MqttSettings,
+        presence: Presence | None = None,
+        *,
+        claim: Callable[[bool], Awaitable[None]] | None = None,
+        generator: random.Random | None = None,
+        sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
+        max_backoff_s: float = 30.0,
+    ) -> None:
+        self._settings = settings
+        self._presence = presence
+        self._claim = claim
+        self._random = generator or random.Random()  # noqa: S311 - jitter, not secrets
+        self._sleep = sleep
+        self._max_backoff_s = max_backoff_s
+        self._versions = ["5", "3.1.1"] if settings.protocol == "auto" else [settings.protocol]
+        self._filters: dict[str, None] = {}  # in order of subscription
+        self._queue: asyncio.Queue[Incoming | None] = asyncio.Queue()
+        self._link: Link | None = None
+        self._window = asyncio.Semaphore(0)
+        self._changed = asyncio.Event()  # connected, or left
+        self._lost = asyncio.Event()
+        self._was_taken = False
+        self._connected_at = float("-inf")
+        self._fault: PlaceTaken | None = None
+        self._is_left = False
+        self._mending: asyncio.Task[None] | None = None
+
+    @property
+    def limits(self) -> Limits:
+        """Of the present connection, or of the last one.
+
+        Raises:
+            TransportError: There has been none.
+        """
+        if self._link is None:
+            raise TransportError(f"broker {self._settings.place}: not connected yet")
+        return self._link.limits
+
+    @property
+    def version(self) -> str:
+        """The version of MQTT that is spoken: `5` or `3.1.1`."""
+        return self._versions[0]
+
+    async def __aenter__(self) -> Self:
+        await self._connect_first()
+        self._mending = asyncio.create_task(self._mend())
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._is_left = True
+        if self._mending is not None:
+            self._mending.cancel()
+            await asyncio.wait([self._mending])
+        link = self._link
+        try:
+            if link is not None and link.is_alive and self._presence is not None:
+                async with asyncio.timeout(FAREWELL_S):
+                    await link.publish(self._presence.topic, self._presence.will, retain=True, expiry_s=None)
+        except (TransportError, TimeoutError):
+            pass  # the broker's will says the same
+        finally:
+            if link is not None:
+                link.disconnect()
+            self._changed.set()
+            self._queue.put_nowait(None)
+
+    async def publish(
+        self, topic: str, payload: bytes, *, retain: bool = False, expiry_s: int | None = None
+    ) -> None:
+        """See `Transport.publish`.
+
+        Raises:
+            BrokerRefused: The broker takes no such message.
+            PlaceTaken: As `claim` said; nothing goes out any more.
+            TransportError: It is larger than the broker takes, or the transport has been left.
+        """
+        while True:
+            link, window = await self._connected()
+            async with window:
+                LOG.debug("to %s: %d bytes%s", topic, len(payload), ", retained" if retain else "")
+                try:
+                    await link.publish(topic, payload, retain=retain, expiry_s=expiry_s)
+                except LinkLost:
+                    continue
+                return
+
+    async def subscribe(self, topic_filter: str) -> None:
+        """See `Transport.subscribe`.
+
+        Raises:
+            BrokerRefused: The broker does not allow it.
+            TransportError: The transport has been left.
+        """
+        while True:
+            link, _ = await self._connected()
+            try:
+                await link.subscribe(topic_filter)
+            except LinkLost:
+                continue
+            self._filters[topic_filter] = None
+            return
+
+    async def unsubscribe(self, topic_filter: str) -> None:
+        """See `Transport.unsubscribe`.
+
+        Raises:
+            TransportError: The transport has been left.
+        """
+        self._filters.pop(topic_filter, None)
+        while True:
+            link, _ = await self._connected()
+            try:
+                await link.unsubscribe(topic_filter)
+            except LinkLost:
+                continue
+            return
+
+    async def messages(self) -> AsyncIterator[Message]:
+        """See `Transport.messages`; a message counts as received when the next one is asked for.
+
+        Raises:
+            PlaceTaken: As `claim` said.
+        """
+        while not self._is_left and (incoming := await self._queue.get()) is not None:
+            message = incoming.message
+            retained = ", retained" if message.retained else ""
+            LOG.debug("from %s: %d bytes%s", message.topic, len(message.payload), retained)
+            yield message
+            incoming.acknowledge()
+        if self._fault is not None:
+            raise self._fault
+
+    async def _connect_first(self) -> None:
+        """Connects; what cannot be reached is tried again for `wait_for_broker_s`."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self._settings.wait_for_broker_s
+        attempt = 0
+        while True:
+            try:
+                await self._connect()
+                return
+            except (BrokerRefused, TlsFailure, PlaceTaken):
+                raise
+            except TransportError as error:
+                pause = self._backoff_s(attempt)
+                attempt += 1
+                # Who was thrown out at once asks again, and is told by whom.
+                may_be_taken = isinstance(error, LinkLost) and self._claim and attempt < MAX_CLAIMS
+                if loop.time() + pause > deadline and not may_be_taken:
+                    raise
+                if attempt == 1:
+                    LOG.warning("%s; trying again until it answers", error)
+            await self._sleep(pause)
+
+    async def _mend(self) -> None:
+        """Connects again whenever the connection has broken, for as long as the transport is used."""
+        attempt = 0
+        while True:
+            await self._lost.wait()
+            LOG.warning("broker %s: the connection is lost; connecting again", self._settings.place)
+            if time.monotonic() - self._connected_at >= STABLE_S:
+                attempt = 0
+            while self._lost.is_set():
+                await self._sleep(self._backoff_s(attempt))
+                attempt += 1
+                try:
+                    await self._connect()
+                except PlaceTaken as error:
+                    self._end(error)
+                    return
+                except TransportError as error:
+                    LOG.warning("attempt %d: %s", attempt, error)
+                else:
+                    LOG.info("broker %s: connected again", self._settings.place)
+
+    def _backoff_s(self, attempt: int) -> float:
+        """Full jitter, so that a fleet does not come back at once when its broker does."""
+        return self._random.uniform(0, min(self._max_backoff_s, 0.5 * 2.0 ** min(attempt, 16)))
+
+    async def _connect(self) -> None:
+        """One attempt: claim, connection, subscriptions, birth; only then publishes go out."""
+        if self._claim is not None:
+            await self._claim(self._was_taken)
+        link = await self._open_link()
+        self._lost.clear()
+        try:
+            for topic_filter in list(self._filters):
+                await link.subscribe(topic_filter)
+            if self._presence is not None:
+                await link.publish(self._presence.topic, self._presence.birth, retain=True, expiry_s=None)
+        except BaseException:
+            link.close()
+            raise
+        self._connected_at = time.monotonic()
+        self._link, self._window = link, asyncio.Semaphore(link.limits.max_in_flight)
+        self._changed.set()
+
+    async def _open_link(self) -> Link:
+        """A link in the first version of MQTT that the broker takes; later versions are not tried again."""
+        while True:
+            link = Link(self._settings, self.version, self._presence, self._received, self._lose)
+            is_last = len(self._versions) == 1
+            try:
+                await link.open(self._settings.connect_timeout_s if is_last else PROBE_S)
+            except (ProtocolRefused, Unanswered):
+                if is_last:
+                    raise
+                self._versions.pop(0)
+                continue
+            except LinkLost:
+                self._was_taken = link.was_taken
+                raise
+            del self._versions[1:]  # a broker that dies in a later handshake has not forgotten its version
+            return link
+
+    async def _connected(self) -> tuple[Link, asyncio.Semaphore]:
+        while self._link is None or not self._link.is_alive:
+            if self._is_left:
+                break
+            self._changed.clear()
+            await self._changed.wait()
+        if self._fault is not None:
+            raise self._fault
+        if self._is_left or self._link is None:
+            raise TransportError(f"broker {self._settings.place}: the transport has been left")
+        return self._link, self._window
+
+    def _lose(self, was_taken: bool) -> None:
+        self._was_taken = was_taken
+        self._lost.set()
+
+    def _end(self, fault: PlaceTaken) -> None:
+        """Whoever publishes or listens gets `fault`; nothing is said of the presence, which is another's."""
+        self._fault, self._is_left = fault, True
+        self._changed.set()
+        self._queue.put_nowait(None)
+
+    def _received(self, incoming: Incoming) -> None:
+        if incoming.qos > 0 or self._queue.qsize() < MAX_QUEUED:
+            self._queue.put_nowait(incoming)

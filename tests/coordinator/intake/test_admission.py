@@ -1,0 +1,150 @@
+import hashlib
+
+import numpy as np
+import pytest
+
+from converters.adapter import Factors, LoraAdapter
+from coordinator.intake.admission import Present, Rules, check_header, check_payload, delta_norm, read_header
+from edge.errors import Rejected
+from edge.protocol.codec import encode_adapter
+from edge.protocol.delta import update_id
+from edge.protocol.messages import Hello, UpdateHeader
+from edge.protocol.signing import new_key, public_key, sign_message
+
+KEY = bytes(range(32))
+BASE = "ab" * 32
+RULES = Rules(fleet="home", base=BASE, max_staleness=2, max_update_bytes=10_000, max_norm=10.0)
+
+
+def adapter(value=1.0, rank=2, width=3):
+    a, b = np.full((rank, width), value, np.float32), np.full((width, rank), value, np.float32)
+    return LoraAdapter({"m": Factors(a, b, 2.0)})
+
+
+# 4 -> 5 was rolled back to 2: 2, 1, 0 and 6 are the lineage; of these 0 has lost its files.
+BLOBS = {number: {"r2": f"{number:064x}"} for number in (6, 2, 1)}
+PRESENT = Present(6, {6: 2, 2: 2, 1: 1, 0: 0}, BLOBS, {"r2": adapter()})
+
+
+def header(payload, **changes):
+    fields = {
+        "fleet": "home", "device_id": "x", "tier": "r2", "base_version": 6, "base": BASE, "attempt": 0,
+        "sha256": hashlib.sha256(payload).hexdigest(), "size_bytes": len(payload), "chunk_bytes": 1024,
+        "encoding": "f32", "num_examples": 1, "num_tokens": 1, "num_steps": 1, "seconds": 1.0,
+        "loss_before": 1.0, "loss_after": 1.0,
+    } | changes  # fmt: skip
+    named = update_id(
+        fields["device_id"],
+        fields["base_version"],
+        fields["attempt"],
+        fields["sha256"],
+        fields.get("base_sha256"),
+    )
+    return UpdateHeader(**{"update": named} | fields)
+
+
+GOOD = encode_adapter(adapter(0.5), "f32")
+
+
+def reason(check, *arguments):
+    with pytest.raises(Rejected) as caught:
+        check(*arguments)
+    assert len(caught.value.detail) < 2000
+    return caught.value.reason
+
+
+def test_a_sound_update_passes_and_gives_its_delta():
+    good = header(GOOD)
+    assert read_header(sign_message(good, KEY), "x", good.update) == (good, public_key(KEY))
+    check_header(good, RULES, PRESENT)
+    assert check_payload(good, GOOD, RULES, PRESENT) == adapter(0.5)
+
+
+@pytest.mark.parametrize(
+    ("payload", "expected"),
+    [
+        (b"", "malformed"),
+        (b"\xff", "malformed"),
+        (b"{}", "malformed"),
+        (sign_message(header(GOOD, device_id="y"), KEY), "malformed"),
+        (sign_message(header(GOOD, update="0" * 32), KEY), "malformed"),
+        (sign_message(header(GOOD), KEY).replace(b'"attempt":0', b'"attempt":7'), "bad-signature"),
+        (sign_message(header(GOOD), KEY).replace(b'"home"', b'"hom3"'), "bad-signature"),
+    ],
+)
+def test_a_header_that_proves_nothing_is_refused(payload, expected):
+    assert reason(read_header, payload, "x", header(GOOD).update) == expected
+
+
+def test_an_update_of_another_version_of_that_number_is_rejected():
+    same, other = (header(GOOD, base_version=2, base_sha256=f"{number:064x}") for number in (2, 3))
+    for good in (same, header(GOOD, base_version=2)):
+        read_header(sign_message(good, KEY), "x", good.update)
+        check_header(good, RULES, PRESENT)
+    assert same.update != other.update
+    with pytest.raises(Rejected, match="version 2 is another one here than the update began from") as caught:
+        check_header(other, RULES, PRESENT)
+    assert caught.value.reason == "unknown-version"
+
+
+def test_another_message_is_no_header():
+    hello = Hello(
+        device_id="x", backend="", ranks=(), encodings=(), memory_bytes=0, tokens_per_s=None, base=BASE
+    )
+    assert reason(read_header, sign_message(hello, new_key()), "x", "0" * 32) == "malformed"
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"fleet": "other"}, "malformed"),
+        ({"base": "00" * 32}, "foreign-base"),
+        ({"base_version": 7}, "unknown-version"),
+        ({"base_version": 4}, "rolled-back"),
+        ({"base_version": 0}, "unknown-version"),
+        ({"tier": "r64"}, "wrong-shape"),
+        ({"size_bytes": 10_001}, "too-large"),
+        ({"size_bytes": 9_999}, "too-large"),  # more than this tier needs in any form
+    ],
+)
+def test_a_header_that_is_not_wanted_is_rejected(changes, expected):
+    assert reason(check_header, header(GOOD, **changes), RULES, PRESENT) == expected
+
+
+def test_staleness_is_counted_along_the_lineage():
+    check_header(header(GOOD, base_version=1), RULES, PRESENT)
+    strict = RULES._replace(max_staleness=0)
+    check_header(header(GOOD, base_version=2), strict, PRESENT)  # a rollback makes nothing older
+    assert reason(check_header, header(GOOD, base_version=1), strict, PRESENT) == "too-stale"
+
+
+def not_finite():
+    bad = bytearray(GOOD)
+    bad[-4:] = np.float32(np.nan).tobytes()
+    return bytes(bad)
+
+
+@pytest.mark.parametrize(
+    ("payload", "expected"),
+    [
+        (b"", "malformed"),
+        (GOOD[:-1], "malformed"),
+        (b"\xff" * 200, "malformed"),
+        (encode_adapter(adapter(rank=1), "f32"), "wrong-shape"),
+        (encode_adapter(adapter(width=4), "f32"), "wrong-shape"),
+        (encode_adapter(LoraAdapter({"n": adapter().modules["m"]}), "f32"), "wrong-shape"),
+        (not_finite(), "not-finite"),
+        (encode_adapter(adapter(1e30), "f32"), "norm-too-large"),
+        (encode_adapter(adapter(3.0), "f32"), "norm-too-large"),
+    ],
+)
+def test_a_payload_that_is_not_sound_is_rejected(payload, expected):
+    assert reason(check_payload, header(payload), payload, RULES, PRESENT) == expected
+
+
+def test_a_payload_of_another_hash_is_rejected():
+    assert reason(check_payload, header(GOOD), GOOD + b" ", RULES, PRESENT) == "hash-mismatch"
+
+
+def test_the_norm_is_of_all_increments_together():
+    assert delta_norm(adapter(0.5)) == pytest.approx(np.sqrt(12 * 0.25))

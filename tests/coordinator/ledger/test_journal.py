@@ -1,0 +1,233 @@
+import sqlite3
+import subprocess
+import sys
+from contextlib import closing
+
+import pytest
+
+from coordinator.intake.roster import read_devices
+from coordinator.ledger.journal import FILE, MAX_REFUSALS, Journal, Refusal
+from coordinator.ledger.state import CoordinatorState
+from coordinator.ledger.versions import Carried, VersionStore
+from coordinator.strategies.base import Account
+from edge.errors import DiskFull, Rejected, StateError
+from edge.protocol.messages import UpdateHeader
+
+
+def header(number=0, **changes):
+    fields = {
+        "update": f"{number:032x}", "fleet": "home", "device_id": "x", "tier": "r2", "base_version": 0,
+        "base": "ab" * 32, "attempt": number, "sha256": "cd" * 32, "size_bytes": 5, "chunk_bytes": 1024,
+        "encoding": "f32", "num_examples": 1, "num_tokens": 2, "num_steps": 3, "seconds": 4.0,
+        "loss_before": 2.0, "loss_after": 1.0,
+    } | changes  # fmt: skip
+    return UpdateHeader(**fields)
+
+
+@pytest.fixture
+def journal(tmp_path):
+    with closing(Journal(tmp_path, "home")) as opened:
+        yield opened
+
+
+def test_an_update_is_written_down_once(journal):
+    journal.record(header(), at=1.0)
+    journal.record(header(), at=2.0)
+    journal.record(header(), at=3.0, rejected=Rejected("too-stale", "late"))
+    (update,) = journal.waiting()
+    assert (update.received_at, update.status, update.num_steps) == (1.0, "accepted", 3)
+
+
+def test_a_rejection_keeps_its_reason(journal):
+    journal.record(header(), at=1.0, rejected=Rejected("too-stale", "21 versions old"))
+    update = journal.update(header().update)
+    assert (update.status, update.reason, update.detail) == ("rejected", "too-stale", "21 versions old")
+    assert journal.waiting() == []
+
+
+def test_the_buffer_is_in_order_of_arrival(journal):
+    for number in (3, 1, 2):
+        journal.record(header(number), at=0.0)
+    assert [update.attempt for update in journal.waiting()] == [3, 1, 2]
+
+
+def test_another_process_sees_what_was_committed(tmp_path, journal):
+    journal.record(header(), at=1.0)
+    with closing(Journal(tmp_path)) as other:
+        before = journal.data_version()
+        assert len(other.waiting()) == 1
+        other.discard([header().update], "rolled-back", "gone")
+    assert journal.data_version() != before
+    assert journal.update(header().update).status == "discarded"
+
+
+def test_only_the_latest_refusals_are_kept(journal):
+    for number in range(MAX_REFUSALS + 5):
+        journal.refuse(Refusal(float(number), "x", "y", "malformed", "junk"))
+    assert [len(journal.refusals(10_000)), journal.refusals(1)[0].at] == [MAX_REFUSALS, MAX_REFUSALS + 4.0]
+
+
+def test_a_folder_of_another_fleet_is_refused(tmp_path, journal):
+    with pytest.raises(StateError, match="is of fleet home, expected other; give another --state"):
+        Journal(tmp_path, "other")
+
+
+def test_a_journal_of_a_newer_version_is_refused(tmp_path):
+    Journal(tmp_path, "home").close()
+    with closing(sqlite3.connect(tmp_path / FILE)) as db:
+        db.execute("PRAGMA user_version = 99")
+    with pytest.raises(StateError, match="has version 99, this tunefleet reads up to 3; upgrade it"):
+        Journal(tmp_path, "home")
+
+
+VERSION_1 = """
+CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
+CREATE TABLE devices (
+    device TEXT PRIMARY KEY, key TEXT NOT NULL, first_seen REAL NOT NULL, last_seen REAL NOT NULL,
+    online INTEGER NOT NULL DEFAULT 0, epoch INTEGER NOT NULL DEFAULT 0, hello TEXT, telemetry TEXT
+);
+CREATE TABLE updates (
+    seq INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, device TEXT NOT NULL, tier TEXT NOT NULL,
+    base_version INTEGER NOT NULL, attempt INTEGER NOT NULL, sha256 TEXT NOT NULL, encoding TEXT NOT NULL,
+    size_bytes INTEGER NOT NULL, num_examples INTEGER NOT NULL, num_tokens INTEGER NOT NULL,
+    num_steps INTEGER NOT NULL, seconds REAL NOT NULL, loss_before REAL, loss_after REAL,
+    received_at REAL NOT NULL, status TEXT NOT NULL, reason TEXT, detail TEXT NOT NULL DEFAULT '',
+    merged_into INTEGER, staleness INTEGER, weight REAL
+);
+CREATE INDEX updates_waiting ON updates (status, merged_into);
+CREATE TABLE refusals (
+    seq INTEGER PRIMARY KEY, at REAL NOT NULL, device TEXT NOT NULL, id TEXT NOT NULL, reason TEXT NOT NULL,
+    detail TEXT NOT NULL
+);
+CREATE TABLE versions (
+    version INTEGER PRIMARY KEY, parent INTEGER, depth INTEGER NOT NULL, created_at REAL NOT NULL,
+    master TEXT NOT NULL, remainder TEXT, tiers TEXT NOT NULL, report TEXT, kept INTEGER NOT NULL DEFAULT 1,
+    loss REAL, exact REAL
+);
+INSERT INTO meta VALUES ('fleet', 'home');
+INSERT INTO devices VALUES ('x', 'ab', 1.0, 2.0, 1, 3, NULL, NULL);
+INSERT INTO versions VALUES (0, NULL, 0, 5.0, 'master', NULL, '{"r2":"tier"}', NULL, 1, 1.5, 0.5);
+PRAGMA user_version = 1;
+"""
+
+
+def test_a_journal_of_version_1_gets_what_it_lacks_and_loses_nothing(tmp_path):
+    with closing(sqlite3.connect(tmp_path / FILE)) as db:
+        db.executescript(VERSION_1)
+        for number, weight in ((1, 0.5), (2, 0.25), (3, None)):
+            db.execute(
+                "INSERT INTO updates VALUES (?, ?, 'x', 'r2', 0, 0, 'cd', 'f32', 5, 1, 2, 3, 4.0, 2.0, 1.0,"
+                " 0.0, 'accepted', NULL, '', ?, ?, ?)",
+                (number, f"{number:032x}", None if weight is None else 1, 0, weight),
+            )
+        db.commit()
+    for _ in range(2):
+        with closing(Journal(tmp_path)) as journal:
+            versions = VersionStore(tmp_path, journal)
+            assert versions.accounts() == {"x": Account(uploads=2, weight=0.75, credit=0.0)}
+            (made,) = versions.history()
+            assert (made.loss, made.tiers, made.carried) == (1.5, {"r2": "tier"}, Carried())
+            assert [(device.held, device.astray) for device in read_devices(journal)] == [((), None)]
+            assert [update.attempt for update in journal.waiting()] == [0]
+
+
+def test_a_journal_of_version_2_gets_what_it_lacks(tmp_path):
+    Journal(tmp_path, "home").close()
+    with closing(sqlite3.connect(tmp_path / FILE)) as db:
+        db.executescript("ALTER TABLE devices DROP COLUMN astray; ALTER TABLE versions DROP COLUMN origin;")
+        db.execute("PRAGMA user_version = 2")
+        db.execute("INSERT INTO devices (device, key, first_seen, last_seen) VALUES ('x', 'ab', 1.0, 2.0)")
+        db.commit()
+    for _ in range(2):
+        with closing(Journal(tmp_path)) as journal:
+            assert [(device.device, device.astray) for device in read_devices(journal)] == [("x", None)]
+
+
+def test_every_session_has_a_later_epoch_whatever_the_clock_says(tmp_path):
+    epochs = []
+    for at, heard in ((1000.0, 0), (1000.0, 0), (1.0, 0), (2000.0, 0), (1.0, 5_000_000), (1.0, 0)):
+        with CoordinatorState(tmp_path, "home") as state:
+            epochs.append(state.begin_session(at, heard))
+    assert epochs == [1_000_000, 1_000_001, 1_000_002, 2_000_000, 5_000_001, 5_000_002]
+
+
+@pytest.mark.parametrize("content", [b"", b"no database at all " * 500])
+def test_a_damaged_journal_is_refused(tmp_path, content):
+    (tmp_path / FILE).write_bytes(content)
+    with pytest.raises(StateError, match=r"journal\.sqlite"):
+        Journal(tmp_path, "home")
+
+
+def test_a_missing_journal_is_refused_where_only_a_report_is_wanted(tmp_path):
+    with pytest.raises(StateError, match="expected the folder given to `tunefleet serve --state`"):
+        Journal(tmp_path)
+
+
+def test_two_coordinators_cannot_share_a_folder(tmp_path):
+    second = CoordinatorState(tmp_path, "home")
+    with (
+        CoordinatorState(tmp_path, "home"),
+        pytest.raises(StateError, match="another coordinator is running"),
+    ):
+        second.__enter__()
+
+
+def test_the_coordinators_key_stays_and_is_its_own(tmp_path):
+    with CoordinatorState(tmp_path, "home") as state:
+        key = state.key
+    with CoordinatorState(tmp_path, "home") as state:
+        assert state.key == key
+    assert (tmp_path / "identity.key").stat().st_mode & 0o777 == 0o600
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from coordinator.ledger.journal import Journal
+journal = Journal(Path(sys.argv[1]), "home")
+with journal.transaction() as db:
+    db.execute("INSERT INTO meta VALUES ('whole', '1')")
+with journal.transaction() as db:
+    db.execute("INSERT INTO meta VALUES ('half', '1')")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_kill_leaves_whole_transactions_only(tmp_path):
+    subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], check=False)
+    with closing(Journal(tmp_path)) as journal:
+        assert (journal.meta("whole"), journal.meta("half")) == ("1", None)
+
+
+FULL = """
+import resource, sys
+from pathlib import Path
+from coordinator.ledger.journal import Journal
+from edge.errors import DiskFull
+journal = Journal(Path(sys.argv[1]), "home")
+journal.agree({"before": "1"})
+resource.setrlimit(resource.RLIMIT_FSIZE, (1, resource.RLIM_INFINITY))
+try:
+    journal.agree({"after": "1"})
+except DiskFull as error:
+    print(error)
+resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+journal.agree({"mended": "1"})
+print(journal.meta("before"), journal.meta("after"), journal.meta("mended"))
+"""
+
+
+def test_a_full_disk_is_told_and_changes_nothing(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", FULL, str(tmp_path)], capture_output=True, text=True, check=True
+    )
+    told, facts = done.stdout.splitlines()
+    assert "no room to journal" in told
+    assert facts == "1 None 1"
+
+
+def test_what_is_not_a_full_disk_is_not_called_one(journal):
+    with pytest.raises(StateError, match="no such table"), journal.transaction() as db:
+        db.execute("DELETE FROM absent")
+    with pytest.raises(DiskFull), journal.transaction() as db:
+        db.executescript("PRAGMA max_page_count = 1; INSERT INTO meta VALUES ('x', zeroblob(1000000))")

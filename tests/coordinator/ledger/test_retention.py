@@ -1,0 +1,121 @@
+import asyncio
+from contextlib import closing
+
+import pytest
+
+from coordinator.intake.admission import Present
+from coordinator.intake.open_uploads import Uploads
+from coordinator.intake.roster import Roster, read_devices
+from coordinator.ledger.journal import Journal
+from coordinator.ledger.retention import Holding
+from edge.protocol.codec import encode_adapter
+from edge.protocol.messages import Telemetry, UpdateHeader
+
+PRESENT = Present(5, {number: number for number in range(6)}, {number: {} for number in range(6)}, {})
+
+
+def header(base_version):
+    return UpdateHeader(
+        update=f"{base_version:032x}", fleet="home", device_id="x", tier="r2", base_version=base_version,
+        base="ab" * 32, attempt=0, sha256="cd" * 32, size_bytes=5, chunk_bytes=1024, encoding="f32",
+        num_examples=1, num_tokens=2, num_steps=3, seconds=4.0, loss_before=2.0, loss_after=1.0,
+    )  # fmt: skip
+
+
+def telemetry(base_version):
+    return Telemetry(base_version=base_version, step=1, steps=2, loss=1.0, tokens_per_s=1.0, memory_bytes=1)
+
+
+@pytest.fixture
+def journal(tmp_path):
+    with closing(Journal(tmp_path, "home")) as opened:
+        yield opened
+
+
+@pytest.fixture
+def roster(journal):
+    found = Roster(journal, {}, is_open=True)
+    for device in ("x", "y"):
+        found.enrol(device, "00", 0.0)
+    return found
+
+
+@pytest.fixture
+def uploads(tmp_path):
+    for name in ("incoming", "updates"):
+        (tmp_path / name).mkdir()
+    return Uploads(tmp_path / "incoming", tmp_path / "updates", 8)
+
+
+def test_a_device_holds_what_it_trains_on_and_the_version_before(journal, roster, uploads):
+    holding = Holding(journal, roster, uploads, max_staleness=10, hold_s=60.0)
+    assert holding.versions(PRESENT, 0.0) == set()
+    for version in (1, 1, 2, 4):
+        roster.follow("x", telemetry(version), 0.0)
+    roster.follow("stranger", telemetry(0), 0.0)
+    assert holding.versions(PRESENT, 0.0) == {2, 4}
+
+
+def test_what_would_be_too_stale_by_then_is_held_by_nobody(journal, roster, uploads):
+    roster.hold("x", 3, 0.0)
+    roster.hold("y", 2, 0.0)
+    holding = Holding(journal, roster, uploads, max_staleness=3, hold_s=60.0)
+    assert holding.versions(PRESENT, 0.0) == {3}  # 2 is 3 versions old now, and 4 once the next is made
+
+
+def test_a_device_that_is_away_for_long_holds_nothing(journal, roster, uploads):
+    roster.hold("x", 3, 0.0)
+    roster.hold("y", 2, 30.0)
+    holding = Holding(journal, roster, uploads, max_staleness=10, hold_s=60.0)
+    assert holding.versions(PRESENT, 60.0) == {2, 3}
+    assert holding.versions(PRESENT, 61.0) == {2}
+    assert holding.versions(PRESENT, 91.0) == set()
+
+
+def test_a_version_that_a_rollback_took_out_of_the_line_is_held_by_nobody(journal, roster, uploads):
+    roster.hold("x", 3, 0.0)
+    holding = Holding(journal, roster, uploads, max_staleness=10, hold_s=60.0)
+    assert holding.versions(Present(5, {5: 1, 0: 0}, {0: {}, 3: {}, 5: {}}, {}), 0.0) == set()
+
+
+def test_updates_that_wait_or_are_being_received_hold_their_versions(journal, roster, uploads):
+    journal.record(header(0), 0.0)
+    uploads.begin(header(2))
+    holding = Holding(journal, roster, uploads, max_staleness=4, hold_s=60.0)
+    assert holding.versions(PRESENT, 1e9) == {
+        0,
+        2,
+    }  # what was accepted is merged, however stale it is by then
+
+
+def test_who_holds_what_outlives_a_restart(journal, roster):
+    roster.hold("x", 3, 5.0)
+    roster.hold("x", 7, 6.0)
+    roster.flush()
+    assert [device.held for device in read_devices(journal)] == [(3, 7), ()]
+    assert Roster(journal, {}, is_open=True).held(since=0.0) == {3, 7}
+
+
+@pytest.mark.parametrize("is_away", [False, True])
+def test_a_slow_devices_update_counts_though_newer_versions_lost_their_turn(fleet, is_away):
+    async def scenario():
+        settings = {"buffer_size": 1, "keep_versions": 1, "max_staleness": 3, "hold_s": 60.0}
+        async with (
+            fleet.serving(**settings),
+            fleet.device("x").joined() as x,
+            fleet.device("y").joined() as y,
+        ):
+            slow = await y.manifest(tier="r2")
+            payload = encode_adapter(await y.download(slow), "f32")  # any tensors of these shapes
+            fleet.now += 61.0 if is_away else 0.0
+            for version in range(3):
+                await x.teach(seed=version, version=version)
+            await x.manifest(3)
+            with fleet.opened() as (_, versions):
+                assert (0 in [one.version for one in versions.kept()]) is not is_away
+            receipt = await y.upload(y.header(slow, payload), payload)
+            assert (receipt.status, receipt.reason) == (
+                ("rejected", "unknown-version") if is_away else ("accepted", None)
+            )
+
+    asyncio.run(scenario())

@@ -1,0 +1,44 @@
+import json
+
+import pytest
+
+from converters.bases.folder import read_base
+from converters.errors import BaseModelError
+from edge.backends.toy import make_toy_base
+from edge.device.capability_card import base_fingerprint, capability_card, device_presence, memory_bytes
+
+BASE = "b" * 64
+
+
+@pytest.mark.parametrize(
+    ("max_rank", "ranks"), [(1, (1,)), (4, (4, 2, 1)), (6, (6, 4, 2, 1)), (64, (64, 32, 16, 8, 4, 2, 1))]
+)
+def test_a_card_lists_the_ranks_largest_first(max_rank, ranks):
+    assert capability_card("lamp", "toy", max_rank, None, BASE).ranks == ranks
+
+
+def test_memory_is_that_of_the_machine():
+    assert memory_bytes() > 1 << 28
+
+
+def test_birth_and_will_bear_the_same_epoch():
+    presence = device_presence("home", "lamp", epoch=7)
+    assert presence.topic == "tunefleet/v1/home/device/lamp/state"
+    assert json.loads(presence.birth) == {"online": True, "epoch": 7}
+    assert json.loads(presence.will) == {"online": False, "epoch": 7}
+
+
+def test_a_fingerprint_that_is_configured_must_be_the_models_own(tmp_path):
+    base = make_toy_base(tmp_path / "base")
+    own = read_base(base).fingerprint
+    assert base_fingerprint(base, None) == base_fingerprint(base, own) == own
+    with pytest.raises(BaseModelError, match=f"has fingerprint {own}, the configuration says {BASE}"):
+        base_fingerprint(base, BASE)
+
+
+def test_a_quantised_base_has_the_fingerprint_that_is_configured(tmp_path):
+    base = make_toy_base(tmp_path / "base")
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps(config | {"quantization": {"bits": 4, "group_size": 64}}))
+    assert base_fingerprint(base, BASE) == BASE
+    assert base_fingerprint(base, None) is None
