@@ -34,14 +34,14 @@ check: $(VENV)/.installed
 	$(BIN)/lint-imports
 
 bench: $(VENV)/.installed
-	$(BIN)/python -m benchmarks.upload
-	$(BIN)/python -m benchmarks.merge
-	$(BIN)/python -m benchmarks.training torch
-	$(BIN)/python -m benchmarks.training mlx
-	$(BIN)/python -m benchmarks.backends
-	$(BIN)/python -m benchmarks.backends --flat 1000
-	$(BIN)/python -m benchmarks.alignment
-	$(BIN)/python -m benchmarks.convergence --quick
+	$(BIN)/python -m benchmarks.speed.upload
+	$(BIN)/python -m benchmarks.speed.merge
+	$(BIN)/python -m benchmarks.speed.training torch
+	$(BIN)/python -m benchmarks.speed.training mlx
+	$(BIN)/python -m benchmarks.speed.backends
+	$(BIN)/python -m benchmarks.speed.backends --flat 1000
+	$(BIN)/python -m benchmarks.speed.alignment
+	$(BIN)/python -m benchmarks.strategies.convergence --quick
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

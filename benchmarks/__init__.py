@@ -1,1 +1,1 @@
-"""Measurements, run from a checkout as `python -m benchmarks.<name>`; never installed."""
+"""Measurements, run from a checkout as `python -m benchmarks.<room>.<name>`; never installed."""

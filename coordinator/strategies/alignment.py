@@ -16,7 +16,7 @@ The fit is Gauss-Newton in a few directions: conjugate gradients on |residual|^2
 the identity and keeps the best iterate, so that features never end farther away than they began. A fit takes
 1 forward pass, and a step 4 times as long: 2 forward and 1 there and back.
 
-Measured on the groups of simulated fleets (`benchmarks.alignment_fits`, figures in `docs/speed.md`): more
+Measured on the groups of simulated fleets (`benchmarks.studies.alignment_fits`; `docs/speed.md`): more
 steps bring features nearer and make the test loss worse, so one is the default. Adam, tried and dropped,
 needs 13 passes where two steps come nearer in 9. Dropped as well, as neither helped on both tasks: maps from
 the old factors to the present ones by ridge regression (at equal norms, test loss -0.0006 on dolly and

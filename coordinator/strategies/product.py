@@ -10,7 +10,7 @@ its square.
 Ours: what the truncation leaves over is carried to the next version, up to a rank that is configured (what
 lies behind that is lost, and reported). Devices train on W alone and do not see the remainder: what W misses
 they send again every time, so that at g = 1 it winds up like an integral without feedback. In `python -m
-benchmarks.remainder` it grows to 1.8 steps in a fleet of unlike, stale devices and to 14 in one of short
+benchmarks.studies.remainder` it grows to 1.8 steps with unlike, stale devices and to 14 in a fleet of short
 steps, and W ends 6 and 27 % further from the mean target than with g = 0, where nothing is carried. With g =
 0.8 or 0.9 it stays near one step, and W ends 3 % nearer in the first and 3 % further in the second.
 

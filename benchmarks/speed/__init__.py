@@ -1,0 +1,1 @@
+"""Seconds and bytes: training, merges, uploads and the alignment, beside what people would use instead."""

@@ -1,0 +1,146 @@
+"""How long the alignment of old updates takes on a model of 124 million parameters.
+
+Sixteen updates of four versions, so three groups to be fitted; LoRA of rank 8 on q and v of a random LLaMA
+(`benchmarks.models`); a calibration set of examples of 64 tokens, of which the coordinator's own probe takes
+its part. Timed is the stage alone, with the model loaded: its passes over the probe and its algebra. How
+good the fit is, a random model cannot tell.
+
+Run as: python -m benchmarks.speed.alignment [--json]
+"""
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.models import SHAPES, find_model
+from converters.adapter import Factors, LoraAdapter, initial_adapter
+from converters.bases.folder import match_targets
+from coordinator.calibration import Calibration
+from coordinator.strategies.alignfed import STAGES
+from coordinator.strategies.alignment import align
+from coordinator.strategies.base import Contribution, State
+from coordinator.strategies.grouping import group
+from coordinator.strategies.work import begin
+
+TARGETS, RANK, SCALE = ("q_proj", "v_proj"), 8, 2.0
+NUM_UPDATES, NUM_VERSIONS = 16, 4
+NUM_TOKENS = 64  # of an example
+BOUND_S = 10.0
+
+
+def write_examples(path: Path, count: int) -> None:
+    """Random letters, a token each; the beginning of the sequence is the first of an example's tokens."""
+    letters = np.random.default_rng(0).integers(ord("a"), ord("z") + 1, (count, NUM_TOKENS - 1), np.uint8)
+    path.write_text("".join(json.dumps({"text": bytes(row).decode()}) + "\n" for row in letters))
+
+
+def random_adapter(like: LoraAdapter, seed: int, size: float) -> LoraAdapter:
+    """Entries of about `size`, in the shapes of `like`."""
+    random = np.random.default_rng(seed)
+    return LoraAdapter(
+        {
+            name: Factors(
+                np.float32(size) * random.standard_normal(f.a.shape, np.float32),
+                np.float32(size) * random.standard_normal(f.b.shape, np.float32),
+                f.scale,
+            )
+            for name, f in like
+        }
+    )
+
+
+def add(x: LoraAdapter, y: LoraAdapter) -> LoraAdapter:
+    """Factor by factor."""
+    return LoraAdapter(
+        {name: Factors(f.a + y.modules[name].a, f.b + y.modules[name].b, f.scale) for name, f in x}
+    )
+
+
+def make_buffer(versions: list[LoraAdapter]) -> list[Contribution]:
+    """As many updates on each version, the last of which is the present one."""
+    buffer = []
+    for number in range(NUM_UPDATES):
+        version = number % NUM_VERSIONS
+        delta = random_adapter(versions[version], 100 + number, 2e-3)
+        buffer.append(
+            Contribution(
+                update=str(number),
+                device=f"device-{number}",
+                base_version=version,
+                staleness=NUM_VERSIONS - 1 - version,
+                num_examples=1,
+                load_delta=lambda delta=delta: delta,
+                load_base=lambda base=versions[version]: base,
+            )
+        )
+    return buffer
+
+
+def measure(name: str, folder: Path, repeats: int, num_examples: int) -> dict[str, Any]:
+    """Seconds of each repeat, by the clock and of the processors."""
+    write_examples(folder / "calibration.jsonl", num_examples)
+    calibration = Calibration(
+        find_model(name, "", folder), folder / "calibration.jsonl", seq_tokens=256, batch_tokens=1024
+    )
+    model, _ = calibration.load()
+    modules = match_targets(model.card.modules, TARGETS)
+    versions = [initial_adapter(modules, rank=RANK, scale=SCALE, seed=0)]
+    for number in range(1, NUM_VERSIONS):
+        versions.append(add(versions[-1], random_adapter(versions[-1], number, 2e-3)))
+    num_probed = len(calibration.features(versions[-1]))
+    work = begin(State(NUM_VERSIONS - 1, versions[-1]), make_buffer(versions), STAGES, "factors", calibration)
+    wall, processor = [], []
+    for _ in range(repeats):
+        began = time.perf_counter(), time.process_time()
+        aligned = align(group(work))
+        wall.append(time.perf_counter() - began[0])
+        processor.append(time.process_time() - began[1])
+    return {
+        "model": name,
+        "parameters": model.card.num_parameters,
+        "updates": NUM_UPDATES,
+        "versions": NUM_VERSIONS,
+        "examples": num_examples,
+        "probed_tokens": num_probed * NUM_TOKENS,
+        "align_steps": STAGES.align_steps,
+        "aligned": sum(item.load_delta is not item.source.load_delta for item in aligned.items),
+        "seconds": statistics.median(wall),
+        "seconds_all": wall,
+        "cpu_seconds": statistics.median(processor),
+        "load_average": os.getloadavg()[0],
+    }
+
+
+def main() -> int:
+    """Runs all repeats; exit status 1 where the median is over the bound."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", choices=SHAPES, default="LLaMA-124M")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--examples", type=int, default=48)
+    parser.add_argument("--json", action="store_true")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        found = measure(arguments.model, Path(folder), arguments.repeats, arguments.examples)
+    if arguments.json:
+        print(json.dumps(found))
+    else:
+        low, high = min(found["seconds_all"]), max(found["seconds_all"])
+        print(
+            f"{found['updates']} updates of {found['versions']} versions, {found['parameters'] / 1e6:.1f} M "
+            f"parameters, features of {found['probed_tokens']} tokens, {found['align_steps']} steps:\n"
+            f"{found['seconds']:.1f} s ({low:.1f} to {high:.1f}), {found['cpu_seconds']:.1f} s of processor "
+            f"time, median of {arguments.repeats}; at most {BOUND_S:.0f} s; load {found['load_average']:.1f}"
+        )
+    return int(found["seconds"] > BOUND_S)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,160 @@
+"""What one backend takes for its steps, in a process that does nothing else: seconds and resident memory.
+
+The backend is loaded and stepped as the product does it: by `load_model`, through the contract. LoRA of rank
+8 on all seven projections; one example of random tokens a step.
+
+`ru_maxrss` is not asked on Linux: a process inherits there the peak of the one that started it.
+
+Run as: python -m benchmarks.speed.steps measure|flat|profile WORK, by `backends.py`
+"""
+
+import cProfile
+import pstats
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from converters.adapter import initial_adapter
+from converters.bases.folder import match_targets
+from edge.backends import load_model
+from edge.backends.contract import Batch, Precision, TrainableModel
+
+TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+RANK, SCALE, LR, CLIP_NORM = 8, 2.0, 1e-3, 1.0
+WARM_STEPS = 1  # buffers are allocated, graphs are read; the median passes over what else is slow at first
+FLAT_REPORTS = 20
+SHORTEST_FLAT, MOST_EXAMPLES = 2, 8  # tokens of an example, examples of a row
+
+
+class Work(msgspec.Struct, frozen=True):
+    """What is measured."""
+
+    base: str
+    backend: str
+    precision: Precision
+    num_tokens: int  # of a step
+    labelled: float  # share of the tokens, at the end, that are trained on
+    num_steps: int  # timed
+    seed: int = 0  # of the tokens
+
+
+class Measurement(msgspec.Struct, frozen=True):
+    """One process's figures."""
+
+    tokens_per_s: float  # by the median step
+    tokens_per_cpu_s: float  # processor seconds of all threads
+    loaded_bytes: int  # peak of resident memory until the first step
+    peak_bytes: int  # and in all
+    losses: list[float]  # of all steps
+
+
+class Watched(msgspec.Struct, frozen=True):
+    """One process's memory on the way."""
+
+    held: list[tuple[int, int]]  # steps done, resident bytes
+    peak_bytes: int
+
+
+def measure(work: Work) -> Measurement:
+    """Times the steps."""
+    model = load(work)
+    loaded_bytes = memory_bytes(peak=True)
+    wall, processor, losses = [], [], []
+    for batch in draw_batches(work, model.card.vocab_size):
+        began = time.perf_counter(), time.process_time()
+        losses.append(model.step([batch], LR))
+        wall.append(time.perf_counter() - began[0])
+        processor.append(time.process_time() - began[1])
+    speed, cpu_speed = (work.num_tokens / statistics.median(s[WARM_STEPS:]) for s in (wall, processor))
+    return Measurement(speed, cpu_speed, loaded_bytes, memory_bytes(peak=True), losses)
+
+
+def watch(work: Work) -> Watched:
+    """Memory on the way; rows and examples are of all lengths, as a leak may hang on a shape."""
+    model = load(work)
+    random = np.random.default_rng(work.seed)
+    held = []
+    for step in range(1, work.num_steps + 1):
+        model.step([draw_row(random, model.card.vocab_size, work)], LR)
+        if step % max(work.num_steps // FLAT_REPORTS, 1) == 0:
+            held.append((step, memory_bytes(peak=False)))
+    return Watched(held, memory_bytes(peak=True))
+
+
+def profile(work: Work) -> None:
+    """Prints where the time of the steps goes."""
+    model = load(work)
+    warm, *batches = draw_batches(work, model.card.vocab_size)
+    model.step([warm], LR)
+    profiler = cProfile.Profile()
+    with profiler:
+        for batch in batches:
+            model.step([batch], LR)
+    pstats.Stats(profiler).sort_stats("tottime").print_stats(30)
+
+
+def load(work: Work) -> TrainableModel:
+    """The model with a fresh adapter, ready to be trained."""
+    model = load_model(work.backend, Path(work.base), precision=work.precision)
+    modules = match_targets(model.card.modules, TARGETS)
+    model.set_adapter(initial_adapter(modules, rank=RANK, scale=SCALE, seed=0))
+    model.begin(weight_decay=0.0, clip_norm=CLIP_NORM)
+    return model
+
+
+def draw_batches(work: Work, vocab_size: int) -> Iterator[Batch]:
+    """The same for every backend."""
+    random = np.random.default_rng(0)
+    for _ in range(WARM_STEPS + work.num_steps):
+        yield draw_batch(random, vocab_size, work.num_tokens, work.labelled)
+
+
+def draw_batch(random: np.random.Generator, vocab_size: int, num_tokens: int, labelled: float) -> Batch:
+    """One example of random tokens, its last part labelled as a completion is."""
+    tokens = random.integers(0, vocab_size, (1, num_tokens + 1), np.int32)
+    places = np.arange(num_tokens, dtype=np.int32)[None]
+    return Batch(
+        tokens=tokens[:, :-1],
+        targets=tokens[:, 1:],
+        weights=(places >= round(num_tokens * (1 - labelled))).astype(np.float32),
+        segments=np.ones_like(places),
+        positions=places,
+    )
+
+
+def draw_row(random: np.random.Generator, vocab_size: int, work: Work) -> Batch:
+    """Some examples end to end, short ones as likely as long ones."""
+    bounds = np.log([SHORTEST_FLAT, work.num_tokens + 1])
+    lengths = np.exp(random.uniform(*bounds, random.integers(1, MOST_EXAMPLES + 1))).astype(int)
+    alone = [draw_batch(random, vocab_size, length, work.labelled) for length in lengths]
+    row = Batch._make(np.concatenate(fields, axis=1) for fields in zip(*alone, strict=True))
+    return row._replace(segments=np.repeat(np.arange(1, len(lengths) + 1, dtype=np.int32), lengths)[None])
+
+
+def memory_bytes(*, peak: bool) -> int:
+    """Resident memory of this process; macOS tells its peak only."""
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    wanted = "VmHWM:" if peak else "VmRSS:"
+    line = next(line for line in status.read_text().splitlines() if line.startswith(wanted))
+    return 1024 * int(line.split()[1])
+
+
+def main() -> None:
+    """The last line that is printed holds the figures."""
+    what, work = sys.argv[1], msgspec.json.decode(sys.argv[2], type=Work)
+    if what == "profile":
+        profile(work)
+    else:
+        print(msgspec.json.encode(measure(work) if what == "measure" else watch(work)).decode())
+
+
+if __name__ == "__main__":
+    main()
