@@ -95,8 +95,8 @@ def present(plan: "DemoPlan", out: Path, *, as_json: bool) -> None:
 def _run(
     plan: "DemoPlan", out: Path, folder: Path, console: "Console", interruption: "Interruption"
 ) -> "DemoResult":
-    """The whole run, to the page."""
-    from coordinator.demo.screen import open_screen
+    """Runs everything, from the devices' data to the page."""
+    from coordinator.demo.shown.screen import open_screen
 
     # What the broker grumbles when a device leaves is for the curious.
     logging.basicConfig(filename=folder / "broker.log", level=logging.WARNING)
@@ -105,9 +105,9 @@ def _run(
         console.print(kept, markup=False, highlight=False, soft_wrap=True)
     with open_screen(console, str(folder)) as screen:
         # Imported now that something is to be seen: it takes a second.
-        from coordinator.demo.page import write_page
         from coordinator.demo.result import save_result
         from coordinator.demo.run import run_demo
+        from coordinator.demo.shown.page import write_page
 
         result = interruption.run(run_demo(folder.resolve(), plan, screen))
         screen.stage("Plots and page")
@@ -120,7 +120,7 @@ def _run(
 def _show(result: "DemoResult", folder: Path, console: "Console", *, as_json: bool) -> None:
     import msgspec
 
-    from coordinator.demo.screen import result_table
+    from coordinator.demo.shown.screen import result_table
 
     if as_json:
         print(msgspec.json.encode(result).decode())

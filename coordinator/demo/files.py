@@ -1,11 +1,12 @@
 """The demo's folder: where things lie, the devices' sentences, and what each process is told."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import tomli_w
 
-from coordinator.demo.household import held_out, own_examples, save_examples
+from coordinator.demo.household import FLEET, Household, held_out, own_examples, save_examples
 from coordinator.demo.plan import MODEL, RANK, SCALE, DemoPlan, Member
 
 HELD_OUT = "held-out"
@@ -13,7 +14,7 @@ CALIBRATION = "calibration"
 
 
 def adapter_name(form: str) -> str:
-    """Of the fleet's adapter, within the demo's folder."""
+    """Returns the name of the fleet's adapter in a form, within the demo's folder."""
     return "adapter.gguf" if form == "gguf" else f"adapter-{form}"
 
 
@@ -34,39 +35,39 @@ class Paths(NamedTuple):
         return self.folder / "logs"
 
     def data(self, name: str) -> Path:
-        """Sentences of a device, the held-out ones, or those that versions are watched by."""
+        """Returns the file of a device's sentences, of the held-out ones, or of those for watching."""
         return self.folder / "data" / f"{name}.jsonl"
 
     def config(self, name: str) -> Path:
-        """What `tunefleet serve` or `tunefleet join` is told."""
+        """Returns the file of what `tunefleet serve` or `tunefleet join` is told."""
         return self.folder / "configs" / f"{name}.toml"
 
     def base(self, quant: str | None) -> Path:
-        """The fleet's model, or the GGUF file of a type that is made from it."""
+        """Returns the fleet's model, or the GGUF file of a type that is made from it."""
         return self.folder / "models" / f"{quant}.gguf" if quant else self.model
 
     def adapter(self, form: str) -> Path:
-        """The fleet's adapter in a form: a folder for `peft` and `mlx`, a file for `gguf`."""
+        """Returns the fleet's adapter in a form: a folder for `peft` and `mlx`, a file for `gguf`."""
         return self.folder / adapter_name(form)
 
     def alone(self, device_id: str) -> Path:
-        """The adapter that a device makes by itself."""
+        """Returns the folder of the adapter that a device makes by itself."""
         return self.folder / "alone" / device_id
 
 
-def write_data(paths: Paths, plan: DemoPlan) -> None:
-    """Every device's own sentences; the held-out ones; others like those, to watch versions by."""
-    paths.data("").parent.mkdir()
+def write_data(paths: Paths, plan: DemoPlan, homes: Sequence[Household] = FLEET) -> None:
+    """Writes every device's own sentences, the held-out ones, and others like those to watch versions by."""
+    paths.data("").parent.mkdir(parents=True, exist_ok=True)
     for member in plan.members:
         name = member.home.device_id
         save_examples(own_examples(member.home, plan.num_own, plan.seed), paths.data(name))
-    unseen = held_out(plan.num_held_out + plan.num_calibration, plan.seed)
+    unseen = held_out(plan.num_held_out + plan.num_calibration, plan.seed, homes)
     save_examples(unseen[: plan.num_held_out], paths.data(HELD_OUT))
     save_examples(unseen[plan.num_held_out :], paths.data(CALIBRATION))
 
 
 def write_configs(paths: Paths, plan: DemoPlan, broker: str) -> None:
-    """What the coordinator and each device are told: files to start a fleet of one's own from."""
+    """Writes what the coordinator and each device are told: files to start a fleet of one's own from."""
     paths.config("").parent.mkdir()
     # The embedded broker speaks MQTT 3.1.1.
     shared = {"broker": broker, "protocol": "3.1.1", "fleet": "demo"}

@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 from coordinator.demo.files import Paths
-from coordinator.demo.record import read_record
+from coordinator.demo.fleet.record import read_record
 from edge.errors import ConfigError
 
 MARK = ".tunefleet-demo"  # a folder that bears it is a demo's
@@ -34,7 +34,7 @@ def fresh_folder(out: Path) -> Path:
 
 
 def leave(folder: Path, forms: list[str]) -> str:
-    """Clears the folder of a run that was stopped before it learnt; else says what it holds, in a line."""
+    """Clears the folder of a run that has no version yet; else returns a line that says what it holds."""
     paths = Paths(folder)
     newest = max((version.version for version in read_record(paths.state).versions), default=0)
     if newest == 0:

@@ -99,13 +99,13 @@ FLEET = (FLAT, FARM, WORKSHOP, BOAT)
 
 
 def own_examples(home: Household, count: int, seed: int) -> list[Example]:
-    """`count` things said to `home`, drawn with repetition."""
+    """Draws `count` things said to `home`, with repetition."""
     rng = random.Random(f"{home.device_id} {seed}")  # noqa: S311 - sentences, not secrets
     return [_say(home, home, home, rng) for _ in range(count)]
 
 
 def held_out(count: int, seed: int, fleet: Sequence[Household] = FLEET) -> list[Example]:
-    """`count` different examples of parts from three households each, all triples of households in turn."""
+    """Draws `count` different examples of parts from three households each, all triples in turn."""
     rng = random.Random(f"held out {seed}")  # noqa: S311
     triples = list(permutations(fleet, 3))
     found: dict[Example, None] = {}

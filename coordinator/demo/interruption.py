@@ -42,7 +42,7 @@ class Interruption:
         return 128 + (self.number or 0)
 
     def run(self, work: Coroutine[Any, Any, R]) -> R:
-        """Runs an event loop until `work` is done, and all that it began.
+        """Runs `work` to its end in an event loop, with all that it began.
 
         Raises:
             KeyboardInterrupt: A signal has come; `work` was cancelled.
@@ -60,12 +60,12 @@ class Interruption:
         return result
 
     def check(self) -> None:
-        """Raises a KeyboardInterrupt where a signal has come that nobody has noticed."""
+        """Raises a KeyboardInterrupt if a signal has come that nobody has noticed."""
         if self.number is not None:
             raise KeyboardInterrupt
 
     def ignore(self) -> None:
-        """Lets no further signal in, to the end of the process: what is left to do is short."""
+        """Ignores all further signals until the process ends: what is left to do is short."""
         for number in self._before:
             signal.signal(number, signal.SIG_IGN)
         self._before.clear()

@@ -12,7 +12,7 @@ FULL = "f32"
 
 
 async def make_models(paths: Paths, plan: DemoPlan) -> None:
-    """Writes a file of each type that a device has, by llama.cpp in a process of its own.
+    """Writes a GGUF file of each type that a device has, by llama.cpp in a process of its own.
 
     Raises:
         ChildFailed: llama.cpp could not.

@@ -38,7 +38,7 @@ class Member(NamedTuple):
 
     @property
     def trains_with(self) -> str:
-        """The backend, and what it reads the weights from where that is no full precision."""
+        """The backend, with the type of its GGUF file where it has one."""
         return f"{self.backend} {self.quant}" if self.quant else self.backend
 
 
@@ -76,17 +76,17 @@ class DemoPlan(NamedTuple):
 
     @property
     def forms(self) -> list[str]:
-        """What the fleet's adapter is written as."""
+        """The formats that the fleet's adapter is written in."""
         return ["peft", "mlx", "gguf"] if self.quants else ["peft", "mlx"]
 
     @property
     def threads(self) -> int:
-        """For each process: as many as the cores have room for."""
+        """Threads of each process: as many as the cores have room for."""
         return max(1, (os.cpu_count() or 1) // len(self.members))
 
 
 def make_plan() -> DemoPlan:
-    """The plan for this machine: torch takes the place of a backend that is not installed.
+    """Returns the plan for this machine: torch takes the place of a backend that is not installed.
 
     Raises:
         MissingExtra: Naming every library that the demo needs and does not find, and the command that

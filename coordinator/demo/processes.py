@@ -1,8 +1,8 @@
-"""The demo's child processes: started, watched and ended together.
+"""Child processes of the demo and of benchmarks: started, watched, killed where asked, and ended together.
 
 Each child writes to log files of its own, and leads a process group with all that it starts. When the block
 is left, by its end, an error or Ctrl-C, every child that still runs is asked to stop; after a grace time, or
-when the waiting for it is cancelled, its group is killed: nothing outlives the demo.
+when the waiting for it is cancelled, its group is killed: nothing outlives the block.
 """
 
 import asyncio
@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 from asyncio.subprocess import DEVNULL, Process
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -24,27 +24,38 @@ LAST_LINES = 6
 TUNEFLEET = (sys.executable, "-P", "-m", "tunefleet")
 
 
+def as_arguments(options: Mapping[str, object]) -> list[str]:
+    """Returns `--name value` for each option that is given; None is not."""
+    given = {name: value for name, value in options.items() if value is not None}
+    return [text for name, value in given.items() for text in (f"--{name}", str(value))]
+
+
 class ChildFailed(CoordinatorError):  # noqa: N818
     """A child process ended with an error; the message holds its last lines."""
 
 
 class Children:
-    """`tunefleet …` commands under way.
+    """The child processes under way.
 
     Args:
         folder: Of the log files.
         threads: For each child's numerical libraries.
         command: What the children run; their arguments come after it.
+        grace_s: What each has to end by itself when it is asked to.
     """
 
-    def __init__(self, folder: Path, threads: int, command: Sequence[str] = TUNEFLEET) -> None:
+    def __init__(
+        self, folder: Path, threads: int, command: Sequence[str] = TUNEFLEET, grace_s: float = GRACE_S
+    ) -> None:
         self._folder = folder
         self._command = command
+        self._grace_s = grace_s
         # Four thread pools on two cores: waiting threads must sleep, not spin.
         self._environment = os.environ | {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "passive"}
         for variable in BROKER.values():  # the demo has a broker of its own, which needs no password
             self._environment.pop(variable, None)
         self._running: dict[str, Process] = {}
+        self._known: set[str] = set()  # names of all that were started
         self._is_over = False
 
     async def __aenter__(self) -> Self:
@@ -60,10 +71,14 @@ class Children:
     async def start(self, name: str, arguments: Sequence[str]) -> None:
         """Starts a child: what it prints goes to `<name>.out`, what it reports to `<name>.log`.
 
+        One that is started again, after it ended or was killed, goes on in the same files.
+
         Raises:
             ChildFailed: The block is being left, by another task.
         """
-        with self._path(name, "log").open("wb") as log, self._path(name, "out").open("wb") as out:
+        mode = "ab" if name in self._known else "wb"
+        self._known.add(name)
+        with self._path(name, "log").open(mode) as log, self._path(name, "out").open(mode) as out:
             self._running[name] = await asyncio.create_subprocess_exec(
                 *self._command, *arguments,
                 stdin=DEVNULL, stdout=out, stderr=log, env=self._environment,
@@ -90,7 +105,7 @@ class Children:
         return await self.finish(name)
 
     def check(self, *names: str) -> None:
-        """Looks whether children still run.
+        """Checks that children still run.
 
         Raises:
             ChildFailed: One has ended, or was stopped.
@@ -106,7 +121,7 @@ class Children:
                 )
 
     def pid(self, name: str) -> int:
-        """The process number of a child that was started."""
+        """Returns the process number of a child that was started."""
         return self._running[name].pid
 
     async def stop(self, name: str) -> None:
@@ -117,13 +132,14 @@ class Children:
                 with contextlib.suppress(ProcessLookupError):
                     process.terminate()
                 with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(GRACE_S):
+                    async with asyncio.timeout(self._grace_s):
                         await process.wait()
         finally:
-            # macOS answers with a PermissionError where only the dead are left of a group.
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(process.pid, signal.SIGKILL)
-            await process.wait()
+            await _kill_group(process)
+
+    async def kill(self, name: str) -> None:
+        """Kills a child and what it started, without a word; it may be started again."""
+        await _kill_group(self._running.pop(name))
 
     def _path(self, name: str, ending: str) -> Path:
         return self._folder / f"{name}.{ending}"
@@ -134,3 +150,10 @@ class Children:
             filter(None, ([line for line in text.splitlines() if line.strip()] for text in said)), []
         )
         return "\n".join(f"  {line}" for line in lines[-LAST_LINES:]) or "  (it said nothing)"
+
+
+async def _kill_group(process: Process) -> None:
+    # macOS answers with a PermissionError where only the dead are left of a group.
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)
+    await process.wait()

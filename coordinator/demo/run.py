@@ -12,15 +12,15 @@ from pathlib import Path
 from statistics import fmean
 
 from coordinator.demo.files import HELD_OUT, Paths, write_data
-from coordinator.demo.fleet import run_fleet
+from coordinator.demo.fleet.record import FleetRecord, is_done
+from coordinator.demo.fleet.run import run_fleet
 from coordinator.demo.household import load_examples
 from coordinator.demo.models import make_models
 from coordinator.demo.plan import DemoPlan, Member
-from coordinator.demo.processes import Children
-from coordinator.demo.record import FleetRecord, is_done
+from coordinator.demo.processes import Children, as_arguments
 from coordinator.demo.result import DemoResult, DeviceResult, Sample, Score
 from coordinator.demo.scores import Scoring
-from coordinator.demo.screen import Screen
+from coordinator.demo.shown.screen import Screen
 
 NUM_SAMPLES = 8  # of the held-out sentences, shown with their answers
 
@@ -42,15 +42,8 @@ async def run_demo(folder: Path, plan: DemoPlan, screen: Screen) -> DemoResult:
     async with Children(paths.logs, plan.threads) as children:
         screen.stage("Each device alone; then the scores", total=_num_scores(plan))
         for form in plan.forms:
-            where = [
-                "--state",
-                str(paths.state),
-                "--base",
-                str(paths.model),
-                "--out",
-                str(paths.adapter(form)),
-            ]
-            await children.run(f"export-{form}", ["export", "--to", form, *where])
+            options = {"to": form, "state": paths.state, "base": paths.model, "out": paths.adapter(form)}
+            await children.run(f"export-{form}", ["export", *as_arguments(options)])
         scoring = Scoring(children, paths, plan, screen, os.cpu_count() or 1)
         asked = load_examples(paths.data(HELD_OUT))[:NUM_SAMPLES]
         prompts = [example.prompt for example in asked]
@@ -101,7 +94,7 @@ def _device_result(
     member: Member, record: FleetRecord, before: Score, alone: Score, fleet: Score
 ) -> DeviceResult:
     own = record.own(member.home.device_id)
-    total = sum(update.weight or 0.0 for update in record.updates)
+    total = sum(update.weight or 0.0 for update in record.merged)
     return DeviceResult(
         device_id=member.home.device_id,
         kind=member.home.kind,
@@ -122,5 +115,5 @@ def _name(member: Member) -> str:
 
 
 def _num_scores(plan: DemoPlan) -> int:
-    """Each device alone; base and fleet on each kind of weights, and what the two answer."""
+    """Counts the scores: each device alone; base and fleet on each kind of weights, and what they answer."""
     return len(plan.members) + 2 * (1 + len(plan.quants)) + 2

@@ -12,9 +12,9 @@ import msgspec
 
 from coordinator.demo.files import HELD_OUT, Paths
 from coordinator.demo.plan import RANK, SCALE, DemoPlan, Member
-from coordinator.demo.processes import Children
+from coordinator.demo.processes import Children, as_arguments
 from coordinator.demo.result import Score
-from coordinator.demo.screen import Screen
+from coordinator.demo.shown.screen import Screen
 
 MAX_ANSWER_TOKENS = 24
 
@@ -37,26 +37,26 @@ class Scoring:
         self._slots = asyncio.Semaphore(num_cores)
 
     async def score(self, name: str, adapter: Path | None, quant: str | None = None) -> Score:
-        """The held-out sentences with an adapter, or with the base alone, on weights of a type."""
+        """Scores the held-out sentences with an adapter, or with the base alone, on weights of a type."""
         name = f"{name} on {quant}" if quant else name
-        base, data = str(self._paths.base(quant)), str(self._paths.data(HELD_OUT))
-        arguments = ["eval", "--base", base, "--data", data, "--json", *_given("--adapter", adapter)]
+        options = {"base": self._paths.base(quant), "data": self._paths.data(HELD_OUT), "adapter": adapter}
+        arguments = ["eval", *as_arguments(options), "--json"]
         (report,) = await self._run(f"score-{name.replace(' ', '-')}", arguments)
         return self._show(name, report)
 
     async def on_all(self, name: str, adapter: Path | None) -> dict[str | None, Score]:
-        """The same on the model as it is (None) and on every GGUF file that is made from it."""
+        """Scores the same on the model as it is (None) and on every GGUF file that is made from it."""
         quants = [None, *self._plan.quants]
         scores = await asyncio.gather(*(self.score(name, adapter, quant) for quant in quants))
         return dict(zip(quants, scores, strict=True))
 
     async def all_alone(self, steps: Mapping[str, int]) -> list[Score]:
-        """Every device by itself, with as many steps as it took in the fleet."""
+        """Trains and scores every device by itself, with as many steps as it took in the fleet."""
         members = self._plan.members
         return await asyncio.gather(*(self.alone(one, steps[one.home.device_id]) for one in members))
 
     async def alone(self, member: Member, steps: int) -> Score:
-        """A device by itself: `steps` optimizer steps on its own data, then the held-out sentences.
+        """Trains a device by itself for `steps` optimizer steps, then scores the held-out sentences.
 
         One that took no step in the fleet takes none alone: it is scored as it began.
         """
@@ -78,8 +78,7 @@ class Scoring:
             "batch-tokens": plan.batch_tokens,
             "seed": plan.seed,
         }
-        arguments = [text for option, value in options.items() for text in (f"--{option}", str(value))]
-        (report,) = await self._run(f"alone-{name}", ["train", *arguments, "--json"])
+        (report,) = await self._run(f"alone-{name}", ["train", *as_arguments(options), "--json"])
         return self._show(f"{name} alone", report["valid_after"])
 
     def _show(self, name: str, report: dict[str, Any]) -> Score:
@@ -88,26 +87,15 @@ class Scoring:
         return score
 
     async def answers(self, name: str, prompts: Sequence[str], adapter: Path | None) -> list[str]:
-        """What is answered to `prompts`, as they stand: the adapters were trained on them so."""
-        options = [
-            "--base",
-            str(self._paths.model),
-            "--raw",
-            "--max-tokens",
-            str(MAX_ANSWER_TOKENS),
-            "--json",
-        ]
-        arguments = ["generate", *options, *_given("--adapter", adapter), *prompts]
+        """Returns what is answered to `prompts` as they stand: the adapters were trained on them so."""
+        options = {"base": self._paths.model, "max-tokens": MAX_ANSWER_TOKENS, "adapter": adapter}
+        arguments = ["generate", *as_arguments(options), "--raw", "--json", *prompts]
         reports = await self._run(f"answers-{name}", arguments)
         self._screen.step(f"{name}: answered {len(prompts)} sentences")
         return [report["completion"] for report in reports]
 
     async def _run(self, name: str, arguments: Sequence[str]) -> list[dict[str, Any]]:
-        """The reports that a command prints, one JSON object a line."""
+        """Runs a command and returns the reports that it prints, one JSON object a line."""
         async with self._slots:
             printed = await self._children.run(name, arguments)
         return msgspec.json.Decoder(dict[str, Any]).decode_lines(printed)
-
-
-def _given(option: str, value: Path | None) -> list[str]:
-    return [] if value is None else [option, str(value)]

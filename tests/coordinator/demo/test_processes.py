@@ -2,10 +2,11 @@ import asyncio
 import os
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
-from coordinator.demo.processes import ChildFailed, Children
+from coordinator.demo.processes import ChildFailed, Children, as_arguments
 
 
 def test_a_child_s_output_comes_back(tmp_path):
@@ -82,3 +83,24 @@ def test_where_one_fails_none_is_started_any_more(tmp_path):
     with pytest.raises(ChildFailed, match="child-0 ended with status 3"):
         asyncio.run(run())
     assert "ready" not in "".join(path.read_text() for path in tmp_path.glob("*.out"))
+
+
+def test_a_child_that_was_killed_is_started_again_and_goes_on_in_its_files(tmp_path):
+    async def run():
+        async with Children(tmp_path, 1, command=(sys.executable, "-c")) as children:
+            await children.start("twice", [DAUGHTER])
+            while "ready" not in (tmp_path / "twice.out").read_text():
+                await asyncio.sleep(0.05)
+            await children.kill("twice")
+            return await children.run("twice", ["print('again')"])
+
+    assert asyncio.run(run()) == b"ready\nagain\n"
+
+
+def test_options_that_are_not_given_are_no_arguments():
+    assert as_arguments({"base": Path("here"), "adapter": None, "steps": 3}) == [
+        "--base",
+        "here",
+        "--steps",
+        "3",
+    ]

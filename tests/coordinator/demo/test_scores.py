@@ -9,7 +9,7 @@ from coordinator.demo.files import Paths
 from coordinator.demo.plan import MODEL, DemoPlan
 from coordinator.demo.processes import Children
 from coordinator.demo.scores import MAX_ANSWER_TOKENS, Scoring
-from coordinator.demo.screen import open_screen
+from coordinator.demo.shown.screen import open_screen
 from edge.training.worker.supervisor import Worker
 
 PROMPT = "Set the lamp in the bedroom to 30 percent.\n"

@@ -1,7 +1,6 @@
 """What the fleet of a demo did, as the coordinator's journal tells it."""
 
 from collections import Counter
-from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
@@ -16,19 +15,28 @@ class FleetRecord(NamedTuple):
     """What the journal holds."""
 
     versions: list[Version]  # oldest first
-    updates: list[Update]  # those that were merged, oldest first
-    accepted: Mapping[str, int]  # device to its updates, merged or waiting
+    updates: list[Update]  # oldest first
+
+    @property
+    def merged(self) -> list[Update]:
+        """The updates that are in a version."""
+        return [update for update in self.updates if update.merged_into is not None]
+
+    @property
+    def accepted(self) -> Counter[str]:
+        """By device the number of its updates, merged or waiting."""
+        return Counter(update.device for update in self.updates if update.status == "accepted")
 
     def own(self, device_id: str) -> list[Update]:
-        """A device's merged updates."""
-        return [update for update in self.updates if update.device == device_id]
+        """Returns a device's merged updates."""
+        return [update for update in self.merged if update.device == device_id]
 
     def num_steps(self, device_id: str) -> int:
-        """Optimizer steps behind a device's merged updates."""
+        """Counts the optimizer steps behind a device's merged updates."""
         return sum(update.num_steps for update in self.own(device_id))
 
     def version_points(self) -> list[VersionPoint]:
-        """Versions against the time since version 0."""
+        """Returns all versions, with the time since version 0."""
         start = self.versions[0].created_at if self.versions else 0.0
         return [
             VersionPoint(
@@ -41,7 +49,7 @@ class FleetRecord(NamedTuple):
         ]
 
     def update_points(self) -> list[UpdatePoint]:
-        """Merged updates against the time since version 0."""
+        """Returns the merged updates that have a loss, with the time since version 0."""
         start = self.versions[0].created_at
         return [
             UpdatePoint(
@@ -50,25 +58,22 @@ class FleetRecord(NamedTuple):
                 staleness=update.staleness or 0,
                 loss=update.loss_before,
             )
-            for update in self.updates
+            for update in self.merged
             if update.loss_before is not None
         ]
 
 
 def read_record(state: Path) -> FleetRecord:
-    """All versions and merged updates of a coordinator's journal; none where it has not begun one."""
+    """Reads all versions and updates from a coordinator's journal; none where it has not begun one."""
     if not (state / FILE).is_file():
-        return FleetRecord([], [], {})
+        return FleetRecord([], [])
     with closing(Journal(state)) as journal:
         versions = sorted(VersionStore(state, journal).history(), key=lambda version: version.version)
-        updates = journal.updates(1 << 30)[::-1]
-    merged = [update for update in updates if update.merged_into is not None]
-    accepted = Counter(update.device for update in updates if update.status == "accepted")
-    return FleetRecord(versions, merged, accepted)
+        return FleetRecord(versions, journal.updates(1 << 30)[::-1])
 
 
 def is_done(record: FleetRecord, plan: DemoPlan) -> bool:
-    """Whether every device has its share, and the fleet has learnt its task or made all its versions."""
+    """Returns whether every device has its share, and the fleet has learnt its task or made all versions."""
     is_shared = all(len(record.own(member.home.device_id)) >= plan.min_updates for member in plan.members)
     latest = [version.exact for version in record.versions if version.exact is not None][-plan.num_steady :]
     has_learnt = len(latest) == plan.num_steady and min(latest) >= plan.enough

@@ -7,11 +7,10 @@ import pytest
 from msgspec import structs
 from rich.console import Console
 
-from coordinator.demo.devices import Activity
-from coordinator.demo.page import render_page
 from coordinator.demo.result import VersionPoint, load_result, save_result
-from coordinator.demo.screen import open_screen, result_table
-from coordinator.demo.views import DeviceView, FleetView
+from coordinator.demo.shown.page import render_page
+from coordinator.demo.shown.screen import open_screen, result_table
+from coordinator.demo.shown.views import Activity, DeviceView, FleetView
 
 
 def text_of(renderable, width: int) -> str:
@@ -43,7 +42,7 @@ def test_the_table_says_what_each_device_has_on_its_own_weights(recorded):
 @pytest.mark.parametrize(("shape", "size"), [("DESK", (2000, 1000)), ("PHONE", (900, 1800))])
 def test_a_plot_has_the_size_of_its_window(tmp_path, recorded, shape, size):
     pytest.importorskip("matplotlib", reason="needs the demo extra")
-    from coordinator.demo import plot
+    from coordinator.demo.shown import plot
 
     plot.draw_plot(recorded, tmp_path / "plot.png", getattr(plot, shape))
     content = (tmp_path / "plot.png").read_bytes()
@@ -53,7 +52,7 @@ def test_a_plot_has_the_size_of_its_window(tmp_path, recorded, shape, size):
 
 def test_each_panel_has_one_axis_and_losses_stop_at_the_floor(recorded):
     pytest.importorskip("matplotlib", reason="needs the demo extra")
-    from coordinator.demo.plot import FLOOR, PHONE, draw_figure
+    from coordinator.demo.shown.plot import FLOOR, PHONE, draw_figure
 
     tiny = [structs.replace(update, loss=1e-7) for update in recorded.updates]
     figure = draw_figure(structs.replace(recorded, updates=tiny), PHONE)

@@ -1,8 +1,8 @@
 import pytest
 
+from coordinator.demo.fleet.record import FleetRecord, is_done, read_record
 from coordinator.demo.household import FLEET
 from coordinator.demo.plan import DemoPlan, Member
-from coordinator.demo.record import FleetRecord, is_done, read_record
 from coordinator.ledger.journal import Update
 from coordinator.ledger.versions import Version
 
@@ -40,7 +40,7 @@ def version(number: int, second: int, loss: float | None, exact: float | None = 
 @pytest.fixture
 def record():
     updates = [update("flat", 2, 0, 3.0), update("farm", 3, 1, None), update("flat", 5, 2, 1.0)]
-    return FleetRecord([version(0, 0, 4.0), version(1, 6, None)], updates, {})
+    return FleetRecord([version(0, 0, 4.0), version(1, 6, None)], updates)
 
 
 def test_steps_are_those_of_merged_updates(record):
@@ -70,7 +70,7 @@ SHARED = [update("flat", 2, 0, 3.0), update("farm", 3, 1, None)]
 
 
 def record_of(shares, updates=SHARED):
-    return FleetRecord([version(n, n, 1.0, share) for n, share in enumerate(shares)], updates, {})
+    return FleetRecord([version(n, n, 1.0, share) for n, share in enumerate(shares)], updates)
 
 
 def test_a_fleet_is_done_when_versions_in_a_row_know_enough():
@@ -87,4 +87,4 @@ def test_a_fleet_that_learns_slowly_is_done_with_its_last_version():
 
 
 def test_a_coordinator_that_has_not_begun_has_no_record(tmp_path):
-    assert read_record(tmp_path) == FleetRecord([], [], {})
+    assert read_record(tmp_path) == FleetRecord([], [])

@@ -43,7 +43,7 @@ DPI = 200
 
 
 def draw_plot(result: DemoResult, path: Path, shape: Shape = DESK) -> None:
-    """Writes a PNG.
+    """Draws the panels and writes them as a PNG.
 
     Raises:
         MissingExtra: matplotlib is not installed.
@@ -82,7 +82,7 @@ def draw_figure(result: DemoResult, shape: Shape) -> "Figure":
 
 
 def device_colours(result: DemoResult) -> dict[str, str]:
-    """A colour for each device, the same in plot and page."""
+    """Returns a colour for each device, the same in plot and page."""
     return {device.device_id: COLOURS[i % len(COLOURS)] for i, device in enumerate(result.devices)}
 
 

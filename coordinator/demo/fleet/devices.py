@@ -1,17 +1,11 @@
 """What each device of the demo does now, by the events that `tunefleet join --json` prints."""
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 
-
-class Activity(NamedTuple):
-    """What a device does."""
-
-    what: str
-    step: int = 0
-    steps: int = 0  # of the task under way; 0: there is none
+from coordinator.demo.shown.views import Activity
 
 
 class Events:
@@ -27,7 +21,7 @@ class Events:
         self._now = Activity("starts")
 
     def now(self) -> Activity:
-        """What the device does by its last events."""
+        """Returns what the device does, by its last events."""
         if self._path.is_file():
             with self._path.open("rb") as log:
                 log.seek(self._num_read)
@@ -46,7 +40,7 @@ class Events:
 
 
 def activity(event: dict[str, Any]) -> Activity | None:
-    """What a device does after an event; None where that is what it did before."""
+    """Returns what a device does after an event; None where it goes on with what it did before."""
     text = str(event.get("text", ""))
     match event.get("event"):
         case "joined":

@@ -4,13 +4,13 @@ import asyncio
 import time
 from collections.abc import Mapping
 
-from coordinator.demo.devices import Events
 from coordinator.demo.files import Paths, write_configs
+from coordinator.demo.fleet.devices import Events
+from coordinator.demo.fleet.record import FleetRecord, is_done, read_record
 from coordinator.demo.plan import DemoPlan, Member
 from coordinator.demo.processes import Children
-from coordinator.demo.record import FleetRecord, is_done, read_record
-from coordinator.demo.screen import Screen
-from coordinator.demo.views import DeviceView, FleetView
+from coordinator.demo.shown.screen import Screen
+from coordinator.demo.shown.views import DeviceView, FleetView
 from coordinator.errors import CoordinatorError
 from edge.transport.broker import EmbeddedBroker
 
@@ -35,7 +35,7 @@ async def run_fleet(paths: Paths, plan: DemoPlan, screen: Screen) -> FleetRecord
             await children.start(name, ["join", "--config", str(paths.config(name)), "--json"])
         await _watch(children, paths, plan, screen)
     record = read_record(paths.state)
-    if not record.updates:
+    if not record.merged:
         raise CoordinatorError(f"the fleet made no version in {plan.stall_seconds:.0f} s; see {paths.logs}")
     return record
 
@@ -72,5 +72,5 @@ def _device_view(member: Member, record: FleetRecord, events: Mapping[str, Event
         backend=member.trains_with,
         slowdown=member.slowdown,
         activity=events[name].now(),
-        updates=record.accepted.get(name, 0),
+        updates=record.accepted[name],
     )

@@ -1,6 +1,7 @@
 import json
 
-from coordinator.demo.devices import Activity, Events
+from coordinator.demo.fleet.devices import Events
+from coordinator.demo.shown.views import Activity
 
 
 def line(kind, text="", **facts):

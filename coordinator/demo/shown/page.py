@@ -7,8 +7,8 @@ from pathlib import Path
 from string import Template
 
 from coordinator.demo.files import adapter_name
-from coordinator.demo.plot import DESK, PHONE, device_colours, draw_plot
 from coordinator.demo.result import DemoResult, DeviceResult, Sample
+from coordinator.demo.shown.plot import DESK, PHONE, device_colours, draw_plot
 
 
 def write_page(result: DemoResult, folder: Path) -> None:
@@ -21,7 +21,7 @@ def write_page(result: DemoResult, folder: Path) -> None:
 
 
 def render_page(result: DemoResult, plot: bytes, plot_for_phones: bytes, folder: Path) -> str:
-    """HTML of a run.
+    """Returns a run as HTML.
 
     Args:
         result: What the run came to.
@@ -30,7 +30,7 @@ def render_page(result: DemoResult, plot: bytes, plot_for_phones: bytes, folder:
         folder: Where the adapters were exported to, for the commands at the end.
     """
     colours = device_colours(result)
-    template = Template(resources.files("coordinator.demo").joinpath("page.html").read_text("utf-8"))
+    template = Template(resources.files("coordinator.demo.shown").joinpath("page.html").read_text("utf-8"))
     return template.substitute(
         headline=_headline(result),
         verdict=escape(result.verdict),

@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from coordinator.demo.result import DemoResult
-from coordinator.demo.views import DeviceView, FleetView
+from coordinator.demo.shown.views import DeviceView, FleetView
 
 NUM_NOTES = 8  # of the stage under way: with them the picture has 20 rows
 REFRESHES_PER_S = 4
@@ -32,7 +32,7 @@ class Screen(AbstractContextManager["Screen"], Protocol):
         ...
 
     def step(self, note: str) -> None:
-        """One more step of the stage is done."""
+        """Counts one more step of the stage as done."""
         ...
 
     def fleet(self, view: FleetView) -> None:
@@ -41,7 +41,7 @@ class Screen(AbstractContextManager["Screen"], Protocol):
 
 
 def open_screen(console: Console, folder: str) -> Screen:
-    """The screen that suits the console: a picture, or lines where nothing can be drawn twice."""
+    """Returns the screen that suits the console: a picture, or lines where nothing can be drawn twice."""
     if console.is_terminal and not console.is_dumb_terminal:
         return Picture(console, folder)
     console.width = max(console.width, PLAIN_WIDTH)
@@ -65,11 +65,11 @@ class Lines:
         pass
 
     def stage(self, what: str, total: int = 0) -> None:
-        """See `Screen.stage`."""
+        """Says the stage; see `Screen.stage`."""
         self._say(what)
 
     def step(self, note: str) -> None:
-        """See `Screen.step`."""
+        """Says the step; see `Screen.step`."""
         self._say(f"  {note}")
 
     def fleet(self, view: FleetView) -> None:
@@ -119,7 +119,7 @@ class Picture:
         self._view = view
 
     def draw(self) -> RenderableType:
-        """The picture as it is now."""
+        """Returns the picture as it is now."""
         head = Table.grid(expand=True)
         head.add_column(no_wrap=True)
         head.add_column(justify="right", no_wrap=True)
@@ -142,7 +142,7 @@ class Picture:
 
 
 def device_table(devices: tuple[DeviceView, ...]) -> Table:
-    """What each device does, one row a device, in 76 columns at most."""
+    """Returns a table of what each device does, in 76 columns at most."""
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
     table.add_column("device", no_wrap=True, max_width=10)
     table.add_column("backend", no_wrap=True, max_width=14)
@@ -164,7 +164,7 @@ def device_table(devices: tuple[DeviceView, ...]) -> Table:
 
 
 def result_table(result: DemoResult) -> Table:
-    """The devices, and what each gets from the fleet, in 80 columns."""
+    """Returns a table of the devices and what each gets from the fleet, in 80 columns."""
     table = Table(
         title="Unseen sentences answered exactly right",
         title_justify="left",

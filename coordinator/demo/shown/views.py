@@ -2,10 +2,17 @@
 
 from typing import NamedTuple
 
-from coordinator.demo.devices import Activity
 from coordinator.demo.result import VersionPoint
 
 PACE_OVER = 10  # versions, whose pace tells how long the rest takes
+
+
+class Activity(NamedTuple):
+    """What a device does."""
+
+    what: str
+    step: int = 0
+    steps: int = 0  # of the task under way; 0: there is none
 
 
 class DeviceView(NamedTuple):
@@ -38,7 +45,7 @@ class FleetView(NamedTuple):
 
     @property
     def left_s(self) -> float | None:
-        """Seconds that the fleet takes at most, at its present pace; None where that is not known yet."""
+        """Seconds that the fleet takes at most at its present pace; None where that is not known yet."""
         recent = self.versions[1:][-PACE_OVER - 1 :]  # before the first, the devices loaded their models
         if len(recent) < 3:
             return None
@@ -46,7 +53,7 @@ class FleetView(NamedTuple):
         return max(0.0, min(self.most_s, (self.most - self.version) * pace_s))
 
     def describe(self) -> str:
-        """The version and how good the newest scored one is, in one line."""
+        """Returns the version and how good the newest scored one is, in one line."""
         if self.version < 0:
             return "no version yet: the base model is loaded, and the devices join"
         text = f"version {self.version}"
