@@ -9,12 +9,13 @@ from typing import Literal
 import numpy as np
 
 from converters.adapter import Factors, LoraAdapter
+from converters.arithmetic import map_entries
 
 Trains = Literal["both", "a", "b"]
 
 
 def train_mask(adapter: LoraAdapter, trains: Trains, train_rank: int) -> LoraAdapter | None:
-    """1 where an entry of `adapter` is trained; None where all are.
+    """Marks with 1 which entries of `adapter` are trained; None where all are.
 
     Args:
         adapter: Gives modules and shapes.
@@ -33,7 +34,7 @@ def train_mask(adapter: LoraAdapter, trains: Trains, train_rank: int) -> LoraAda
 
 
 def leading_rows(adapter: LoraAdapter, train_rank: int) -> LoraAdapter:
-    """The first `train_rank` rows of every a and columns of every b; 0 is all.
+    """Takes the first `train_rank` rows of every a and columns of every b; 0 is all.
 
     What a device sends where the rest is frozen, and what one of lower rank trains on (HetLoRA, arXiv
     2401.06432).
@@ -44,12 +45,5 @@ def leading_rows(adapter: LoraAdapter, train_rank: int) -> LoraAdapter:
 
 
 def apply_mask(adapter: LoraAdapter, mask: LoraAdapter | None) -> LoraAdapter:
-    """`adapter` with zeros where `mask`, which has its modules and shapes, is 0."""
-    if mask is None:
-        return adapter
-    return LoraAdapter(
-        {
-            name: Factors(f.a * mask.modules[name].a, f.b * mask.modules[name].b, f.scale)
-            for name, f in adapter
-        }
-    )
+    """Puts zeros where `mask`, which has its modules and shapes, is 0."""
+    return adapter if mask is None else map_entries(np.multiply, adapter, mask)

@@ -8,13 +8,15 @@ One model holds one adapter at a time, so callers in different threads wait for 
 import threading
 from collections import deque
 from collections.abc import Sequence
+from functools import reduce
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from converters.adapter import Factors, LoraAdapter
+from converters.adapter import LoraAdapter
+from converters.arithmetic import add
 from coordinator.server import Quality
 from edge.backends import load_model
 from edge.backends.contract import Batch, Precision, TrainableModel
@@ -131,7 +133,7 @@ class Calibration:
             loaded.model.set_adapter(adapter)
             ends = np.cumsum([batch.num_examples for batch in loaded.probe])[:-1]
             parts = zip(loaded.probe, np.split(cotangent, ends), strict=True)
-            return _add([loaded.model.pull_back(batch, part) for batch, part in parts])
+            return reduce(add, (loaded.model.pull_back(batch, part) for batch, part in parts))
 
     def _load(self) -> _Loaded:
         with self._lock:
@@ -189,17 +191,3 @@ def _check_tokens(path: str, dataset: Dataset, model: TrainableModel) -> None:
             f"{path}: the base's tokenizer does not know {unknown} of its {len(text)} tokens; expected text "
             f"of the language and kind that the base model was trained on"
         )
-
-
-def _add(terms: Sequence[LoraAdapter]) -> LoraAdapter:
-    first = terms[0]
-    return LoraAdapter(
-        {
-            name: Factors(
-                np.sum([term.modules[name].a for term in terms], axis=0),
-                np.sum([term.modules[name].b for term in terms], axis=0),
-                factors.scale,
-            )
-            for name, factors in first
-        }
-    )

@@ -9,6 +9,7 @@ residual, is kept by the device and added to its next delta, so that over time n
 import hashlib
 
 from converters.adapter import Factors, LoraAdapter
+from converters.arithmetic import add, select, subtract
 from converters.errors import AdapterError
 from converters.faults import Fault
 from converters.masking import apply_mask
@@ -17,31 +18,23 @@ from edge.protocol.messages import EncodingName
 
 
 def make_delta(trained: LoraAdapter, base: LoraAdapter) -> LoraAdapter:
-    """`trained` minus `base`, for the modules of `trained`.
+    """Subtracts `base` from `trained`, for the modules of `trained`.
 
     Raises:
         AdapterError: Naming every module that `base` lacks or has in another shape or scale.
     """
     _check_fits(trained, base)
-    return LoraAdapter(
-        {
-            name: Factors(f.a - base.modules[name].a, f.b - base.modules[name].b, f.scale)
-            for name, f in trained
-        }
-    )
+    return subtract(trained, base)
 
 
 def apply_delta(base: LoraAdapter, delta: LoraAdapter) -> LoraAdapter:
-    """`base` plus `delta`; modules that `delta` lacks stay as they are.
+    """Adds `delta` to `base`; modules that `delta` lacks stay as they are.
 
     Raises:
         AdapterError: Naming every module of `delta` that does not fit `base`.
     """
     _check_fits(delta, base)
-    moved = {
-        name: Factors(base.modules[name].a + f.a, base.modules[name].b + f.b, f.scale) for name, f in delta
-    }
-    return LoraAdapter({**base.modules, **moved})
+    return add(base, delta)
 
 
 def encode_delta(
@@ -52,7 +45,7 @@ def encode_delta(
     *,
     mask: LoraAdapter | None = None,
 ) -> tuple[bytes, LoraAdapter]:
-    """The delta with the earlier `residual` added, as bytes, and the residual that is left over now.
+    """Encodes the delta with the earlier `residual` added, and returns what is left over now beside it.
 
     Modules of `residual` that no longer fit (another rank, another coverage) are forgotten.
 
@@ -70,18 +63,17 @@ def encode_delta(
     delta = make_delta(trained, base)
     if residual is not None:
         shapes = {name: _shape(factors) for name, factors in delta}
-        fitting = {name: factors for name, factors in residual if _shape(factors) == shapes.get(name)}
-        delta = apply_delta(delta, LoraAdapter(fitting))
+        fitting = [name for name, factors in residual if _shape(factors) == shapes.get(name)]
+        delta = add(delta, select(residual, fitting))
     delta = apply_mask(delta, mask)
     payload = encode_adapter(delta, encoding)
-    nothing = make_delta(delta, delta)
-    return payload, make_delta(delta, apply_delta(nothing, decode_adapter(payload, like=delta)))
+    return payload, subtract(delta, decode_adapter(payload, like=delta))
 
 
 def update_id(
     device_id: str, base_version: int, attempt: int, sha256: str, base_sha256: str | None = None
 ) -> str:
-    """The update's name, 32 hex digits: the same update has the same id however often it is sent.
+    """Names an update by 32 hex digits: the same update has the same id however often it is sent.
 
     Args:
         device_id: Who trained.
