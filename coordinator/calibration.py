@@ -23,10 +23,11 @@ from edge.backends.contract import Batch, Precision, TrainableModel
 from edge.errors import DataError
 from edge.events import Event
 from edge.training.data.check import check_source
-from edge.training.data.folders import locate
-from edge.training.dataset import Dataset, DataSource, load_dataset
+from edge.training.data.dataset import Dataset, load_dataset
+from edge.training.data.readers.folders import locate
+from edge.training.data.source import DataSource
 from edge.training.packing import Example, iterate_once
-from edge.training.trainer import score_dataset
+from edge.training.scoring import score_dataset
 
 MAX_UNKNOWN = 0.5  # share of tokens that stand for no text
 

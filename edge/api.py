@@ -24,10 +24,10 @@ from edge.backends.hub import find_base
 from edge.running import run_to_end
 from edge.training.data.check import check_source
 from edge.training.data.forms import Asking
-from edge.training.dataset import DataSource
+from edge.training.data.in_memory import Data, data_file
+from edge.training.data.source import DataSource
 from edge.training.local_run import METRICS, canonical_file, make_run, score_alone, train_alone
-from edge.training.rows import Data, data_file
-from edge.training.task import Evaluation, Progress, Sampling
+from edge.training.requests import Evaluation, Progress, Sampling
 from edge.training.worker.supervisor import Worker
 
 Adapter = LoraAdapter | str | Path

@@ -14,7 +14,8 @@ import numpy as np
 
 from converters.adapter import LoraAdapter, initial_adapter
 from converters.bases.folder import match_targets, read_base
-from edge.training.dataset import DataSource, load_dataset
+from edge.training.data.dataset import load_dataset
+from edge.training.data.source import DataSource
 from edge.training.packing import Example
 
 RANK, SCALE, LR = 8, 2.0, 1e-3

@@ -24,11 +24,13 @@ from converters.formats.canonical import load_adapter, save_adapter
 from coordinator.calibration import Calibration
 from edge.backends import load_model
 from edge.backends.contract import TrainableModel
-from edge.training.dataset import Dataset, DataSource, load_dataset
+from edge.training.data.dataset import Dataset, load_dataset
+from edge.training.data.source import DataSource
 from edge.training.packing import iterate_batches
 from edge.training.plan import Plan
-from edge.training.task import Evaluation, Result
-from edge.training.trainer import score_dataset, train
+from edge.training.requests import Evaluation, Result
+from edge.training.scoring import score_dataset
+from edge.training.trainer import train
 
 Poison = Literal["sign-flipped", "scaled", "label-flipped"]
 POISON_SCALE = 10.0

@@ -20,8 +20,9 @@ from edge.device.assignment import Assignment, Update, make_plan, make_update, t
 from edge.protocol.chunks import CHUNK_BYTES
 from edge.protocol.codec import decode_adapter
 from edge.protocol.messages import Manifest, Recipe, Space
-from edge.training.task import Task
-from edge.training.worker.supervisor import DataSource, Worker
+from edge.training.data.source import DataSource
+from edge.training.requests import Training
+from edge.training.worker.supervisor import Worker
 
 NO_CHECKPOINT_S = 1e9
 SPACE: Space = "factors"  # the demo's
@@ -82,7 +83,7 @@ class Lockstep:
     async def _train(self, device: Device, task: Assignment) -> Update:
         folder = self._folder / device.name
         folder.mkdir()
-        order = Task(
+        order = Training(
             adapter=str(self.path),
             data=DataSource(path=str(device.data)),
             plan=make_plan(self._recipe, task_seed(device.name, task), 0, NO_CHECKPOINT_S),

@@ -43,7 +43,8 @@ from coordinator.demo.models import make_models
 from coordinator.demo.plan import RANK, SCALE, TARGETS, DemoPlan, Member
 from edge.backends import BackendName
 from edge.protocol.messages import Recipe
-from edge.training.worker.supervisor import DataSource, Worker
+from edge.training.data.source import DataSource
+from edge.training.worker.supervisor import Worker
 
 HOMES = (FLAT, FARM, WORKSHOP)
 PLAN = DemoPlan((), ())

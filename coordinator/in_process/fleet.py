@@ -31,10 +31,10 @@ from edge.backends import BackendName
 from edge.backends.contract import Precision
 from edge.backends.hub import find_base
 from edge.errors import ConfigError, DataError
-from edge.training.dataset import DataSource
+from edge.training.data.in_memory import Data, save_rows
+from edge.training.data.source import DataSource
 from edge.training.local_run import canonical_file
-from edge.training.rows import Data, save_rows
-from edge.training.task import Evaluation, Scoring
+from edge.training.requests import Evaluation, Scoring
 
 BROKER = "mqtt://memory"  # settings ask for one; nobody connects to it
 POLL_S = 0.05

@@ -25,7 +25,7 @@ from edge.device.capability_card import device_presence, fresh_memory
 from edge.device.client import Client
 from edge.device.config import DeviceConfig, read_config
 from edge.device.state import DeviceState
-from edge.training.task import Evaluation, Scoring
+from edge.training.requests import Evaluation, Scoring
 from edge.training.worker.shared import SharedModel, SharedWorker
 from edge.transport.memory import MemoryBroker, MemoryTransport
 

@@ -30,9 +30,9 @@ from edge.commands.report import print_report
 
 if TYPE_CHECKING:
     from converters.bases.folder import Base
-    from edge.training.dataset import DataSource
+    from edge.training.data.source import DataSource
     from edge.training.plan import Plan
-    from edge.training.task import Progress
+    from edge.training.requests import Progress
     from edge.training.worker.supervisor import Worker
 
 WINDOW_S = 1.0
@@ -64,7 +64,7 @@ def device(
     from converters.bases.folder import read_base
     from edge.backends.hub import find_base
     from edge.commands.display import Display
-    from edge.training.dataset import DataSource
+    from edge.training.data.source import DataSource
     from edge.training.plan import Plan
     from edge.training.worker.supervisor import Worker
 
@@ -106,7 +106,7 @@ async def _measure(
     from converters.bases.folder import match_targets
     from converters.formats.canonical import save_adapter
     from edge.errors import ConfigError
-    from edge.training.task import Task
+    from edge.training.requests import Training
 
     adapter = initial_adapter(match_targets(base.modules, TARGETS), rank=RANK, scale=2.0, seed=0)
     display.stage("loading the base model")
@@ -116,7 +116,7 @@ async def _measure(
     with TemporaryDirectory(prefix="tunefleet-") as folder:
         begin = Path(folder) / "begin.safetensors"
         save_adapter(adapter, begin)
-        task = Task(adapter=str(begin), data=source, plan=plan, folder=folder)
+        task = Training(adapter=str(begin), data=source, plan=plan, folder=folder)
 
         def note(progress: "Progress") -> None:
             reports.append(progress)

@@ -305,8 +305,8 @@ def evaluate(
     from edge.backends.hub import find_base
     from edge.commands.display import Display
     from edge.training.data.check import check_source
-    from edge.training.data.folders import locate
-    from edge.training.dataset import DataSource
+    from edge.training.data.readers.folders import locate
+    from edge.training.data.source import DataSource
     from edge.training.local_run import evaluation_report, score_alone
     from edge.training.worker.supervisor import Worker
 

@@ -7,8 +7,8 @@ from typing import Self
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from edge.training.task import Progress as TrainingProgress
-from edge.training.task import Validation
+from edge.training.requests import Progress as TrainingProgress
+from edge.training.requests import Validation
 
 LINE_EVERY_S = 2.0
 BAR_WIDTH, TIME_WIDTH = 16, 10  # beside 54 columns of text, which a step needs

@@ -23,7 +23,7 @@ from edge.commands.options import (
 
 if TYPE_CHECKING:
     from edge.training.data.forms import Asking
-    from edge.training.task import Completion, Loaded
+    from edge.training.requests import Completion, Loaded
 
 EXAMPLES = examples(
     "tunefleet generate --base Qwen/Qwen3-0.6B --adapter adapter 'What is MQTT?'",
@@ -127,7 +127,7 @@ def generate(
     from edge.commands.display import Display
     from edge.errors import ConfigError
     from edge.training.local_run import canonical_file
-    from edge.training.task import Sampling
+    from edge.training.requests import Sampling
     from edge.training.worker.supervisor import Worker
 
     if raw and system is not None:

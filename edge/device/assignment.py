@@ -14,7 +14,7 @@ from edge.protocol.chunks import CHUNK_BYTES
 from edge.protocol.delta import encode_delta, update_id
 from edge.protocol.messages import Manifest, Recipe, UpdateHeader
 from edge.training.plan import Plan
-from edge.training.task import Result
+from edge.training.requests import Result
 
 
 class Assignment(Struct, frozen=True, forbid_unknown_fields=True):

@@ -15,7 +15,7 @@ from edge.backends.hub import is_hub_name
 from edge.errors import ConfigError
 from edge.protocol.messages import Count, Id, Seconds, Sha256
 from edge.settings import read_toml, type_faults
-from edge.training.dataset import DataSource
+from edge.training.data.source import DataSource
 from edge.transport.settings import MqttSettings, ProtocolName, from_environment
 
 Positive = Annotated[int, Meta(ge=1)]

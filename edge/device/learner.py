@@ -31,7 +31,7 @@ from edge.errors import (
 from edge.protocol.signing import sign_message
 from edge.storage.disk import write_file
 from edge.storage.parts import PartFile
-from edge.training.task import Result, Task
+from edge.training.requests import Result, Training
 from edge.training.worker.supervisor import Trainer
 
 START = "start.safetensors"  # in the task's folder: what it begins with, where that is not as dispatched
@@ -166,7 +166,7 @@ class Learner:
             return "training from the beginning"
         return "going on from the last checkpoint"
 
-    def _order(self, task: Assignment, dispatched: Path) -> Task:
+    def _order(self, task: Assignment, dispatched: Path) -> Training:
         config = self._session.config
         sizes = filter(None, (self._state.memory.micro_batch_tokens, config.micro_batch_tokens))
         plan = make_plan(
@@ -176,7 +176,7 @@ class Learner:
             config.checkpoint_every_s,
         )
         folder = self._state.task_folder(task)
-        return Task(
+        return Training(
             adapter=str(self._start(task, dispatched, folder)),
             data=config.data,
             plan=plan,

@@ -22,7 +22,7 @@ from edge.device.client import Client
 from edge.device.config import DeviceConfig, mqtt_settings
 from edge.device.state import DeviceState
 from edge.events import Event, Show, shown
-from edge.training.task import Loaded
+from edge.training.requests import Loaded
 from edge.training.worker.supervisor import Worker
 from edge.transport.mqtt.transport import MqttTransport
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from edge.device.session import Session
 from edge.protocol.messages import Telemetry, encode_message
-from edge.training.task import Progress
+from edge.training.requests import Progress
 
 EVERY_S = 1.0
 EXPIRY_S = 60  # older telemetry is of no use to anybody

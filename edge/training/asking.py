@@ -9,9 +9,9 @@ from contextlib import suppress
 
 from edge.backends.contract import Tokenizer
 from edge.errors import DataError
+from edge.training.data.dataset import encode_prompt
 from edge.training.data.forms import alpaca_prompt
-from edge.training.dataset import encode_prompt
-from edge.training.task import Generation
+from edge.training.requests import Generation
 
 _ANSWER = "tunefleet"  # any text that no template contains
 

@@ -20,7 +20,7 @@ from edge.backends.contract import ModelCard, Precision, Snapshot
 from edge.errors import StateError
 from edge.storage.disk import write_file
 from edge.training.plan import Plan
-from edge.training.task import Validation
+from edge.training.requests import Validation
 
 FORMAT = 1
 FILE = "checkpoint.safetensors"

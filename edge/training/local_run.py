@@ -29,11 +29,11 @@ from edge.errors import ConfigError, StateError
 from edge.storage.disk import room_for, write_file
 from edge.training.checkpoint import FILE
 from edge.training.data.check import check_source
-from edge.training.data.folders import locate
 from edge.training.data.forms import Asking
-from edge.training.dataset import DataSource
+from edge.training.data.readers.folders import locate
+from edge.training.data.source import DataSource
 from edge.training.plan import Plan
-from edge.training.task import Evaluation, Loaded, Progress, Result, Task, Validation
+from edge.training.requests import Evaluation, Loaded, Progress, Result, Training, Validation
 from edge.training.worker.supervisor import Worker
 
 CHECKPOINT = "checkpoint"
@@ -138,7 +138,7 @@ async def train_alone(
         on_stage(f"loading {run.base}")
         loaded = await worker.load()
         on_stage(f"training with {loaded.described} on {run.data.path}")
-        task = Task(
+        task = Training(
             adapter=str(begin),
             data=run.data,
             plan=run.plan,

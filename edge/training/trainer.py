@@ -9,7 +9,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import msgspec
 import numpy as np
@@ -17,17 +16,15 @@ import numpy as np
 from converters.adapter import LoraAdapter
 from converters.formats.canonical import save_adapter
 from converters.masking import train_mask
-from edge.backends.contract import Batch, Model, TrainableModel
+from edge.backends.contract import Batch, TrainableModel
 from edge.errors import BackendError, OutOfMemory, StateError
 from edge.storage.disk import room_for
 from edge.training.checkpoint import FILE, Checkpoint, Tally, load_checkpoint, save_checkpoint, task_digest
-from edge.training.dataset import Dataset
-from edge.training.packing import iterate_batches, iterate_once, pack_epoch, row_lengths, split_batch
+from edge.training.data.dataset import Dataset
+from edge.training.packing import iterate_batches, pack_epoch, row_lengths, split_batch
 from edge.training.plan import Plan, lr_at
-from edge.training.task import Evaluation, Progress, Result, Validation
-
-if TYPE_CHECKING:
-    from edge.training.validation import Validator
+from edge.training.requests import Progress, Result, Validation
+from edge.training.validation import Validator
 
 ADAPTER = "adapter.safetensors"
 
@@ -39,7 +36,7 @@ def train(
     adapter: LoraAdapter,
     folder: Path,
     *,
-    validator: "Validator | None" = None,
+    validator: Validator | None = None,
     on_progress: Callable[[Progress], None] = lambda _: None,
     should_stop: Callable[[], bool] = lambda: False,
     slowdown: float = 1.0,
@@ -90,22 +87,6 @@ def train(
     return run.finish()
 
 
-def score_dataset(model: Model, dataset: Dataset, *, seq_tokens: int, batch_tokens: int) -> Evaluation:
-    """Scores every example once with the model's present adapter."""
-    batches = iterate_once(dataset.examples, seq_tokens=seq_tokens, batch_tokens=batch_tokens)
-    sums = np.sum([model.score(batch) for batch in batches], axis=0)
-    loss, weight, correct, labels, exact, examples = sums.tolist()
-    return Evaluation(
-        loss=loss / weight,
-        accuracy=correct / labels,
-        exact_match=exact / examples,
-        num_labels=int(labels),
-        num_examples=int(examples),
-        num_truncated=dataset.num_truncated,
-        precision=model.card.precision,
-    )
-
-
 class _Run:
     """One run of a task: the model, and what has been done."""
 
@@ -116,7 +97,7 @@ class _Run:
         plan: Plan,
         adapter: LoraAdapter,
         folder: Path,
-        validator: "Validator | None",
+        validator: Validator | None,
     ) -> None:
         self.model, self.dataset, self.plan, self.folder = model, dataset, plan, folder
         self.validator = validator

@@ -8,10 +8,10 @@ from collections.abc import Callable, Sequence
 
 from edge.backends.contract import Model
 from edge.errors import OutOfMemory
-from edge.training.dataset import Dataset
+from edge.training.data.dataset import Dataset
 from edge.training.plan import Plan
-from edge.training.task import Validation
-from edge.training.trainer import score_dataset
+from edge.training.requests import Validation
+from edge.training.scoring import score_dataset
 
 NUM_SCORES = 10  # in a run, where nothing else is asked for
 

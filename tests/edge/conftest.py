@@ -13,7 +13,8 @@ from converters.adapter import initial_adapter
 from converters.bases.folder import match_targets, read_base
 from converters.formats.canonical import save_adapter
 from edge.backends.toy import load, make_toy_base
-from edge.training.dataset import DataSource, load_dataset
+from edge.training.data.dataset import load_dataset
+from edge.training.data.source import DataSource
 
 WORDS = ("on", "off", "left", "right", "up", "down", "in", "out")
 

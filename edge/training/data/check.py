@@ -12,7 +12,7 @@ from edge.backends.contract import Tokenizer
 from edge.training.data.conversations import Conversation
 from edge.training.data.faults import Faults, Unusable
 from edge.training.data.forms import recognise, wanted_columns
-from edge.training.data.rows import open_rows
+from edge.training.data.readers.rows import open_rows
 from edge.training.data.source import DataSource
 from edge.training.data.turns import mark_turns
 

@@ -8,7 +8,7 @@ from edge.errors import ConfigError
 from edge.training.data.examples import cut_example, cut_text, make_examples
 from edge.training.data.faults import Faults, Unusable
 from edge.training.data.forms import Text, recognise
-from edge.training.data.rows import Rows
+from edge.training.data.readers.rows import Rows
 from edge.training.data.source import DataSource
 from edge.training.packing import Example
 

@@ -19,7 +19,7 @@ from converters.errors import TunefleetError
 from edge.backends import BackendName, resolve_backend
 from edge.backends.contract import Precision
 from edge.errors import BackendError, OutOfMemory
-from edge.training.task import Completions, Evaluation, Failed, Loaded, Part, Reply, Request, Result
+from edge.training.requests import Completions, Evaluation, Failed, Loaded, Part, Reply, Request, Result
 
 LINE_BYTES = 64 << 20  # a long run's result holds the loss of every step
 LAST_WORDS = 8  # lines of stderr
@@ -35,7 +35,7 @@ class Killed(OutOfMemory):
     """The process was killed, or gave up, for all that is known for want of memory."""
 
 
-class Child:
+class WorkerProcess:
     """One process, and the lines to and from it."""
 
     loaded: Loaded
@@ -52,7 +52,7 @@ class Child:
     async def start(cls, base: str, backend: BackendName, precision: Precision) -> Self:
         """Starts a process and waits until it has loaded the base model."""
         chosen = resolve_backend(backend, Path(base))
-        child = cls(
+        worker = cls(
             await asyncio.create_subprocess_exec(
                 # Not from this folder: a file of the user's that is called `random.py` must not be imported.
                 *(sys.executable, "-P", "-m", "edge.training.worker.main", base, chosen.name, precision),
@@ -65,14 +65,14 @@ class Child:
             )
         )
         try:
-            child.loaded = structs.replace(await child.receive(Loaded), backend_why=chosen.why)
+            worker.loaded = structs.replace(await worker.receive(Loaded), backend_why=chosen.why)
         except BaseException as error:
-            child.kill()
-            await child.close()
+            worker.kill()
+            await worker.close()
             if isinstance(error, Killed):  # a smaller step would not help
                 raise OutOfMemory(f"{base}: {error}, while the model was loaded") from error
             raise
-        return child
+        return worker
 
     def send(self, request: Request) -> None:
         """Sends a line; to a process that is over, in vain."""

@@ -15,9 +15,9 @@ from typing import Self
 
 from edge.backends import BackendName, load_model
 from edge.backends.contract import Precision, TrainableModel
-from edge.training.task import Evaluation, Progress, Reply, Request, Result, Scoring, Task
+from edge.training.requests import Evaluation, Progress, Reply, Request, Result, Scoring, Training
 from edge.training.worker.held_model import HeldModel
-from edge.training.worker.main import Session
+from edge.training.worker.model_server import ModelServer
 
 
 class SharedModel:
@@ -36,13 +36,13 @@ class SharedModel:
         self._model: HeldModel | None = None
         self._turns = ThreadPoolExecutor(1, "tunefleet-model")
 
-    async def ask(self, session: "SharedWorker", request: Request) -> Reply:
+    async def ask(self, worker: "SharedWorker", request: Request) -> Reply:
         """Waits for its turn, and for the answer; a task that is cancelled ends after its step."""
-        asked = asyncio.get_running_loop().run_in_executor(self._turns, self._answer, session, request)
+        asked = asyncio.get_running_loop().run_in_executor(self._turns, self._answer, worker, request)
         try:
             return await asyncio.shield(asked)
         except asyncio.CancelledError:
-            session.stop_event.set()
+            worker.stop_event.set()
             await asyncio.wait([asked])
             raise
 
@@ -54,7 +54,7 @@ class SharedModel:
     def _answer(self, worker: "SharedWorker", request: Request) -> Reply:
         if self._model is None:
             self._model = HeldModel(self._load, self._precision)
-        return worker.session(self._model).answer(request)
+        return worker.server(self._model).answer(request)
 
     def _load(self, precision: Precision) -> TrainableModel:
         return load_model(self._backend, self._base, precision=precision)
@@ -66,7 +66,7 @@ class SharedWorker:
     def __init__(self, shared: SharedModel) -> None:
         self.stop_event = Event()
         self._shared = shared
-        self._session: Session | None = None
+        self._server: ModelServer | None = None
         self._tell: Callable[[Reply], None] = lambda _: None
 
     async def __aenter__(self) -> Self:
@@ -77,13 +77,13 @@ class SharedWorker:
     ) -> None:
         self.stop_event.set()
 
-    def session(self, model: HeldModel) -> Session:
+    def server(self, model: HeldModel) -> ModelServer:
         """The device's own view of the model: its data, once tokenized, and its stop."""
-        if self._session is None:
-            self._session = Session(model, self.stop_event, lambda reply: self._tell(reply))
-        return self._session
+        if self._server is None:
+            self._server = ModelServer(model, self.stop_event, lambda reply: self._tell(reply))
+        return self._server
 
-    async def train(self, task: Task, on_progress: Callable[[Progress], None] = lambda _: None) -> Result:
+    async def train(self, task: Training, on_progress: Callable[[Progress], None] = lambda _: None) -> Result:
         """Trains, from the checkpoint in the task's folder where there is one.
 
         Raises:

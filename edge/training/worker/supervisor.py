@@ -16,9 +16,9 @@ from edge.backends import BackendName
 from edge.backends.contract import Precision
 from edge.errors import OutOfMemory
 from edge.training.data.forms import Asking
-from edge.training.dataset import DataSource
+from edge.training.data.source import DataSource
 from edge.training.packing import WIDTH_STEP
-from edge.training.task import (
+from edge.training.requests import (
     Completion,
     Completions,
     Evaluation,
@@ -32,23 +32,11 @@ from edge.training.task import (
     Sampling,
     Scoring,
     Stop,
-    Task,
+    Training,
     Validated,
     Validation,
 )
-from edge.training.worker.process import Child, Killed
-
-__all__ = [
-    "Completion",
-    "DataSource",
-    "Evaluation",
-    "Progress",
-    "Result",
-    "Sampling",
-    "Task",
-    "Trainer",
-    "Worker",
-]
+from edge.training.worker.process import Killed, WorkerProcess
 
 R = TypeVar("R", Loaded, Result, Evaluation, Completions)
 
@@ -62,7 +50,7 @@ class Trainer(Protocol):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None: ...
 
-    async def train(self, task: Task, on_progress: Callable[[Progress], None] = ...) -> Result:
+    async def train(self, task: Training, on_progress: Callable[[Progress], None] = ...) -> Result:
         """Trains, from the checkpoint in the task's folder where there is one."""
         ...
 
@@ -92,7 +80,7 @@ class Worker:
     ) -> None:
         self._on_loaded = on_loaded
         self._base, self._backend, self._precision = str(base), backend, precision
-        self._child: Child | None = None
+        self._process: WorkerProcess | None = None
         self._turn = asyncio.Lock()
         self._is_training = self._wants_stop = False
 
@@ -102,14 +90,14 @@ class Worker:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        child, self._child = self._child, None
-        if child:
-            await child.close()
+        process, self._process = self._process, None
+        if process:
+            await process.close()
 
     @property
     def pid(self) -> int | None:
-        """Process id of the child, where one runs."""
-        return self._child.pid if self._child else None
+        """Process id of the process, where one runs."""
+        return self._process.pid if self._process else None
 
     async def load(self) -> Loaded:
         """Starts the process and loads the base model, where that is not done yet.
@@ -123,7 +111,7 @@ class Worker:
 
     async def train(
         self,
-        task: Task,
+        task: Training,
         on_progress: Callable[[Progress], None] = lambda _: None,
         on_validation: Callable[[Validation], None] = lambda _: None,
     ) -> Result:
@@ -166,8 +154,8 @@ class Worker:
         """
         if self._is_training:
             self._wants_stop = True
-            if self._child:
-                self._child.send(Stop())
+            if self._process:
+                self._process.send(Stop())
 
     async def score(
         self,
@@ -257,34 +245,34 @@ class Worker:
     async def _ask(
         self, request: Request, kind: type[R], on_part: Callable[[Part], None] = lambda _: None
     ) -> R:
-        child = await self._running()
+        process = await self._running()
         try:
-            child.send(request)
+            process.send(request)
             if self._wants_stop:
-                child.send(Stop())
-            return await child.receive(kind, on_part)
+                process.send(Stop())
+            return await process.receive(kind, on_part)
         except asyncio.CancelledError:  # it would answer the next call with this one's reply
-            if isinstance(request, Task):
-                child.terminate()
+            if isinstance(request, Training):
+                process.terminate()
             else:
-                child.kill()  # it has nothing to save, and asks nobody before it has answered
+                process.kill()  # it has nothing to save, and asks nobody before it has answered
             raise
         finally:
-            if child.is_over:
-                self._child = None
-                await child.close()
+            if process.is_over:
+                self._process = None
+                await process.close()
 
-    async def _running(self) -> Child:
-        if self._child and self._child.process.returncode is not None:  # it died between two calls
-            await self._child.close()
-            self._child = None
-        if self._child is None:
-            self._child = await Child.start(self._base, self._backend, self._precision)
-            self._on_loaded(self._child.loaded)
-        return self._child
+    async def _running(self) -> WorkerProcess:
+        if self._process and self._process.process.returncode is not None:  # it died between two calls
+            await self._process.close()
+            self._process = None
+        if self._process is None:
+            self._process = await WorkerProcess.start(self._base, self._backend, self._precision)
+            self._on_loaded(self._process.loaded)
+        return self._process
 
 
-def _halved(task: Task, error: OutOfMemory) -> Task:
+def _halved(task: Training, error: OutOfMemory) -> Training:
     half = (task.plan.micro_batch_tokens or task.plan.batch_tokens) // 2
     if half < WIDTH_STEP:
         raise OutOfMemory(f"{error}; lower seq_tokens, {task.plan.seq_tokens}") from error

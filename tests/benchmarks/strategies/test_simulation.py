@@ -175,7 +175,7 @@ def test_a_scaled_update_is_ten_times_an_honest_one(make_fleet, tmp_path):
     from benchmarks.strategies.workbench import poison
     from converters.adapter import initial_adapter
     from converters.formats.canonical import save_adapter
-    from edge.training.task import Result
+    from edge.training.requests import Result
 
     start, trained = (initial_adapter({"m": (4, 3)}, rank=2, scale=1.0, seed=seed) for seed in (0, 1))
     paths = [tmp_path / name for name in ("start", "trained")]

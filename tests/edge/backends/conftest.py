@@ -13,7 +13,8 @@ from converters.bases.gguf import read_gguf
 from converters.gguf_export.model import write_gguf
 from edge.backends import load_model
 from edge.backends.toy import make_toy_base
-from edge.training.dataset import DataSource, load_dataset
+from edge.training.data.dataset import load_dataset
+from edge.training.data.source import DataSource
 from edge.training.packing import iterate_once
 
 DIM, LAYERS, HEADS, KV_HEADS, HIDDEN = 32, 2, 4, 2, 64

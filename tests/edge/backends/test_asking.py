@@ -12,10 +12,11 @@ from coordinator.demo.files import MODEL
 from edge.backends import load_model
 from edge.errors import DataError
 from edge.training.asking import encode_questions, end_tokens
-from edge.training.dataset import DataSource, load_dataset
-from edge.training.task import Generation, Piece, Sampling
+from edge.training.data.dataset import load_dataset
+from edge.training.data.source import DataSource
+from edge.training.requests import Generation, Piece, Sampling
 from edge.training.worker.held_model import HeldModel
-from edge.training.worker.main import Session
+from edge.training.worker.model_server import ModelServer
 
 LIBRARIES = {"torch": "peft", "mlx": "mlx_lm", "llama_cpp": "llama_cpp"}
 START, END = "<|im_start|>", "<|im_end|>"
@@ -65,7 +66,7 @@ def opened(chat_base, tmp_path_factory):
             folder = path
         sent = []
         held = HeldModel(partial(load, name, folder), "float32")
-        return Session(held, Event(), sent.append), sent
+        return ModelServer(held, Event(), sent.append), sent
 
     return open_model
 

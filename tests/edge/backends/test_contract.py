@@ -9,7 +9,8 @@ from converters.adapter import Factors, LoraAdapter, initial_adapter
 from converters.bases.folder import match_targets, read_base
 from converters.errors import UnsupportedAdapter
 from edge.errors import DataError
-from edge.training.dataset import DataSource, encode_prompt, load_dataset
+from edge.training.data.dataset import encode_prompt, load_dataset
+from edge.training.data.source import DataSource
 from edge.training.packing import build_batch, split_batch
 
 WORDS = ("on", "off", "left", "right", "up", "down", "in", "out")

@@ -9,9 +9,10 @@ import pytest
 from converters.adapter import initial_adapter
 from converters.bases.folder import match_targets
 from edge.backends import load_model
-from edge.training.dataset import DataSource, load_dataset
+from edge.training.data.dataset import load_dataset
+from edge.training.data.source import DataSource
 from edge.training.packing import build_batch, iterate_batches
-from edge.training.trainer import score_dataset
+from edge.training.scoring import score_dataset
 
 WORDS = ("on", "off", "left", "right", "up", "down", "in", "out")
 SEQ_TOKENS = 300

@@ -6,8 +6,9 @@ import pytest
 
 from edge.backends import load_model
 from edge.backends.tokenizer import context_tokens, load_tokenizer
+from edge.training.data.dataset import load_dataset
+from edge.training.data.source import DataSource
 from edge.training.data.summary import summarise
-from edge.training.dataset import DataSource, load_dataset
 
 ALPACA = "Below is an instruction that describes a task"
 PLAIN = {

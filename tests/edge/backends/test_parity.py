@@ -11,7 +11,8 @@ import pytest
 from converters.adapter import LoraAdapter, initial_adapter
 from converters.bases.folder import match_targets
 from edge.backends import load_model
-from edge.training.dataset import DataSource, load_dataset
+from edge.training.data.dataset import load_dataset
+from edge.training.data.source import DataSource
 from edge.training.packing import iterate_batches
 
 pytestmark = pytest.mark.torch

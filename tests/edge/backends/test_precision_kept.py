@@ -25,11 +25,11 @@ from edge.training.checkpoint import (
     load_checkpoint,
     save_checkpoint,
 )
-from edge.training.dataset import DataSource
+from edge.training.data.source import DataSource
 from edge.training.plan import Plan
-from edge.training.task import Scoring, Task
+from edge.training.requests import Scoring, Training
 from edge.training.worker.held_model import HeldModel
-from edge.training.worker.main import Session
+from edge.training.worker.model_server import ModelServer
 
 pytestmark = pytest.mark.torch
 pytest.importorskip("peft", reason="needs the torch extra")
@@ -50,7 +50,7 @@ def task(llama_base, source, tmp_path):
     modules = match_targets(read_base(llama_base).modules, ["q_proj", "v_proj"])
     save_adapter(initial_adapter(modules, rank=4, scale=2.0, seed=0), tmp_path / "begin.safetensors")
     plan = Plan(steps=STEPS, lr=0.02, seq_tokens=64, batch_tokens=128, checkpoint_every_s=0.0)
-    return Task(
+    return Training(
         adapter=str(tmp_path / "begin.safetensors"), data=source, plan=plan, folder=str(tmp_path / "task")
     )
 
@@ -62,7 +62,7 @@ def session(llama_base):
     def begin(precision, stops_after=None):
         stop = Event()
         held = HeldModel(lambda chosen: load_model("torch", llama_base, precision=chosen), precision)
-        return Session(held, stop, lambda progress: stop.set() if progress.step == stops_after else None)
+        return ModelServer(held, stop, lambda progress: stop.set() if progress.step == stops_after else None)
 
     return begin
 

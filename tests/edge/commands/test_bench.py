@@ -8,7 +8,7 @@ from converters.errors import BaseModelError
 from edge.backends.toy import make_toy_base
 from edge.commands.bench import window_speeds
 from edge.errors import ConfigError, DataError
-from edge.training.task import Progress
+from edge.training.requests import Progress
 
 
 def after(seconds, tokens):

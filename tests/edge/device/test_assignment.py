@@ -10,7 +10,7 @@ from edge.device.assignment import Assignment, make_plan, make_update, start_ada
 from edge.errors import ConfigError
 from edge.protocol.codec import decode_adapter
 from edge.protocol.messages import Recipe
-from edge.training.task import Result
+from edge.training.requests import Result
 
 
 def adapter(value):

@@ -10,7 +10,8 @@ from edge.backends.toy import load, make_toy_base
 from edge.errors import BackendError, OutOfMemory, StateError
 from edge.training.checkpoint import FILE
 from edge.training.plan import Plan
-from edge.training.trainer import score_dataset, train
+from edge.training.scoring import score_dataset
+from edge.training.trainer import train
 
 PLAN = Plan(steps=12, lr=0.02, seq_tokens=64, batch_tokens=128, schedule="cosine", warmup_steps=2)
 

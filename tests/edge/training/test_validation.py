@@ -9,8 +9,9 @@ from msgspec import structs
 from converters.formats.canonical import load_adapter
 from edge.backends.toy import load, make_toy_base
 from edge.training.plan import Plan
-from edge.training.task import Evaluation, Validation
-from edge.training.trainer import score_dataset, train
+from edge.training.requests import Evaluation, Validation
+from edge.training.scoring import score_dataset
+from edge.training.trainer import train
 from edge.training.validation import NUM_SCORES, Validator
 
 PLAN = Plan(steps=12, lr=0.02, seq_tokens=64, batch_tokens=128, checkpoint_every_s=0.0)

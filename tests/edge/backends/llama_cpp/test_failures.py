@@ -19,9 +19,10 @@ from edge.commands import cli
 from edge.device.config import read_config
 from edge.device.process import run_client
 from edge.errors import BackendError
-from edge.training.dataset import DataSource
+from edge.training.data.source import DataSource
 from edge.training.plan import Plan
-from edge.training.worker.supervisor import Task, Worker
+from edge.training.requests import Training
+from edge.training.worker.supervisor import Worker
 
 gguf = pytest.importorskip("gguf", reason="needs the llama extra")
 pytest.importorskip("llama_cpp", reason="needs the llama extra")
@@ -54,7 +55,7 @@ def task(source, tmp_path):
         save_adapter(initial_adapter(targets, rank=4, scale=2.0, seed=0), tmp_path / "begin.safetensors")
         plan = Plan(steps=20, lr=0.02, seq_tokens=64, batch_tokens=128, checkpoint_every_s=0.0)
         begin = str(tmp_path / "begin.safetensors")
-        return Task(adapter=begin, data=source, plan=plan, folder=str(tmp_path / "task"))
+        return Training(adapter=begin, data=source, plan=plan, folder=str(tmp_path / "task"))
 
     return make
 

@@ -20,9 +20,10 @@ from converters.bases.folder import match_targets, read_base
 from converters.formats.canonical import save_adapter
 from edge.backends.contract import Batch
 from edge.errors import OutOfMemory
-from edge.training.dataset import DataSource
+from edge.training.data.source import DataSource
 from edge.training.plan import Plan
-from edge.training.worker.supervisor import Task, Worker
+from edge.training.requests import Training
+from edge.training.worker.supervisor import Worker
 
 memory = pytest.importorskip("edge.backends.llama_cpp.memory", reason="needs the llama extra")
 pytestmark = pytest.mark.llama
@@ -145,7 +146,7 @@ def test_a_failed_allocation_is_want_of_memory_and_smaller_parts_help(make_gguf,
     (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     targets = match_targets(read_base(base).modules, ["q_proj", "down_proj"])
     save_adapter(initial_adapter(targets, rank=4, scale=2.0, seed=0), tmp_path / "begin.safetensors")
-    task = Task(
+    task = Training(
         adapter=str(tmp_path / "begin.safetensors"),
         data=DataSource(path=str(tmp_path / "data.jsonl")),
         plan=Plan(steps=1, seq_tokens=64, batch_tokens=1024),

@@ -18,10 +18,11 @@ from converters.bases.gguf import read_gguf
 from converters.formats.canonical import load_adapter, save_adapter
 from edge.backends import load_model
 from edge.errors import BackendError
-from edge.training.dataset import DataSource
+from edge.training.data.source import DataSource
 from edge.training.packing import Example, build_batch
 from edge.training.plan import Plan
-from edge.training.worker.supervisor import Task, Worker
+from edge.training.requests import Training
+from edge.training.worker.supervisor import Worker
 
 pytestmark = pytest.mark.llama
 pytest.importorskip("llama_cpp", reason="needs the llama extra")
@@ -63,7 +64,9 @@ def task(base, tmp_path):
     modules = match_targets(read_gguf(base).modules, ["q_proj", "v_proj", "down_proj"])
     save_adapter(initial_adapter(modules, rank=4, scale=2.0, seed=0), begin)
     plan = Plan(steps=12, lr=0.02, seq_tokens=64, batch_tokens=128, checkpoint_every_s=0.0)
-    return Task(adapter=str(begin), data=DataSource(path=str(data)), plan=plan, folder=str(tmp_path / "task"))
+    return Training(
+        adapter=str(begin), data=DataSource(path=str(data)), plan=plan, folder=str(tmp_path / "task")
+    )
 
 
 def test_a_run_killed_on_a_q4_0_base_is_resumed_to_the_same_adapter(base, task, tmp_path):

@@ -24,9 +24,9 @@ from converters.masking import train_mask
 from edge.errors import OutOfMemory, UnsupportedRecipe
 from edge.backends.mlx import layers as mlx_layers
 from edge.backends.parameters import to_vector
-from edge.training.dataset import DataSource
+from edge.training.data.source import DataSource
 from edge.training.plan import Plan
-from edge.training.task import Task
+from edge.training.requests import Training
 from edge.training.worker.supervisor import Worker
 from edge.training.packing import Example, build_batch
 from edge.backends.shapes import round_up
@@ -162,7 +162,7 @@ def test_a_device_that_cannot_follow_the_recipe_fails_its_task_by_that_name(llam
     mx.save_safetensors(str(tmp_path / "model.safetensors"), weights)
     (tmp_path / "data.jsonl").write_text(json.dumps({"text": "turn the light on"}))
     save_adapter(LoraAdapter({}), tmp_path / "begin.safetensors")
-    task = Task(
+    task = Training(
         adapter=str(tmp_path / "begin.safetensors"),
         data=DataSource(path=str(tmp_path / "data.jsonl")),
         plan=Plan(steps=1, pull=0.5, seq_tokens=32, batch_tokens=32),

@@ -3,7 +3,8 @@
 import pytest
 
 from edge.backends.toy import ByteTokenizer
-from edge.training.dataset import DataSource, load_dataset
+from edge.training.data.dataset import load_dataset
+from edge.training.data.source import DataSource
 
 
 @pytest.fixture(scope="session")

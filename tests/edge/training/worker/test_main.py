@@ -8,7 +8,7 @@ import pytest
 
 from edge.training.checkpoint import FILE
 from edge.training.plan import Plan
-from edge.training.task import Failed, Loaded, Progress, Reply, Result, Task
+from edge.training.requests import Failed, Loaded, Progress, Reply, Result, Training
 
 NOISY = """
 import os, sys
@@ -47,7 +47,7 @@ def child(base):
 @pytest.fixture
 def task(source, adapter_file, tmp_path):
     plan = Plan(steps=1000, seq_tokens=64, batch_tokens=128)
-    return Task(
+    return Training(
         adapter=str(adapter_file), data=source, plan=plan, folder=str(tmp_path / "task"), slowdown=500.0
     )
 

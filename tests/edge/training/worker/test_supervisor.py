@@ -11,16 +11,18 @@ from converters.errors import BaseModelError
 from converters.formats.canonical import load_adapter
 from edge.errors import BackendError, DataError, OutOfMemory, StateError
 from edge.training.checkpoint import FILE
+from edge.training.data.source import DataSource
 from edge.training.plan import Plan
+from edge.training.requests import Training
 from edge.training.worker import process
-from edge.training.worker.supervisor import DataSource, Task, Worker
+from edge.training.worker.supervisor import Worker
 
 PLAN = Plan(steps=40, lr=0.02, seq_tokens=64, batch_tokens=128, checkpoint_every_s=0.0)
 
 
 @pytest.fixture
 def task(source, adapter_file, tmp_path):
-    return Task(adapter=str(adapter_file), data=source, plan=PLAN, folder=str(tmp_path / "task"))
+    return Training(adapter=str(adapter_file), data=source, plan=PLAN, folder=str(tmp_path / "task"))
 
 
 @pytest.fixture

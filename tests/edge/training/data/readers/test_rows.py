@@ -257,7 +257,7 @@ def test_the_base_install_reads_what_its_library_reads(tmp_path, write_data):
 
 
 def test_the_examples_of_the_docs_are_read_as_they_stand(tmp_path, read):
-    text = (Path(__file__).parents[4] / "docs" / "data.md").read_text()
+    text = (Path(__file__).parents[5] / "docs" / "data.md").read_text()
     rows = [json.loads(row) for row in re.findall(r"`(\{.*?\})` \|", text)]
     assert len(rows) == 6
     for number, row in enumerate(rows):
@@ -275,7 +275,7 @@ def test_a_table_is_read_in_little_more_memory_than_its_tokens_take(tmp_path):
     with (tmp_path / "a.csv").open("w") as file:
         file.write("prompt,completion\n" + row.getvalue() * 160_000)
     code = (
-        "import resource, sys; from edge.training.dataset import DataSource, load_dataset\n"
+        "import resource, sys; from edge.training.data.dataset import DataSource, load_dataset\n"
         "class Words:\n"
         "    bos_id, eos_id = 0, 1\n"
         "    def encode(self, text): return [2] * text.count(' ')\n"

@@ -11,7 +11,7 @@ import msgspec
 
 from edge.errors import DataError
 from edge.training.data.faults import Unusable, kind_of, shorten
-from edge.training.data.row import BOM, Row
+from edge.training.data.readers.row import BOM, Row
 
 MAX_WHOLE_BYTES = 1 << 28  # of a file that is looked into only to say what it is
 NO_JSON = "are not JSON"

@@ -7,7 +7,7 @@ from msgspec import Meta, Struct
 
 from edge.backends.contract import Precision
 from edge.training.data.forms import Asking
-from edge.training.dataset import DataSource
+from edge.training.data.source import DataSource
 from edge.training.plan import Plan
 
 
@@ -15,7 +15,7 @@ class Record(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, tag_
     """Root of all of them."""
 
 
-class Task(Record, frozen=True, tag="train"):
+class Training(Record, frozen=True, tag="train"):
     """Train an adapter.
 
     Attributes:
@@ -200,6 +200,6 @@ class Failed(Record, frozen=True, tag="failed"):
     whole: str  # with every fault, where the message sums them up
 
 
-Request = Task | Scoring | Generation | Stop
+Request = Training | Scoring | Generation | Stop
 Part = Progress | Validated | Piece  # of a reply that is under way
 Reply = Loaded | Result | Evaluation | Completions | Failed | Part

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from edge.errors import DataError
-from edge.training.data.datasets import read_saved
-from edge.training.data.delimited import read_delimited
 from edge.training.data.faults import shorten
-from edge.training.data.folders import is_saved_dataset, locate
-from edge.training.data.json_rows import read_array, read_lines
-from edge.training.data.pyarrow import read_parquet
-from edge.training.data.row import BOM, Row
+from edge.training.data.readers.datasets import read_saved
+from edge.training.data.readers.delimited import read_delimited
+from edge.training.data.readers.folders import is_saved_dataset, locate
+from edge.training.data.readers.json_rows import read_array, read_lines
+from edge.training.data.readers.pyarrow import read_parquet
+from edge.training.data.readers.row import BOM, Row
 
 HEAD_BYTES = 4096
 JSON_SUFFIXES = (".json", ".jsonl", ".ndjson")

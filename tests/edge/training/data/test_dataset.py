@@ -4,7 +4,8 @@ import pytest
 
 from edge.backends.toy import BOS, EOS, ByteTokenizer
 from edge.errors import DataError
-from edge.training.dataset import DataSource, encode_prompt, load_dataset
+from edge.training.data.dataset import encode_prompt, load_dataset
+from edge.training.data.source import DataSource
 
 TOKENIZER = ByteTokenizer()
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from edge.errors import DataError, MissingExtra
 from edge.training.data.faults import shorten
-from edge.training.data.row import Row
+from edge.training.data.readers.row import Row
 
 BATCH_ROWS = 256
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from edge.errors import DataError
 from edge.training.data.faults import Unusable, shorten
-from edge.training.data.row import Row
+from edge.training.data.readers.row import Row
 
 DELIMITERS = ",;\t"
 MAX_FIELD_CHARS = (1 << 31) - 1  # the module's own bound is 131,072: shorter than a chapter
