@@ -18,14 +18,10 @@ from coordinator.strategies.base import State
 from coordinator.strategies.presets import base_faults
 from coordinator.strategies.spaces import dispatch
 from edge.errors import ConfigError, StateError
+from edge.protocol.tiers import tier_name
 
 BASE_NAME = "base name"  # in the journal: what other tools find the base by
 ADAPTER = "adapter"  # in the journal: the sha256 that version 0 has, where it was given
-
-
-def tier_name(rank: int) -> str:
-    """`r8`: devices that train adapters of rank 8."""
-    return f"r{rank}"
 
 
 def found_fleet(

@@ -20,7 +20,7 @@ from typing import NamedTuple
 from edge.errors import BrokerRefused, PlaceTaken, ProtocolError, TransportError
 from edge.protocol.messages import Answer, Challenge, Manifest, Presence, decode_message, encode_message
 from edge.protocol.signing import open_signed, public_key, sign_message
-from edge.protocol.topics import Topics
+from edge.protocol.topics import AnswerTopic, CoordinatorTopic, Topics, VersionTopic
 from edge.transport.base import Message, Transport
 
 QUICK_S = 0.5  # what is retained has come by then, and a coordinator that is not busy has answered
@@ -250,13 +250,13 @@ class Inquiry:
                 continue
 
     def _take(self, message: Message) -> None:
-        match self._topics.levels(message.topic):
-            case ["coordinator"] if message.payload:
+        match self._topics.parse(message.topic):
+            case CoordinatorTopic() if message.payload:
                 presence = decode_message(message.payload, Presence)
                 self._found = self._found._replace(presence=presence)
-            case ["coordinator", "answer"]:
+            case AnswerTopic():
                 self._take_answer(message.payload)
-            case ["version", _] if message.payload:
+            case VersionTopic() if message.payload:
                 self._take_manifest(message.payload)
 
     def _take_answer(self, payload: bytes) -> None:

@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Coroutine
 from typing import Any, NamedTuple
 
-import msgspec
 from msgspec import structs
 
 from converters.adapter import LoraAdapter
@@ -19,7 +18,7 @@ from converters.errors import TunefleetError
 from converters.masking import leading_rows
 from coordinator.config import CoordinatorConfig
 from coordinator.errors import MergeError
-from coordinator.first_version import found_fleet, tier_name
+from coordinator.first_version import found_fleet
 from coordinator.initial_adapter import Beginning, coverage_line, describe, settle
 from coordinator.intake.admission import Present, Rules
 from coordinator.intake.arrivals import Arrivals
@@ -41,17 +40,26 @@ from edge.errors import BackendError, DiskFull, ProtocolError
 from edge.events import Show
 from edge.protocol.messages import (
     Blob,
-    Id,
     Manifest,
     Presence,
     Telemetry,
-    UpdateId,
     Want,
     decode_message,
     encode_message,
 )
 from edge.protocol.signing import public_key, sign_message
-from edge.protocol.topics import Topics
+from edge.protocol.tiers import tier_name
+from edge.protocol.topics import (
+    ChallengeTopic,
+    ChunkTopic,
+    CoordinatorTopic,
+    HeaderTopic,
+    HelloTopic,
+    StateTopic,
+    TelemetryTopic,
+    Topics,
+    WantTopic,
+)
 from edge.transport import base as transports
 from edge.transport.base import Message, Transport
 
@@ -235,36 +243,35 @@ class Coordinator:
 
     async def _listen(self) -> None:
         async for message in self._transport.messages():
-            levels = self._topics.levels(message.topic)
             try:
-                await self._receive(levels, message)
-            except (ProtocolError, msgspec.ValidationError, ValueError) as error:
-                self._complain(f"{'/'.join(levels)[:200]}: {error}"[:500])
+                await self._receive(message)
+            except ProtocolError as error:
+                self._complain(f"{message.topic.removeprefix(self._topics.root)[:200]}: {error}"[:500])
             except (DiskFull, OSError) as error:
                 self._complain(f"{error}; nothing is receipted until this is mended")
 
-    async def _receive(self, levels: list[str], message: Message) -> None:
+    async def _receive(self, message: Message) -> None:
         at, payload = self._clock(), message.payload
-        match levels:
-            case ["device", device_id, "up", update, "header"]:
-                _check_ids(device_id, update)
-                await self._intake.take_header(device_id, update, payload)
-            case ["device", device_id, "up", update, number]:
-                await self._intake.take_chunk(device_id, update, int(number), payload)
-            case ["device", device_id, "want"]:
-                await self._serve(device_id, decode_message(payload, Want), at)
-            case ["device", device_id, "hello"] if payload:
-                self._arrivals.greet(device_id, message, at)
-            case ["device", device_id, "state"] if payload:
-                self._arrivals.observe(device_id, message, at)
-            case ["device", device_id, "telemetry"]:
+        match self._topics.parse(message.topic):
+            case HeaderTopic() as topic:
+                await self._intake.take_header(topic.device_id, topic.update, payload)
+            case ChunkTopic() as topic:
+                await self._intake.take_chunk(topic.device_id, topic.update, topic.number, payload)
+            case WantTopic() as topic:
+                await self._serve(topic.device_id, decode_message(payload, Want), at)
+            case HelloTopic() as topic if payload:
+                self._arrivals.greet(topic.device_id, message, at)
+            case StateTopic() as topic if payload:
+                self._arrivals.observe(topic.device_id, message, at)
+            case TelemetryTopic() as topic:
                 telemetry = decode_message(payload, Telemetry)
-                self._roster.follow(device_id, telemetry, at)
-                self._roster.stray(device_id, at if telemetry.base_version > self._version.version else None)
-            case ["coordinator", "challenge"] if self._place:
+                self._roster.follow(topic.device_id, telemetry, at)
+                is_astray = telemetry.base_version > self._version.version
+                self._roster.stray(topic.device_id, at if is_astray else None)
+            case ChallengeTopic() if self._place:
                 answer = self._place.answer(payload, self._version.version)
                 await self._transport.publish(self._topics.answer, answer)
-            case ["coordinator"] if self._place and payload:
+            case CoordinatorTopic() if self._place and payload:
                 self._place.hear(payload)
 
     async def _serve(self, device_id: str, want: Want, at: float) -> None:
@@ -449,8 +456,3 @@ async def _until_first(*loops: Coroutine[Any, Any, object]) -> None:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-
-
-def _check_ids(device_id: str, update: str) -> None:
-    msgspec.convert(device_id, Id)
-    msgspec.convert(update, UpdateId)

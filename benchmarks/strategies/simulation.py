@@ -34,7 +34,6 @@ from converters.adapter import LoraAdapter
 from converters.formats.canonical import save_adapter
 from converters.masking import leading_rows
 from coordinator.config import CoordinatorConfig
-from coordinator.first_version import tier_name
 from coordinator.strategies.base import Contribution, Pace, Report, State, Strategy, Waiting
 from coordinator.strategies.choice import choose_strategy
 from coordinator.strategies.spaces import dispatch
@@ -42,6 +41,7 @@ from edge.device.assignment import Assignment, Update, make_plan, make_update, s
 from edge.errors import ConfigError
 from edge.protocol.codec import decode_adapter, max_payload_bytes
 from edge.protocol.messages import Manifest
+from edge.protocol.tiers import tier_name
 
 NO_CHECKPOINT_S = 1e9
 LATE = 0.6  # of the run: from here on the slowest quarter is scored,

@@ -32,6 +32,7 @@ from converters.formats.canonical import dump_adapter, load_adapter
 from coordinator.errors import UnknownVersion
 from coordinator.ledger.journal import Journal
 from coordinator.strategies.base import Account, Report, State
+from edge.protocol.tiers import tier_rank
 from edge.storage.disk import room_for, write_file
 
 FOLDER = "objects"
@@ -184,7 +185,7 @@ class VersionStore:
         self._check_kept(version)
         if version.remainder is None:
             return self.load(version.master)
-        return self.load(version.tiers[max(version.tiers, key=lambda tier: int(tier[1:]))])
+        return self.load(version.tiers[max(version.tiers, key=tier_rank)])
 
     def _check_kept(self, version: Version) -> None:
         if not version.kept:

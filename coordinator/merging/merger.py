@@ -16,7 +16,6 @@ from converters.adapter import LoraAdapter
 from converters.errors import AdapterError
 from coordinator.config import CoordinatorConfig
 from coordinator.errors import MergeError, UnreadableUpdate
-from coordinator.first_version import tier_name
 from coordinator.intake.admission import Present
 from coordinator.ledger.journal import Update
 from coordinator.ledger.state import CoordinatorState
@@ -35,6 +34,7 @@ from coordinator.strategies.choice import choose_strategy
 from coordinator.strategies.spaces import dispatch
 from edge.errors import ConfigError, ProtocolError
 from edge.protocol.codec import decode_adapter
+from edge.protocol.tiers import tier_name
 
 
 class Ready(NamedTuple):

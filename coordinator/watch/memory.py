@@ -7,6 +7,7 @@ from typing import Literal, NamedTuple, TypeVar
 
 from msgspec import Struct
 
+from edge.protocol.chunks import num_chunks
 from edge.protocol.messages import Manifest, UpdateHeader
 
 MOST = 1000
@@ -43,23 +44,21 @@ class Memory:
 
     def learn(self, record: Struct) -> None:
         """Takes what a message tells of transfers to come."""
-        if isinstance(record, Manifest) and record.chunk_bytes:
-            num_chunks = -(-record.size_bytes // record.chunk_bytes)
-            self._put(Subject("blob", record.sha256), f"version {record.version}", num_chunks)
+        if isinstance(record, Manifest):
+            blobs = [(record.sha256, record.size_bytes, f"version {record.version}")]
             if record.sketch:
-                num_chunks = -(-record.sketch.size_bytes // record.chunk_bytes)
-                self._put(Subject("blob", record.sketch.sha256), "the base model's sample", num_chunks)
+                blobs.append((record.sketch.sha256, record.sketch.size_bytes, "the base model's sample"))
+            for sha256, size_bytes, text in blobs:
+                known = Known(text, num_chunks(size_bytes, record.chunk_bytes))
+                _put_if_new(self._subjects, Subject("blob", sha256), known)
         if isinstance(record, UpdateHeader):
-            num_chunks = -(-record.size_bytes // record.chunk_bytes)
-            self._put(Subject("update", record.update), f"update {record.update[:8]}", num_chunks)
+            known = Known(f"update {record.update[:8]}", num_chunks(record.size_bytes, record.chunk_bytes))
+            _put_if_new(self._subjects, Subject("update", record.update), known)
 
     def describe(self, subject: Subject) -> Known:
         """What is known of a transfer; 0 chunks where it is not known how many there are."""
         short = f"update {subject.name[:8]}" if subject.kind == "update" else f"blob {subject.name[:8]}…"
         return self._subjects.get(subject, Known(short, 0))
-
-    def _put(self, subject: Subject, text: str, num_chunks: int) -> None:
-        _put_if_new(self._subjects, subject, Known(text, num_chunks))
 
 
 def _put_if_new(table: dict[Key, Value], key: Key, value: Value) -> Value:

@@ -17,7 +17,6 @@ from edge.protocol.messages import (
     Answer,
     Challenge,
     Hello,
-    Id,
     Manifest,
     Presence,
     Receipt,
@@ -28,22 +27,45 @@ from edge.protocol.messages import (
     decode_message,
 )
 from edge.protocol.signing import open_signed
-from edge.protocol.topics import ROOT
+from edge.protocol.topics import (
+    ROOT,
+    AnswerTopic,
+    BlobTopic,
+    ChallengeTopic,
+    ChunkTopic,
+    CoordinatorTopic,
+    DeviceTopic,
+    HeaderTopic,
+    HelloTopic,
+    ReceiptTopic,
+    StateTopic,
+    TelemetryTopic,
+    Topic,
+    VersionTopic,
+    WantTopic,
+    parse_topic,
+)
 from edge.transport.base import Message
 
 Signature = Literal["valid", "invalid", "missing", "other-key"]
 COORDINATOR, NOBODY = "*coordinator", "*somebody"  # no device can be called so: ids hold no *
-KINDS: dict[str, tuple[type[Struct], bool]] = {  # record, and whether it must be signed
-    "coordinator": (Presence, False),
-    "challenge": (Challenge, False),
-    "answer": (Answer, True),
-    "version": (Manifest, True),
-    "hello": (Hello, True),
-    "state": (Presence, False),
-    "want": (Want, False),
-    "header": (UpdateHeader, True),
-    "receipt": (Receipt, True),
-    "telemetry": (Telemetry, False),
+KINDS: dict[type[Topic], tuple[str, type[Struct], bool]] = {  # what comes there, must it be signed
+    CoordinatorTopic: ("coordinator", Presence, False),
+    ChallengeTopic: ("challenge", Challenge, False),
+    AnswerTopic: ("answer", Answer, True),
+    VersionTopic: ("version", Manifest, True),
+    HelloTopic: ("hello", Hello, True),
+    StateTopic: ("state", Presence, False),
+    WantTopic: ("want", Want, False),
+    HeaderTopic: ("header", UpdateHeader, True),
+    ReceiptTopic: ("receipt", Receipt, True),
+    TelemetryTopic: ("telemetry", Telemetry, False),
+}
+SENDERS: dict[type[Topic], str] = {
+    CoordinatorTopic: COORDINATOR,
+    ChallengeTopic: NOBODY,
+    AnswerTopic: COORDINATOR,
+    VersionTopic: COORDINATOR,
 }
 
 
@@ -63,7 +85,7 @@ class Sighting(NamedTuple):
         fleet: As in its topic.
         who: `*coordinator`, the device's id, or `*somebody` who may be either; empty where the topic is none
             of the wire's.
-        kind: A key of `KINDS`, or `unknown`.
+        kind: What comes there, as in `KINDS`, or `unknown`.
         text: What it says.
         topic: Where it came.
         is_retained: The broker had kept it.
@@ -86,46 +108,31 @@ def sight(message: Message, memory: Memory) -> Sighting | Chunk:
     """What a message is; `memory` is what earlier ones told, and learns from it."""
     try:
         return _read(message, memory)
-    except (EdgeError, ValueError, msgspec.MsgspecError) as error:
+    except EdgeError as error:
         fleet = message.topic.removeprefix(f"{ROOT}/").split("/")[0]
         text = f"{message.topic}: {len(message.payload)} bytes not understood: {error}"
         return Sighting(fleet, "", "unknown", text, message.topic, message.retained)
 
 
 def _read(message: Message, memory: Memory) -> Sighting | Chunk:
-    levels = message.topic.removeprefix(f"{ROOT}/").split("/")
-    match levels:
-        case [fleet, "blob", sha256, number]:
-            return _chunk(fleet, COORDINATOR, Subject("blob", sha256), number, message)
-        case [fleet, "device", device, "up", update, number] if number != "header":
-            return _chunk(fleet, device, Subject("update", update), number, message)
-        case [fleet, "device", device, "up", _, "header"]:
-            return _control(fleet, device, "header", message, memory)
-        case [fleet, "device", device, "receipt"]:
-            return _control(fleet, COORDINATOR, "receipt", message, memory, about=device)
-        case [fleet, "device", device, kind] if kind in KINDS:
-            return _control(fleet, device, kind, message, memory)
-        case [fleet, "coordinator", "challenge"]:
-            return _control(fleet, NOBODY, "challenge", message, memory)
-        case [fleet, "coordinator", "answer"]:
-            return _control(fleet, COORDINATOR, "answer", message, memory)
-        case [fleet, "coordinator"] | [fleet, "version", _]:
-            return _control(fleet, COORDINATOR, levels[1], message, memory)
-    raise ValueError("no topic of the wire")
+    match parse_topic(message.topic):
+        case BlobTopic() as topic:
+            return Chunk(topic.fleet, COORDINATOR, Subject("blob", topic.sha256), len(message.payload))
+        case ChunkTopic() as topic:
+            return Chunk(topic.fleet, topic.device_id, Subject("update", topic.update), len(message.payload))
+        case ReceiptTopic() as topic:
+            return _control(topic, COORDINATOR, message, memory, about=topic.device_id)
+        case DeviceTopic() as topic:
+            return _control(topic, topic.device_id, message, memory)
+        case topic:
+            return _control(topic, SENDERS[type(topic)], message, memory)
 
 
-def _chunk(fleet: str, who: str, subject: Subject, number: str, message: Message) -> Chunk:
-    _check_names(fleet, who)
-    int(number)
-    return Chunk(fleet, who, subject, len(message.payload))
-
-
-def _control(fleet: str, who: str, kind: str, message: Message, memory: Memory, about: str = "") -> Sighting:
-    _check_names(fleet, who)
+def _control(topic: Topic, who: str, message: Message, memory: Memory, about: str = "") -> Sighting:
+    fleet, (kind, record_kind, must_be_signed) = topic.fleet, KINDS[type(topic)]
     if not message.payload:
         text = f"takes its {kind} back"
         return Sighting(fleet, who, kind, text, message.topic, message.retained)
-    record_kind, must_be_signed = KINDS[kind]
     record, found = _open(message.payload, record_kind, lambda key: memory.is_known(fleet, who, key))
     signature = None if found == "missing" and not must_be_signed else found
     if signature == "valid":
@@ -147,9 +154,3 @@ def _open(payload: bytes, kind: type[Struct], is_known: Callable[[str], bool]) -
     except EdgeError:
         return record, "invalid"
     return record, "valid" if is_known(signed.key) else "other-key"
-
-
-def _check_names(fleet: str, who: str) -> None:
-    msgspec.convert(fleet, Id)
-    if who not in (COORDINATOR, NOBODY):
-        msgspec.convert(who, Id)

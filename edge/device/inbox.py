@@ -13,7 +13,7 @@ from edge.delivery.upload import Upload
 from edge.errors import ProtocolError
 from edge.protocol.messages import Manifest, Receipt
 from edge.protocol.signing import open_signed
-from edge.protocol.topics import Topics
+from edge.protocol.topics import BlobTopic, ReceiptTopic, Topics, VersionTopic
 from edge.transport.base import Message
 
 
@@ -54,12 +54,12 @@ class Inbox:
     def receive(self, message: Message) -> None:
         """Takes one message; what breaks the contract is told and left out."""
         try:
-            match self._topics.levels(message.topic):
-                case ["version", tier]:
-                    self._take_manifest(tier, message.payload)
-                case ["blob", sha256, number] if self.download and sha256 == self.download.sha256:
-                    self.download.receive(int(number) if number.isdecimal() else -1, message.payload)
-                case ["device", self._device_id, "receipt"]:
+            match self._topics.parse(message.topic):
+                case VersionTopic() as topic:
+                    self._take_manifest(topic.tier, message.payload)
+                case BlobTopic() as topic if self.download and topic.sha256 == self.download.sha256:
+                    self.download.receive(topic.number, message.payload)
+                case ReceiptTopic(device_id=self._device_id):
                     self._take_receipt(message.payload)
         except ProtocolError as error:
             self._warn(f"{message.topic}: ignored: {error}")

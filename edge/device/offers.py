@@ -5,7 +5,6 @@ import asyncio
 from edge.device.assignment import Assignment
 from edge.device.proof import Proof
 from edge.device.session import Session
-from edge.errors import ConfigError
 from edge.protocol.messages import Manifest
 
 SETTLE_S = 0.2  # the tiers of a version are announced one after the other
@@ -23,7 +22,6 @@ class Offers:
 
         Raises:
             BaseModelError: The fleet trains another base model.
-            ConfigError: The version cannot be downloaded.
             DiskFull: The task was not noted.
         """
         inbox, max_rank = self._session.inbox, self._session.config.max_rank
@@ -48,10 +46,6 @@ class Offers:
     async def _offer(self, manifest: Manifest) -> Assignment | None:
         """The next attempt at `manifest`, where its recipe and the spool leave room for one."""
         memory, config = self._session.state.memory, self._session.config
-        if manifest.chunk_bytes < 1024:
-            raise ConfigError(
-                f"version {manifest.version} has chunks of {manifest.chunk_bytes} bytes, expected 1024"
-            )
         if not await self._proof.holds(manifest):
             return None
         is_known = manifest.epoch == memory.session or memory.sha256 in ("", manifest.sha256)

@@ -70,3 +70,13 @@ def chunk_numbers(ranges: Iterable[Range]) -> Iterator[int]:
     """Every chunk number of `ranges`, which `merge_ranges` has clipped."""
     for start, end in ranges:
         yield from range(start, end)
+
+
+def without_chunk(ranges: Iterable[Range], number: int) -> tuple[Range, ...]:
+    """Returns `ranges` without one chunk."""
+    left = ((start, end) for one in ranges for start, end in _around(one, number))
+    return tuple((start, end) for start, end in left if start < end)
+
+
+def _around(one: Range, number: int) -> tuple[Range, ...]:
+    return ((one[0], number), (number + 1, one[1])) if one[0] <= number < one[1] else (one,)

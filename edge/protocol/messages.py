@@ -12,16 +12,18 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 
 from edge.errors import ProtocolError
 
-Id = Annotated[str, Meta(pattern=r"^[a-z0-9]([a-z0-9-]{0,62}[a-z0-9])?$")]
-Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}$")]
-UpdateId = Annotated[str, Meta(pattern=r"^[0-9a-f]{32}$")]
-Nonce = Annotated[str, Meta(pattern=r"^[0-9a-f]{32}$")]
-HostName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9._-]{0,64}$")]  # it is shown on other people's terminals
+Id = Annotated[str, Meta(pattern=r"^[a-z0-9]([a-z0-9-]{0,62}[a-z0-9])?\Z")]
+Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
+UpdateId = Annotated[str, Meta(pattern=r"^[0-9a-f]{32}\Z")]
+Nonce = Annotated[str, Meta(pattern=r"^[0-9a-f]{32}\Z")]
+HostName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9._-]{0,64}\Z")]  # it is shown on other people's terminals
 Count = Annotated[int, Meta(ge=0, le=2**53)]
 Seconds = Annotated[float, Meta(ge=0)]
 EncodingName = Literal["f32", "f16", "int8", "int4"]
 Space = Literal["product", "factors"]
 Range = tuple[Count, Count]  # first chunk, and the one after the last
+ChunkBytes = Annotated[int, Meta(ge=1024, le=1 << 20)]
+WINDOW = 16  # chunks that are asked for, or under way, at a time
 
 Reason = Literal[
     "malformed",  # not a message, or not safetensors of the promised form
@@ -112,7 +114,7 @@ class Manifest(Record, frozen=True, omit_defaults=True):
     parent: Count | None
     sha256: Sha256  # of the blob: an adapter as safetensors
     size_bytes: Count
-    chunk_bytes: Count
+    chunk_bytes: ChunkBytes
     encoding: EncodingName  # of updates
     base: Sha256  # fingerprint of the base model
     rank: Count
@@ -140,7 +142,7 @@ class Want(Record, frozen=True):
 
     sha256: Sha256
     ranges: tuple[Range, ...]
-    window: Annotated[int, Meta(ge=1, le=16)]  # how many chunks the device takes now
+    window: Annotated[int, Meta(ge=1, le=WINDOW)]  # how many chunks the device takes now
 
 
 class UpdateHeader(Record, frozen=True, omit_defaults=True):
@@ -155,7 +157,7 @@ class UpdateHeader(Record, frozen=True, omit_defaults=True):
     attempt: Count
     sha256: Sha256  # of the payload
     size_bytes: Count
-    chunk_bytes: Annotated[int, Meta(ge=1024, le=1 << 20)]
+    chunk_bytes: ChunkBytes
     encoding: EncodingName
     num_examples: Count  # trained on, repetitions counted
     num_tokens: Count
@@ -196,8 +198,8 @@ class Signed(Record, frozen=True):
     """A message and an Ed25519 signature over the exact bytes of its body (`edge.protocol.signing`)."""
 
     body: msgspec.Raw
-    key: Annotated[str, Meta(pattern=r"^[0-9a-f]{64}$")]  # public key of the signer
-    signature: Annotated[str, Meta(pattern=r"^[0-9a-f]{128}$")]
+    key: Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]  # public key of the signer
+    signature: Annotated[str, Meta(pattern=r"^[0-9a-f]{128}\Z")]
 
 
 R = TypeVar("R", bound=Struct)

@@ -25,7 +25,7 @@ from edge.protocol.codec import encode_adapter
 from edge.protocol.delta import update_id
 from edge.protocol.messages import Hello, Manifest, Receipt, UpdateHeader, Want, encode_message
 from edge.protocol.signing import new_key, open_signed, sign_message
-from edge.protocol.topics import Topics
+from edge.protocol.topics import BlobTopic, ReceiptTopic, Topics, VersionTopic
 from edge.transport.memory import MemoryBroker, MemoryTransport
 
 MODULES = tuple(f"model.layers.{layer}.self_attn.{name}" for layer in (0, 1) for name in ("q_proj", "v_proj"))
@@ -100,14 +100,14 @@ class Device:
 
     async def _listen(self) -> None:
         async for message in self.transport.messages():
-            levels = self.topics.levels(message.topic)
-            if levels[0] == "version":
+            topic = self.topics.parse(message.topic)
+            if isinstance(topic, VersionTopic):
                 manifest, _ = open_signed(message.payload, Manifest)
                 self.manifests[manifest.tier] = manifest
-            elif levels[0] == "blob":
+            elif isinstance(topic, BlobTopic):
                 self.num_chunks_seen += 1
-                self.chunks.setdefault(levels[1], {})[int(levels[2])] = message.payload
-            elif levels[-1] == "receipt":
+                self.chunks.setdefault(topic.sha256, {})[topic.number] = message.payload
+            elif isinstance(topic, ReceiptTopic):
                 self.receipts.append(open_signed(message.payload, Receipt)[0])
             self.news.set()
 

@@ -198,5 +198,3 @@ def test_topics_are_golden_and_have_at_most_7_slashes():
         f"tunefleet/v1/home/device/kitchen-1/up/{UPDATE}/header",
     ]
     assert max(name.count("/") for name in names) <= 7
-    assert topics.levels(names[5]) == ["device", "kitchen-1", "hello"]
-    assert topics.levels("tunefleet/v1/other/coordinator") == []

@@ -1,0 +1,134 @@
+"""A payload on its way out, as decisions alone: which part goes next, and when to speak again.
+
+`Outgoing` is what everybody keeps who sends: a coordinator the chunks that devices ask for, a device those of
+its update. `Push` is what only an upload has: the header before the chunks, and again where no answer comes.
+Nothing here waits, reads a clock or touches a disk (`edge.delivery`); times are seconds of any clock.
+"""
+
+from collections.abc import Iterable
+from typing import Literal
+
+from edge.protocol.chunks import first_chunks, merge_ranges, without_chunk
+from edge.protocol.messages import WINDOW, Range, Receipt, Want
+
+Part = int | Literal["header"]  # a chunk's number, or what goes before all chunks
+MAX_PATIENCE = 8  # a silent coordinator is asked ever more rarely, up to this many times `patience_s`
+
+
+class Outgoing:
+    """The chunks of one payload that are to be sent, and those under way.
+
+    Args:
+        total: How many chunks the payload has.
+    """
+
+    def __init__(self, total: int) -> None:
+        self._total = total
+        self._waiting: tuple[Range, ...] = ()
+        self._in_flight: set[int] = set()
+
+    @property
+    def num_in_flight(self) -> int:
+        """How many chunks are under way."""
+        return len(self._in_flight)
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing waits and nothing is under way."""
+        return not self._waiting and not self._in_flight
+
+    def add(self, want: Want) -> None:
+        """Sends too what a device asks for, as far as its window goes; hostile ranges cost nothing."""
+        wanted = first_chunks(merge_ranges(want.ranges, self._total), want.window)
+        self.replace((*self._waiting, *wanted))
+
+    def replace(self, ranges: Iterable[Range]) -> None:
+        """Sends just `ranges` from now on, and what is under way no second time."""
+        self._waiting = merge_ranges(ranges, self._total)
+        for number in self._in_flight:
+            self._waiting = without_chunk(self._waiting, number)
+
+    def next(self, window: int) -> int | None:
+        """Returns the chunk to send now; None where none waits, or `window` are under way."""
+        if not self._waiting or len(self._in_flight) >= window:
+            return None
+        number = self._waiting[0][0]
+        self._waiting = without_chunk(self._waiting, number)
+        self._in_flight.add(number)
+        return number
+
+    def sent(self, number: int) -> None:
+        """Notes that the broker has taken a chunk."""
+        self._in_flight.discard(number)
+
+
+class Push:
+    """One update on its way: the header, then all chunks, then the header again until the verdict is there.
+
+    What the other side has is not known here after a restart: sending begins at the beginning, and a receipt
+    that comes meanwhile (`missing`, or the verdict) cuts it short.
+
+    Args:
+        total: How many chunks the update has.
+        patience_s: How long to wait for a receipt when all is sent.
+
+    Attributes:
+        verdict: The final receipt; nothing is sent after it.
+    """
+
+    def __init__(self, total: int, patience_s: float) -> None:
+        self.verdict: Receipt | None = None
+        self._chunks = Outgoing(total)
+        self._chunks.replace([(0, total)])
+        self._patience_s = patience_s
+        self._patience = 1
+        self._moved_at = 0.0
+        self._is_header_due = True
+        self._is_header_under_way = False
+
+    def next(self, now: float, window: int) -> Part | None:
+        """Returns the part to send now, at most `window` of them at a time; None where there is none yet."""
+        if self.verdict is not None:
+            return None
+        if self._is_quiet and now >= self._due_at:
+            self._is_header_due, self._patience = True, min(2 * self._patience, MAX_PATIENCE)
+        if self._is_header_under_way:  # before it nobody would know whose the chunks are
+            return None
+        if not self._is_header_due:
+            return self._chunks.next(min(window, WINDOW))
+        if self._chunks.num_in_flight >= window:
+            return None
+        self._is_header_due, self._is_header_under_way = False, True
+        return "header"
+
+    def sent(self, part: Part, now: float) -> None:
+        """Notes that the broker has taken a part."""
+        self._moved_at = now
+        if part == "header":
+            self._is_header_under_way = False
+        else:
+            self._chunks.sent(part)
+
+    def receive(self, receipt: Receipt, now: float) -> None:
+        """Takes a receipt whose signature was checked."""
+        self._moved_at, self._patience = now, 1
+        if receipt.status == "missing":
+            self._chunks.replace(receipt.missing)
+        else:
+            self.verdict = receipt
+
+    def interrupt(self) -> None:
+        """Sends the header again at once: the coordinator may have forgotten the update."""
+        self._is_header_due, self._patience = True, 1
+
+    def wait_s(self, now: float) -> float | None:
+        """Returns how long there is nothing to send, unless a receipt comes; None while parts fly."""
+        return max(0.0, self._due_at - now) if self._is_quiet else None
+
+    @property
+    def _is_quiet(self) -> bool:
+        return not self._is_header_due and not self._is_header_under_way and self._chunks.is_idle
+
+    @property
+    def _due_at(self) -> float:
+        return self._moved_at + self._patience * self._patience_s
