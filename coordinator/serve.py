@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 from msgspec import structs
 
+from converters.bases.hub import find_base
 from coordinator.config import CoordinatorConfig, mqtt_settings
 from coordinator.first_version import check_base
 from coordinator.ledger.state import CoordinatorState
 from coordinator.observers.events import teller
 from coordinator.place import Found, Place
 from coordinator.server import Coordinator, coordinator_presence
-from edge.backends.hub import find_base
 from edge.errors import BrokerRefused
 from edge.events import Show
 from edge.transport.mqtt.transport import MqttTransport

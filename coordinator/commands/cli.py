@@ -199,10 +199,10 @@ def export(
     as_json: Json = False,
 ) -> None:
     """Writes a version as an adapter that other tools load."""
+    from converters.bases.hub import find_base
     from converters.formats.detect import check_free
     from coordinator.commands.exporting import export_version
     from coordinator.observers.status import caution, num_merged
-    from edge.backends.hub import find_base
 
     check_free(to.value, out)
     with _opened(state) as (journal, versions):

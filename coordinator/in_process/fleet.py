@@ -20,6 +20,7 @@ from typing import Any, NamedTuple, Self, TypeVar
 from msgspec import structs
 
 from converters.adapter import LoraAdapter
+from converters.bases.hub import find_base
 from coordinator.config import CoordinatorConfig, read_config
 from coordinator.errors import CoordinatorError
 from coordinator.in_process.gathering import Gathering
@@ -29,7 +30,6 @@ from coordinator.strategies.function import FunctionStrategy, Merge
 from coordinator.strategies.stages import Stages
 from edge.backends import BackendName
 from edge.backends.contract import Precision
-from edge.backends.hub import find_base
 from edge.errors import ConfigError, DataError
 from edge.training.dataset import DataSource
 from edge.training.local_run import canonical_file
