@@ -24,7 +24,7 @@ from converters.bases.hub import find_base
 from coordinator.config import CoordinatorConfig, read_config
 from coordinator.errors import CoordinatorError
 from coordinator.in_process.gathering import Gathering
-from coordinator.observers.status import VersionStatus
+from coordinator.observers.history import VersionStatus
 from coordinator.strategies.base import Strategy
 from coordinator.strategies.function import FunctionStrategy, Merge
 from coordinator.strategies.stages import Stages
