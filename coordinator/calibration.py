@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 
 from converters.adapter import LoraAdapter
 from converters.arithmetic import add
-from coordinator.server import Quality
+from coordinator.events.records import ModelLoaded
+from coordinator.scoring import Quality
 from edge.backends import load_model
 from edge.backends.contract import Batch, Precision, TrainableModel
 from edge.errors import DataError
-from edge.events import Event
 from edge.training.data.check import check_source
 from edge.training.data.dataset import Dataset, load_dataset
 from edge.training.data.readers.folders import locate
@@ -84,13 +84,10 @@ class Calibration:
         """
         return self._load()[:2]
 
-    def loaded(self) -> Event:
-        """What reads the data, and in which precision, to be shown."""
+    def loaded(self) -> ModelLoaded:
+        """Returns what reads the data, and in which precision, to be told."""
         card, path = self.load()[0].card, str(locate(self._data, is_held_out=True))
-        why = f" ({card.why})" if card.why else ""
-        text = f"{path} is read with {card.backend} in {card.precision}{why}"
-        facts = {"data": path, "backend": card.backend, "precision": card.precision, "why": card.why}
-        return Event("loaded", text, facts)
+        return ModelLoaded(path, card.backend, card.precision, card.why)
 
     def score(self, adapter: LoraAdapter) -> Quality:
         """Loss and exact matches of the base with `adapter`, over all of the data.

@@ -9,11 +9,11 @@ import msgspec
 from msgspec import Meta, Struct, structs
 
 from converters.bases.folder import ALL_LAYERS
+from converters.bases.hub import is_hub_name
 from converters.faults import Fault
 from coordinator.strategies.presets import StrategyName, fleet_faults, stage_faults, stages_of
 from coordinator.strategies.spaces import train_rank
 from coordinator.strategies.stages import NEEDS_CALIBRATION, Stages
-from edge.backends.hub import is_hub_name
 from edge.errors import ConfigError
 from edge.protocol.messages import EncodingName, Id, Recipe, Sha256, Space
 from edge.settings import read_toml, type_faults

@@ -14,13 +14,17 @@ from typing import TYPE_CHECKING, Any
 
 from msgspec import structs
 
+from converters.bases.hub import find_base
+from coordinator.announcing import coordinator_presence
 from coordinator.config import CoordinatorConfig, mqtt_settings
+from coordinator.events.observer import Tell, teller
+from coordinator.events.records import OtherKeyFound, Restored, Stopped, Warned
 from coordinator.first_version import check_base
 from coordinator.ledger.state import CoordinatorState
-from coordinator.observers.events import teller
+from coordinator.observers.status import StatusNotes
+from coordinator.observers.terminal import Terminal
 from coordinator.place import Found, Place
-from coordinator.server import Coordinator, coordinator_presence
-from edge.backends.hub import find_base
+from coordinator.server import Coordinator
 from edge.errors import BrokerRefused
 from edge.events import Show
 from edge.transport.mqtt.transport import MqttTransport
@@ -49,14 +53,16 @@ def serve_fleet(config: CoordinatorConfig, show: Show) -> None:
     with CoordinatorState(Path(config.state), config.fleet) as state:
         check_base(config, state)
         place = Place(config.fleet, state.key, lambda: MqttTransport(_aside(settings)))
-        epoch = asyncio.run(_until_signal(_begin(place, state, show)))
+        observers = (Terminal(show), StatusNotes(state.journal))
+        tell = teller(observers)
+        epoch = asyncio.run(_until_signal(_begin(place, state, tell)))
         if epoch is None:
-            teller(show)("stopped", "stopped before the broker answered; nothing was begun", version=None)
+            tell(Stopped(None))
             return
         place.epoch = epoch
         score, calibrator = open_data(config)
         for calibration in dict.fromkeys(filter(None, (score, calibrator))):
-            show(calibration.loaded())
+            tell(calibration.loaded())
         transport = MqttTransport(
             settings, coordinator_presence(config.fleet, place.epoch), claim=place.claim
         )
@@ -68,7 +74,7 @@ def serve_fleet(config: CoordinatorConfig, show: Show) -> None:
             epoch=place.epoch,
             score=score.score if score else None,
             calibrator=calibrator,
-            show=show,
+            observers=observers,
         )
         asyncio.run(_run(coordinator))
 
@@ -79,7 +85,7 @@ def _aside(settings: MqttSettings) -> MqttSettings:
     return structs.replace(settings, client_id=client_id, session_expiry_s=0)
 
 
-async def _begin(place: Place, state: CoordinatorState, show: Show) -> int:
+async def _begin(place: Place, state: CoordinatorState, tell: Tell) -> int:
     """The epoch of a session, if no other coordinator is there; what is amiss with its state is said."""
     try:
         found = await place.look()
@@ -87,25 +93,17 @@ async def _begin(place: Place, state: CoordinatorState, show: Show) -> int:
         found = Found()
     if found.holder:
         raise place.taken(found)
-    tell = teller(show)
     now, current = time.time(), state.versions.current()
     if current and found.version > current.version:
-        tell(
-            "restored",
-            f"this state is at version {current.version}, and the fleet was at {found.version}: "
-            "it was restored from a backup, and devices will follow it back",
-            version=current.version,
-            before=found.version,
-        )
+        tell(Restored(current.version, found.version))
     if now * 1000 < state.last_epoch:
-        tell(
-            "warning",
+        told = (
             "this machine's clock is behind this state's last session; if the state was restored, set the "
-            "clock first: devices follow later sessions only",
+            "clock first: devices follow later sessions only"
         )
+        tell(Warned(told))
     for key in sorted(found.strangers):
-        text = f"another coordinator, with key {key}, was here; devices that have pinned it will not follow"
-        tell("warning", text, key=key)
+        tell(OtherKeyFound(key))
     return state.begin_session(now, found.epoch)
 
 

@@ -15,12 +15,12 @@ import msgspec
 
 from converters.adapter import LoraAdapter
 from converters.bases.folder import read_base
+from converters.bases.hub import find_base
 from converters.formats.canonical import save_adapter
 from converters.formats.detect import Format, load_any
 from converters.masking import Trains
 from edge.backends import BackendName
 from edge.backends.contract import Precision
-from edge.backends.hub import find_base
 from edge.running import run_to_end
 from edge.training.data.check import check_source
 from edge.training.data.forms import Asking

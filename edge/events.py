@@ -39,7 +39,7 @@ PLAIN_EVERY_S = 10.0
 class Event(NamedTuple):
     """One thing that happened."""
 
-    kind: str  # `EventKind`, or `coordinator.observers.events.EventKind`; of what is logged the level
+    kind: str  # `EventKind`, or the kind of a `coordinator.events` record; of what is logged the level
     text: str
     facts: dict[str, Any]  # JSON values, units at the end of their names
 

@@ -82,7 +82,7 @@ def status(state: State, watch: Watch = False, as_json: Json = False) -> None:
         return
     from functools import partial
 
-    from coordinator.observers.terminal import status_view
+    from coordinator.observers.tables import status_view
 
     _show(lambda: partial(status_view, report=read(), now=time.time()), watch)
 
@@ -98,7 +98,7 @@ def history(
     as_json: Json = False,
 ) -> None:
     """Shows the versions, with who took part and how good they are, and the updates that were rejected."""
-    from coordinator.observers.status import rejections, version_status
+    from coordinator.observers.history import rejections, version_status
 
     def read() -> dict[str, Any]:
         with _opened(state) as (journal, versions):
@@ -110,7 +110,7 @@ def history(
         return
     from functools import partial
 
-    from coordinator.observers.terminal import history_view
+    from coordinator.observers.tables import history_view
 
     _show(lambda: partial(history_view, **read()), watch)
 
@@ -124,7 +124,7 @@ def rollback(
     """Makes an older version current again, under a new number, also while the fleet runs."""
     import time
 
-    from coordinator.observers.status import version_status
+    from coordinator.observers.history import version_status
 
     with _opened(state) as (_, versions):
         made = versions.rollback(version, time.time())
@@ -199,10 +199,10 @@ def export(
     as_json: Json = False,
 ) -> None:
     """Writes a version as an adapter that other tools load."""
+    from converters.bases.hub import find_base
     from converters.formats.detect import check_free
     from coordinator.commands.exporting import export_version
-    from coordinator.observers.status import caution, num_merged
-    from edge.backends.hub import find_base
+    from coordinator.observers.history import caution, num_merged
 
     check_free(to.value, out)
     with _opened(state) as (journal, versions):
@@ -243,7 +243,7 @@ def _report(read: "Callable[[], object]", watch: bool) -> None:
     import msgspec
 
     if watch:
-        from coordinator.observers.terminal import watch_lines
+        from coordinator.observers.tables import watch_lines
 
         watch_lines(lambda: msgspec.json.encode(read()).decode())
     else:
@@ -252,12 +252,12 @@ def _report(read: "Callable[[], object]", watch: bool) -> None:
 
 def _show(look: "Callable[[], Callable[[int], RenderableType]]", watch: bool) -> None:
     """Prints a report for people, with `watch` until Ctrl-C."""
-    from coordinator.observers import terminal as screen
+    from coordinator.observers import tables
 
     if watch:
-        screen.watch(look)
+        tables.watch(look)
     else:
-        screen.show(look())
+        tables.show(look())
 
 
 def _print_json(report: object) -> None:

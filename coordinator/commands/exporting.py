@@ -9,6 +9,7 @@ from pathlib import Path
 from msgspec import structs
 
 from converters.bases.folder import read_base
+from converters.bases.hub import find_base
 from converters.bases.name import name_base
 from converters.formats.about import NOTHING
 from converters.formats.card import Lineage
@@ -17,7 +18,6 @@ from coordinator.first_version import BASE_NAME
 from coordinator.initial_adapter import describe
 from coordinator.ledger.journal import Journal
 from coordinator.ledger.versions import Version, VersionStore
-from edge.backends.hub import find_base
 
 
 def export_version(

@@ -20,16 +20,16 @@ from typing import Any, NamedTuple, Self, TypeVar
 from msgspec import structs
 
 from converters.adapter import LoraAdapter
+from converters.bases.hub import find_base
 from coordinator.config import CoordinatorConfig, read_config
 from coordinator.errors import CoordinatorError
 from coordinator.in_process.gathering import Gathering
-from coordinator.observers.status import VersionStatus
+from coordinator.observers.history import VersionStatus
 from coordinator.strategies.base import Strategy
 from coordinator.strategies.function import FunctionStrategy, Merge
 from coordinator.strategies.stages import Stages
 from edge.backends import BackendName
 from edge.backends.contract import Precision
-from edge.backends.hub import find_base
 from edge.errors import ConfigError, DataError
 from edge.training.data.in_memory import Data, save_rows
 from edge.training.data.source import DataSource

@@ -12,12 +12,15 @@ from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 from converters.adapter import LoraAdapter
+from coordinator.announcing import coordinator_presence
 from coordinator.config import CoordinatorConfig
 from coordinator.errors import CoordinatorError
 from coordinator.ledger.state import CoordinatorState
-from coordinator.observers.status import VersionStatus, version_status
+from coordinator.observers.history import VersionStatus, version_status
+from coordinator.observers.status import StatusNotes
+from coordinator.observers.terminal import Terminal
 from coordinator.serve import open_data
-from coordinator.server import Coordinator, coordinator_presence
+from coordinator.server import Coordinator
 from coordinator.strategies.base import Strategy
 from edge.backends import BackendName, resolve_backend
 from edge.backends.contract import Precision
@@ -75,7 +78,7 @@ class Gathering:
                 score=score.score if score else None,
                 calibrator=calibrator,
                 strategy=self._strategy,
-                show=lambda event: self._say(event.text),
+                observers=(Terminal(lambda event: self._say(event.text)), StatusNotes(self._state.journal)),
             )
         except BaseException:
             self._state.__exit__(None, None, None)

@@ -6,12 +6,12 @@ taken: a header may promise no more bytes than its encoding needs for the tier i
 """
 
 import hashlib
-from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
 
 from converters.adapter import LoraAdapter
+from coordinator.ledger.head import Standing
 from edge.errors import ProtocolError, Rejected
 from edge.protocol.codec import decode_adapter, max_payload_bytes
 from edge.protocol.delta import update_id
@@ -27,19 +27,6 @@ class Rules(NamedTuple):
     max_staleness: int
     max_update_bytes: int
     max_norm: float  # Frobenius, increments of A and B together
-
-
-class Present(NamedTuple):
-    """Where the fleet stands."""
-
-    version: int
-    lineage: Mapping[int, int]  # the current version and its ancestors, each with its depth
-    kept: Mapping[int, Mapping[str, str]]  # the versions whose files are here: tier to sha256
-    tiers: Mapping[str, LoraAdapter]  # what each rank tier trains on now: names and shapes of every version's
-
-    def staleness(self, base_version: int) -> int:
-        """Versions along the lineage between `base_version`, an ancestor, and the current one."""
-        return self.lineage[self.version] - self.lineage[base_version]
 
 
 def read_header(payload: bytes, device_id: str, update: str) -> tuple[UpdateHeader, str]:
@@ -69,7 +56,7 @@ def read_header(payload: bytes, device_id: str, update: str) -> tuple[UpdateHead
     return header, key
 
 
-def check_header(header: UpdateHeader, rules: Rules, present: Present) -> None:
+def check_header(header: UpdateHeader, rules: Rules, standing: Standing) -> None:
     """Everything that can be known before the first chunk.
 
     Raises:
@@ -80,16 +67,16 @@ def check_header(header: UpdateHeader, rules: Rules, present: Present) -> None:
         raise Rejected("malformed", f"update of fleet {header.fleet}, expected {rules.fleet}")
     if header.base != rules.base:
         raise Rejected("foreign-base", f"base model {header.base[:16]}…, expected {rules.base[:16]}…")
-    _check_version(header, rules, present)
-    like = present.tiers.get(header.tier)
+    _check_version(header, rules, standing)
+    like = standing.tiers.get(header.tier)
     if like is None:
-        raise Rejected("wrong-shape", f"tier {header.tier}, expected one of {', '.join(present.tiers)}")
+        raise Rejected("wrong-shape", f"tier {header.tier}, expected one of {', '.join(standing.tiers)}")
     bound = min(rules.max_update_bytes, max_payload_bytes(like, header.encoding))
     if header.size_bytes > bound:
         raise Rejected("too-large", f"{header.size_bytes} bytes, expected at most {bound}")
 
 
-def check_payload(header: UpdateHeader, payload: bytes, rules: Rules, present: Present) -> LoraAdapter:
+def check_payload(header: UpdateHeader, payload: bytes, rules: Rules, standing: Standing) -> LoraAdapter:
     """The delta in `payload`.
 
     Raises:
@@ -99,7 +86,7 @@ def check_payload(header: UpdateHeader, payload: bytes, rules: Rules, present: P
     found = hashlib.sha256(payload).hexdigest()
     if found != header.sha256:
         raise Rejected("hash-mismatch", f"payload has sha256 {found}, expected {header.sha256}")
-    delta = decode_adapter(payload, like=present.tiers[header.tier])
+    delta = decode_adapter(payload, like=standing.tiers[header.tier])
     norm = delta_norm(delta)
     if not np.isfinite(norm) or norm > rules.max_norm:
         raise Rejected("norm-too-large", f"norm {norm:.6g}, expected at most {rules.max_norm:.6g}")
@@ -113,26 +100,26 @@ def delta_norm(delta: LoraAdapter) -> float:
         return float(np.sqrt(sum(float(square) for square in squares)))
 
 
-def _check_version(header: UpdateHeader, rules: Rules, present: Present) -> None:
+def _check_version(header: UpdateHeader, rules: Rules, standing: Standing) -> None:
     base_version = header.base_version
-    if base_version > present.version:
+    if base_version > standing.version:
         raise Rejected(
             "unknown-version",
-            f"version {base_version} was never published from this state, {present.version} is current",
+            f"version {base_version} was never published from this state, {standing.version} is current",
         )
-    if base_version not in present.lineage:
+    if base_version not in standing.lineage:
         raise Rejected(
-            "rolled-back", f"version {base_version} is no ancestor of the current one, {present.version}"
+            "rolled-back", f"version {base_version} is no ancestor of the current one, {standing.version}"
         )
-    staleness = present.staleness(base_version)
+    staleness = standing.staleness(base_version)
     if staleness > rules.max_staleness:
         raise Rejected(
             "too-stale",
             f"version {base_version} is {staleness} versions old, expected at most {rules.max_staleness}",
         )
-    if base_version not in present.kept:
+    if base_version not in standing.kept:
         raise Rejected("unknown-version", f"version {base_version} is no longer kept")
-    if header.base_sha256 not in (None, present.kept[base_version].get(header.tier)):
+    if header.base_sha256 not in (None, standing.kept[base_version].get(header.tier)):
         raise Rejected(
             "unknown-version",
             f"version {base_version} is another one here than the update began from: "

@@ -4,10 +4,9 @@ Both are retained, so that a coordinator that starts gets those of everybody who
 was retained proves nothing; presence does, for the broker changes it when a device's connection breaks.
 """
 
-from typing import Literal
-
+from coordinator.events.observer import Tell
+from coordinator.events.records import DeviceJoined, DeviceOffline, DeviceOnline
 from coordinator.intake.roster import Roster
-from coordinator.observers.events import Tell
 from edge.errors import ProtocolError
 from edge.protocol.messages import Hello, Presence, decode_message
 from edge.protocol.signing import open_signed
@@ -57,11 +56,9 @@ class Arrivals:
         if presence.online and device_id in self._newcomers:
             self._welcome(device_id)
         elif has_changed and not message.retained:
-            kind: Literal["online", "offline"] = "online" if presence.online else "offline"
-            self._tell(kind, f"device {device_id} is {kind}", device=device_id)
+            self._tell(DeviceOnline(device_id) if presence.online else DeviceOffline(device_id))
 
     def _welcome(self, device_id: str) -> None:
-        backend, key = self._newcomers.pop(device_id, None), self._roster.key(device_id)
+        backend = self._newcomers.pop(device_id, None)
         if backend is not None:
-            text = f"device {device_id} joined with {backend}; key {key}"
-            self._tell("joined", text, device=device_id, backend=backend, key=key)
+            self._tell(DeviceJoined(device_id, backend, self._roster.key(device_id) or ""))

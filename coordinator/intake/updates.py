@@ -14,11 +14,13 @@ from typing import NamedTuple
 
 from msgspec import structs
 
-from coordinator.intake.admission import Present, Rules, check_header, check_payload, read_header
+from coordinator.events.observer import Tell
+from coordinator.events.records import UpdateAccepted, UpdateRefused, UpdateRejected
+from coordinator.intake.admission import Rules, check_header, check_payload, read_header
 from coordinator.intake.open_uploads import Upload, Uploads
 from coordinator.intake.roster import Roster
+from coordinator.ledger.head import Head
 from coordinator.ledger.journal import Journal, Refusal, Update
-from coordinator.observers.events import Tell
 from edge.errors import Rejected
 from edge.protocol.messages import Receipt, UpdateHeader
 from edge.protocol.signing import sign_message
@@ -36,19 +38,15 @@ class Desk(NamedTuple):
     roster: Roster
     uploads: Uploads
     rules: Rules
+    head: Head
     clock: Callable[[], float]  # Unix time in seconds
     tell: Tell
 
 
 class Intake:
-    """Receives updates, one message at a time.
+    """Receives updates, one message at a time."""
 
-    Attributes:
-        present: Where the fleet stands; the server sets it anew at every version.
-    """
-
-    def __init__(self, desk: Desk, present: Present) -> None:
-        self.present = present
+    def __init__(self, desk: Desk) -> None:
         self._desk = desk
 
     async def recover(self) -> None:
@@ -71,14 +69,7 @@ class Intake:
             desk.roster.finish(device_id, header.base_version, desk.clock())
         except Rejected as rejected:
             desk.journal.refuse(Refusal(desk.clock(), device_id, update, rejected.reason, rejected.detail))
-            desk.tell(
-                "refused",
-                f"update {update[:8]} of {device_id} refused, {rejected}",
-                update=update,
-                device=device_id,
-                reason=rejected.reason,
-                detail=rejected.detail,
-            )
+            desk.tell(UpdateRefused(update, device_id, rejected.reason, rejected.detail))
             if known is None and desk.uploads.find(device_id, update) is None:
                 await self._answer(device_id, _rejection(update, rejected))
             return
@@ -102,7 +93,7 @@ class Intake:
 
     async def _open(self, header: UpdateHeader) -> None:
         try:
-            check_header(header, self._desk.rules, self.present)
+            check_header(header, self._desk.rules, self._desk.head.standing)
         except Rejected as rejected:
             await self._settle(header, rejected)
         else:
@@ -127,11 +118,11 @@ class Intake:
 
     def _inspect(self, upload: Upload) -> None:
         """Raises `Rejected` where the payload is not sound. The version may have changed since its header."""
-        header, present = upload.header, self.present
-        check_header(header, self._desk.rules, present)
+        header, standing = upload.header, self._desk.head.standing
+        check_header(header, self._desk.rules, standing)
         if upload.part is not None and not upload.payload.exists():
             upload.part.finish(upload.payload)
-        check_payload(header, upload.payload.read_bytes(), self._desk.rules, present)
+        check_payload(header, upload.payload.read_bytes(), self._desk.rules, standing)
 
     async def _settle(self, header: UpdateHeader, rejected: Rejected | None) -> None:
         """Journal first, then the receipt."""
@@ -139,14 +130,9 @@ class Intake:
         seq = desk.journal.record(header, desk.clock(), rejected)
         if desk.uploads.find(header.device_id, header.update):
             desk.uploads.close(header.update)
-        verdict = f"rejected, {rejected}" if rejected else f"accepted, from version {header.base_version}"
+        facts = header.update, header.device_id, header.base_version
         desk.tell(
-            "rejected" if rejected else "accepted",
-            f"update {header.update[:8]} of {header.device_id} {verdict}",
-            update=header.update,
-            device=header.device_id,
-            base_version=header.base_version,
-            **({"reason": rejected.reason, "detail": rejected.detail} if rejected else {}),
+            UpdateRejected(*facts, rejected.reason, rejected.detail) if rejected else UpdateAccepted(*facts)
         )
         receipt = _rejection(header.update, rejected) if rejected else _acceptance(header.update)
         await self._answer(header.device_id, _numbered(receipt, header, seq))

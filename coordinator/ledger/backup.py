@@ -14,10 +14,10 @@ from pathlib import Path
 
 from msgspec import Struct
 
+from coordinator.events.pace import KEY as PACE
 from coordinator.ledger.journal import FILE, Journal
 from coordinator.ledger.state import UPDATES
 from coordinator.ledger.versions import FOLDER, VersionStore
-from coordinator.merging.pace import KEY as PACE
 from edge.errors import StateError
 from edge.storage.disk import room_for, sync_folder
 from edge.storage.identity import FILE as KEY

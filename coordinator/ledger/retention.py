@@ -6,43 +6,59 @@ device that downloaded it or trains on it may still send one: not for ever, but 
 stale, or the device was away for `hold_s`.
 """
 
-from coordinator.intake.admission import Present
-from coordinator.intake.open_uploads import Uploads
-from coordinator.intake.roster import Roster
+from typing import Protocol
+
+from coordinator.ledger.head import Standing
 from coordinator.ledger.journal import Journal
 
 
-class Holding:
-    """Who holds what.
+class Devices(Protocol):
+    """Who may still send an update."""
+
+    def held(self, since: float) -> set[int]:
+        """Returns the versions that devices hold of which something was heard since then."""
+        ...
+
+
+class Receiving(Protocol):
+    """What is being received."""
+
+    def base_versions(self) -> set[int]:
+        """Returns what the updates under way were trained on."""
+        ...
+
+
+class Retention:
+    """Says which versions must keep their files.
 
     Args:
         journal: Its buffer counts.
-        roster: Its devices count.
-        uploads: What is being received counts.
+        devices: What they hold counts.
+        receiving: What is being received counts.
         max_staleness: Staler updates are rejected.
         hold_s: How long a device may be away.
     """
 
     def __init__(
-        self, journal: Journal, roster: Roster, uploads: Uploads, max_staleness: int, hold_s: float
+        self, journal: Journal, devices: Devices, receiving: Receiving, max_staleness: int, hold_s: float
     ) -> None:
         self._max_staleness = max_staleness
         self._hold_s = hold_s
         self._journal = journal
-        self._roster = roster
-        self._uploads = uploads
+        self._devices = devices
+        self._receiving = receiving
 
-    def versions(self, present: Present, at: float) -> set[int]:
-        """The versions that must keep their files once the next version is made.
+    def held(self, standing: Standing, at: float) -> set[int]:
+        """Returns the versions that must keep their files once the next version is made.
 
         Args:
-            present: Where the fleet stands before it.
+            standing: Where the fleet stands before it.
             at: Unix time in seconds.
         """
-        under_way = self._uploads.base_versions() | self._roster.held(since=at - self._hold_s)
+        under_way = self._receiving.base_versions() | self._devices.held(since=at - self._hold_s)
         timely = {
             version
             for version in under_way
-            if version in present.lineage and present.staleness(version) < self._max_staleness
+            if version in standing.lineage and standing.staleness(version) < self._max_staleness
         }
         return timely | {update.base_version for update in self._journal.waiting()}

@@ -16,7 +16,7 @@ from converters.adapter import LoraAdapter
 from converters.errors import AdapterError
 from coordinator.config import CoordinatorConfig
 from coordinator.errors import MergeError, UnreadableUpdate
-from coordinator.intake.admission import Present
+from coordinator.ledger.head import Standing
 from coordinator.ledger.journal import Update
 from coordinator.ledger.state import CoordinatorState
 from coordinator.ledger.versions import Version, VersionFiles
@@ -73,22 +73,22 @@ class Merger:
         """Its name."""
         return self._strategy.name
 
-    def ready(self, present: Present, able: Collection[str]) -> Ready:
+    def ready(self, standing: Standing, able: Collection[str]) -> Ready:
         """The updates to merge now; none while the strategy waits for more.
 
         Args:
-            present: Where the fleet stands.
+            standing: Where the fleet stands.
             able: Devices that are online and could send an update.
         """
         waiting = self._state.journal.waiting()
-        orphans = [one.id for one in waiting if one.base_version not in present.lineage]
+        orphans = [one.id for one in waiting if one.base_version not in standing.lineage]
         if orphans:  # journalled just after another process rolled back
-            detail = f"its base is no ancestor of version {present.version}"
+            detail = f"its base is no ancestor of version {standing.version}"
             self._state.journal.discard(orphans, "rolled-back", detail)
             waiting = [one for one in waiting if one.id not in orphans]
         now = self._clock()
         outline = [
-            Waiting(one.device, present.staleness(one.base_version), now - one.received_at, one.seconds)
+            Waiting(one.device, standing.staleness(one.base_version), now - one.received_at, one.seconds)
             for one in waiting
         ]
         devices = {one.device for one in outline if one.staleness == 0} | set(able)
@@ -114,14 +114,14 @@ class Merger:
         return self._state.versions.add(files, old.version, report, self._clock())
 
     async def make(
-        self, old: Version, buffer: list[Update], present: Present, held: Callable[[], Collection[int]]
+        self, old: Version, buffer: list[Update], standing: Standing, held: Callable[[], Collection[int]]
     ) -> Version | None:
         """The version after `old`, committed; None, and nothing changed, where somebody rolled back.
 
         Args:
             old: The current version.
             buffer: What `ready` said.
-            present: Where the fleet stands.
+            standing: Where the fleet stands.
             held: Versions whose files stay however old they are; asked when the new one is made, for updates
                 come in while it is.
 
@@ -131,7 +131,7 @@ class Merger:
             DiskFull: Nothing is changed.
         """
         load = functools.cache(self._state.versions.load)  # many updates begin from one version
-        contributions = [self._contribution(update, present, load) for update in buffer]
+        contributions = [self._contribution(update, standing, load) for update in buffer]
         accounts = self._state.versions.accounts()
         report, files = await asyncio.to_thread(self._merge, old, accounts, contributions)
         made = self._state.versions.add(files, old.version, report, self._clock())
@@ -177,10 +177,10 @@ class Merger:
         }
 
     def _contribution(
-        self, update: Update, present: Present, load: Callable[[str], LoraAdapter]
+        self, update: Update, standing: Standing, load: Callable[[str], LoraAdapter]
     ) -> Contribution:
         dispatched = self._state.versions.version(update.base_version).tiers[update.tier]
-        like = present.tiers[update.tier]
+        like = standing.tiers[update.tier]
 
         def load_delta() -> LoraAdapter:
             try:
@@ -199,7 +199,7 @@ class Merger:
             update=update.id,
             device=update.device,
             base_version=update.base_version,
-            staleness=present.staleness(update.base_version),
+            staleness=standing.staleness(update.base_version),
             num_examples=update.num_examples,
             load_delta=load_delta,
             load_base=load_base,

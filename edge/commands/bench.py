@@ -62,7 +62,7 @@ def device(
 ) -> None:
     """Trains LoRA of rank 8 on this machine and prints how many tokens a second it did, second by second."""
     from converters.bases.folder import read_base
-    from edge.backends.hub import find_base
+    from converters.bases.hub import find_base
     from edge.commands.display import Display
     from edge.training.data.source import DataSource
     from edge.training.plan import Plan

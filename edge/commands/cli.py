@@ -302,7 +302,7 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Scores a base model on data, with an adapter or without: loss, perplexity, accuracy, exact match."""
-    from edge.backends.hub import find_base
+    from converters.bases.hub import find_base
     from edge.commands.display import Display
     from edge.training.data.check import check_source
     from edge.training.data.readers.folders import locate

@@ -63,7 +63,7 @@ def check(
     """
     import msgspec
 
-    from edge.backends.hub import find_base
+    from converters.bases.hub import find_base
     from edge.backends.tokenizer import context_tokens, load_tokenizer
     from edge.commands.display import Display
     from edge.training.data.source import DataSource

@@ -123,7 +123,7 @@ def generate(
     ] = False,
 ) -> None:
     """Answers prompts, with an adapter or without; the text appears as it is generated."""
-    from edge.backends.hub import find_base
+    from converters.bases.hub import find_base
     from edge.commands.display import Display
     from edge.errors import ConfigError
     from edge.training.local_run import canonical_file

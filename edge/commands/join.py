@@ -217,7 +217,7 @@ def join(
 
         sys.stdout.write(tomli_w.dumps(config_table(settings)))
         return
-    from edge.backends.hub import find_base
+    from converters.bases.hub import find_base
 
     settings = msgspec.structs.replace(settings, base=str(find_base(settings.base)))
     _check_data(settings, as_json, log_level)

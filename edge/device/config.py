@@ -8,10 +8,10 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta, Struct, structs
 
+from converters.bases.hub import is_hub_name
 from converters.faults import Fault
 from edge.backends import BackendName
 from edge.backends.contract import Precision
-from edge.backends.hub import is_hub_name
 from edge.errors import ConfigError
 from edge.protocol.messages import Count, Id, Seconds, Sha256
 from edge.settings import read_toml, type_faults

@@ -17,6 +17,7 @@ from msgspec import Meta, Struct, structs
 
 from converters.adapter import LoraAdapter, check_rank, initial_adapter
 from converters.bases.folder import ALL_LAYERS, Base, match_targets, read_base
+from converters.bases.hub import find_base
 from converters.formats.about import NOTHING, About
 from converters.formats.canonical import load_adapter, save_adapter
 from converters.formats.card import Lineage
@@ -24,7 +25,6 @@ from converters.formats.detect import Format, load_any, read_about, save_as
 from converters.formats.gguf_naming import naming_of
 from edge.backends import BackendName
 from edge.backends.contract import Precision
-from edge.backends.hub import find_base
 from edge.errors import ConfigError, StateError
 from edge.storage.disk import room_for, write_file
 from edge.training.checkpoint import FILE

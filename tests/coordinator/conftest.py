@@ -14,11 +14,15 @@ from safetensors.numpy import save_file
 
 from converters.adapter import Factors, LoraAdapter
 from converters.formats.canonical import parse_adapter
+from coordinator.announcing import coordinator_presence
 from coordinator.config import CoordinatorConfig, read_config
 from coordinator.ledger.journal import Journal
 from coordinator.ledger.state import CoordinatorState
 from coordinator.ledger.versions import VersionStore
-from coordinator.server import Coordinator, coordinator_presence
+from coordinator.merging.loop import RETRY_S
+from coordinator.observers.status import StatusNotes
+from coordinator.observers.terminal import Terminal
+from coordinator.server import Coordinator
 from edge.device.capability_card import device_presence
 from edge.protocol.chunks import split_chunks
 from edge.protocol.codec import encode_adapter
@@ -222,7 +226,13 @@ class Fleet:
 
     @asynccontextmanager
     async def serving(
-        self, *, score: Any = None, calibrator: Any = None, epoch: int = 1, **changes: Any
+        self,
+        *,
+        score: Any = None,
+        calibrator: Any = None,
+        epoch: int = 1,
+        retry_s: float = RETRY_S,
+        **changes: Any,
     ) -> AsyncIterator[Coordinator]:
         config = self.config(**changes)
         with CoordinatorState(self.folder, config.fleet) as state:
@@ -233,8 +243,9 @@ class Fleet:
                 transport,
                 score=score,
                 calibrator=calibrator,
-                show=lambda event: self.said.append(event.text),
+                observers=(Terminal(lambda event: self.said.append(event.text)), StatusNotes(state.journal)),
                 clock=lambda: self.now,
+                retry_s=retry_s,
             )
             task = asyncio.create_task(coordinator.run())
             try:

@@ -8,9 +8,11 @@ from contextlib import asynccontextmanager
 import pytest
 
 from coordinator import place as places
+from coordinator.announcing import coordinator_presence
 from coordinator.ledger.state import CoordinatorState
+from coordinator.observers.terminal import Terminal
 from coordinator.place import Place
-from coordinator.server import Coordinator, coordinator_presence
+from coordinator.server import Coordinator
 from edge.errors import PlaceTaken
 from edge.protocol.messages import Answer, Challenge, Manifest, Presence, decode_message, encode_message
 from edge.protocol.signing import new_key, open_signed, public_key, sign_message
@@ -42,7 +44,7 @@ class Seat:
                 transport(coordinator_presence("home", epoch), self.place.claim if claim else None),
                 place=self.place if answers else None,
                 epoch=epoch,
-                show=lambda event: self.fleet.said.append(event.text),
+                observers=[Terminal(lambda event: self.fleet.said.append(event.text))],
             )
             running = asyncio.create_task(self.coordinator.run())
             try:

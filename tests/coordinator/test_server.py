@@ -12,7 +12,8 @@ from coordinator.intake.roster import read_devices
 from coordinator.ledger.journal import Journal
 from coordinator.ledger.versions import VersionStore
 from coordinator.observers.status import fleet_status
-from coordinator.server import ANNOUNCE_AGAIN_S, Quality
+from coordinator.routing import AGAIN_S
+from coordinator.scoring import Quality
 from coordinator.strategies import fedbuff
 from coordinator.strategies.base import Contribution, State
 from coordinator.strategies.pipeline import Pipeline
@@ -91,14 +92,15 @@ def test_a_device_of_lower_rank_takes_part(fleet):
 @pytest.mark.parametrize("again", ["header", "header and chunks"])
 def test_a_repeated_update_counts_once(fleet, again):
     async def scenario():
-        async with fleet.serving() as coordinator, fleet.device("x").joined() as x:
+        async with fleet.serving(), fleet.device("x").joined() as x:
             header, payload, _ = await prepared(x)
             assert (await x.upload(header, payload)).status == "accepted"
             await x.send_header(header)
             if again == "header and chunks":
                 await x.send_chunks(header, payload)
             assert (await x.receipt(header.update, count=2)).status == "accepted"
-            assert len(coordinator._state.journal.waiting()) == 1
+            with fleet.opened() as (journal, _):
+                assert len(journal.waiting()) == 1
 
     run(scenario())
 
@@ -543,8 +545,7 @@ def test_an_update_whose_payload_is_gone_from_the_disk_leaves_the_buffer_alone(f
     run(scenario())
 
 
-def test_a_calibration_set_that_cannot_be_read_for_once_loses_no_update(fleet, monkeypatch, tmp_path):
-    monkeypatch.setattr("coordinator.server.RETRY_S", 0.05)
+def test_a_calibration_set_that_cannot_be_read_for_once_loses_no_update(fleet, tmp_path):
     (tmp_path / "c.jsonl").write_text("")
 
     class Forgetful:
@@ -565,7 +566,7 @@ def test_a_calibration_set_that_cannot_be_read_for_once_loses_no_update(fleet, m
             "calibration_data": str(tmp_path / "c.jsonl"),
         }
         async with (
-            fleet.serving(buffer_size=1, calibrator=Forgetful(), **settings),
+            fleet.serving(buffer_size=1, calibrator=Forgetful(), retry_s=0.05, **settings),
             fleet.device("x").joined() as x,
         ):
             await x.teach(seed=1)
@@ -589,7 +590,7 @@ def test_who_asks_for_what_is_not_here_is_told_what_there_is_and_shows_in_status
                 counting = asyncio.create_task(count(ear, heard))
                 for _ in range(20):
                     await x.transport.publish(topic, lost)
-                fleet.now += ANNOUNCE_AGAIN_S
+                fleet.now += AGAIN_S
                 for _ in range(20):
                     await x.transport.publish(topic, lost)
                 await x.until(lambda: any("which is not here" in text for text in fleet.said))

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from converters.adapter import Factors, LoraAdapter
-from coordinator.intake.admission import Present, Rules, check_header, check_payload, delta_norm, read_header
+from coordinator.intake.admission import Rules, check_header, check_payload, delta_norm, read_header
+from coordinator.ledger.head import Standing
 from edge.errors import Rejected
 from edge.protocol.codec import encode_adapter
 from edge.protocol.delta import update_id
@@ -23,7 +24,7 @@ def adapter(value=1.0, rank=2, width=3):
 
 # 4 -> 5 was rolled back to 2: 2, 1, 0 and 6 are the lineage; of these 0 has lost its files.
 BLOBS = {number: {"r2": f"{number:064x}"} for number in (6, 2, 1)}
-PRESENT = Present(6, {6: 2, 2: 2, 1: 1, 0: 0}, BLOBS, {"r2": adapter()})
+STANDING = Standing(6, {6: 2, 2: 2, 1: 1, 0: 0}, BLOBS, {"r2": adapter()})
 
 
 def header(payload, **changes):
@@ -56,8 +57,8 @@ def reason(check, *arguments):
 def test_a_sound_update_passes_and_gives_its_delta():
     good = header(GOOD)
     assert read_header(sign_message(good, KEY), "x", good.update) == (good, public_key(KEY))
-    check_header(good, RULES, PRESENT)
-    assert check_payload(good, GOOD, RULES, PRESENT) == adapter(0.5)
+    check_header(good, RULES, STANDING)
+    assert check_payload(good, GOOD, RULES, STANDING) == adapter(0.5)
 
 
 @pytest.mark.parametrize(
@@ -80,10 +81,10 @@ def test_an_update_of_another_version_of_that_number_is_rejected():
     same, other = (header(GOOD, base_version=2, base_sha256=f"{number:064x}") for number in (2, 3))
     for good in (same, header(GOOD, base_version=2)):
         read_header(sign_message(good, KEY), "x", good.update)
-        check_header(good, RULES, PRESENT)
+        check_header(good, RULES, STANDING)
     assert same.update != other.update
     with pytest.raises(Rejected, match="version 2 is another one here than the update began from") as caught:
-        check_header(other, RULES, PRESENT)
+        check_header(other, RULES, STANDING)
     assert caught.value.reason == "unknown-version"
 
 
@@ -108,14 +109,14 @@ def test_another_message_is_no_header():
     ],
 )
 def test_a_header_that_is_not_wanted_is_rejected(changes, expected):
-    assert reason(check_header, header(GOOD, **changes), RULES, PRESENT) == expected
+    assert reason(check_header, header(GOOD, **changes), RULES, STANDING) == expected
 
 
 def test_staleness_is_counted_along_the_lineage():
-    check_header(header(GOOD, base_version=1), RULES, PRESENT)
+    check_header(header(GOOD, base_version=1), RULES, STANDING)
     strict = RULES._replace(max_staleness=0)
-    check_header(header(GOOD, base_version=2), strict, PRESENT)  # a rollback makes nothing older
-    assert reason(check_header, header(GOOD, base_version=1), strict, PRESENT) == "too-stale"
+    check_header(header(GOOD, base_version=2), strict, STANDING)  # a rollback makes nothing older
+    assert reason(check_header, header(GOOD, base_version=1), strict, STANDING) == "too-stale"
 
 
 def not_finite():
@@ -139,11 +140,11 @@ def not_finite():
     ],
 )
 def test_a_payload_that_is_not_sound_is_rejected(payload, expected):
-    assert reason(check_payload, header(payload), payload, RULES, PRESENT) == expected
+    assert reason(check_payload, header(payload), payload, RULES, STANDING) == expected
 
 
 def test_a_payload_of_another_hash_is_rejected():
-    assert reason(check_payload, header(GOOD), GOOD + b" ", RULES, PRESENT) == "hash-mismatch"
+    assert reason(check_payload, header(GOOD), GOOD + b" ", RULES, STANDING) == "hash-mismatch"
 
 
 def test_the_norm_is_of_all_increments_together():

@@ -3,7 +3,6 @@ import pytest
 from coordinator.intake.arrivals import Arrivals
 from coordinator.intake.roster import Roster, read_devices
 from coordinator.ledger.journal import Journal
-from coordinator.observers.events import teller
 from edge.errors import ProtocolError
 from edge.protocol.messages import Hello, Presence, encode_message
 from edge.protocol.signing import new_key, sign_message
@@ -31,9 +30,7 @@ class Desk:
     def start(self):
         self.told = []
         self.roster = Roster(self.journal, {}, is_open=True)
-        self.arrivals = Arrivals(
-            self.roster, teller(lambda event: self.told.append((event.kind, event.facts["device"])))
-        )
+        self.arrivals = Arrivals(self.roster, lambda event: self.told.append((event.kind, event.device)))
 
     def hello(self, at=1000.0, *, retained=False):
         self.arrivals.greet("lamp", Message("", sign_message(CARD, KEY), retained), at)

@@ -11,7 +11,7 @@ from coordinator.initial_adapter import settle
 from coordinator.ledger import backup as backups
 from coordinator.ledger.backup import make_backup
 from coordinator.ledger.state import CoordinatorState
-from coordinator.merging.pace import read_pace
+from coordinator.observers.status import read_pace
 from edge.errors import DiskFull, StateError
 
 

@@ -3,15 +3,15 @@ from contextlib import closing
 
 import pytest
 
-from coordinator.intake.admission import Present
 from coordinator.intake.open_uploads import Uploads
 from coordinator.intake.roster import Roster, read_devices
+from coordinator.ledger.head import Standing
 from coordinator.ledger.journal import Journal
-from coordinator.ledger.retention import Holding
+from coordinator.ledger.retention import Retention
 from edge.protocol.codec import encode_adapter
 from edge.protocol.messages import Telemetry, UpdateHeader
 
-PRESENT = Present(5, {number: number for number in range(6)}, {number: {} for number in range(6)}, {})
+STANDING = Standing(5, {number: number for number in range(6)}, {number: {} for number in range(6)}, {})
 
 
 def header(base_version):
@@ -48,41 +48,41 @@ def uploads(tmp_path):
 
 
 def test_a_device_holds_what_it_trains_on_and_the_version_before(journal, roster, uploads):
-    holding = Holding(journal, roster, uploads, max_staleness=10, hold_s=60.0)
-    assert holding.versions(PRESENT, 0.0) == set()
+    retention = Retention(journal, roster, uploads, max_staleness=10, hold_s=60.0)
+    assert retention.held(STANDING, 0.0) == set()
     for version in (1, 1, 2, 4):
         roster.follow("x", telemetry(version), 0.0)
     roster.follow("stranger", telemetry(0), 0.0)
-    assert holding.versions(PRESENT, 0.0) == {2, 4}
+    assert retention.held(STANDING, 0.0) == {2, 4}
 
 
 def test_what_would_be_too_stale_by_then_is_held_by_nobody(journal, roster, uploads):
     roster.hold("x", 3, 0.0)
     roster.hold("y", 2, 0.0)
-    holding = Holding(journal, roster, uploads, max_staleness=3, hold_s=60.0)
-    assert holding.versions(PRESENT, 0.0) == {3}  # 2 is 3 versions old now, and 4 once the next is made
+    retention = Retention(journal, roster, uploads, max_staleness=3, hold_s=60.0)
+    assert retention.held(STANDING, 0.0) == {3}  # 2 is 3 versions old now, and 4 once the next is made
 
 
 def test_a_device_that_is_away_for_long_holds_nothing(journal, roster, uploads):
     roster.hold("x", 3, 0.0)
     roster.hold("y", 2, 30.0)
-    holding = Holding(journal, roster, uploads, max_staleness=10, hold_s=60.0)
-    assert holding.versions(PRESENT, 60.0) == {2, 3}
-    assert holding.versions(PRESENT, 61.0) == {2}
-    assert holding.versions(PRESENT, 91.0) == set()
+    retention = Retention(journal, roster, uploads, max_staleness=10, hold_s=60.0)
+    assert retention.held(STANDING, 60.0) == {2, 3}
+    assert retention.held(STANDING, 61.0) == {2}
+    assert retention.held(STANDING, 91.0) == set()
 
 
 def test_a_version_that_a_rollback_took_out_of_the_line_is_held_by_nobody(journal, roster, uploads):
     roster.hold("x", 3, 0.0)
-    holding = Holding(journal, roster, uploads, max_staleness=10, hold_s=60.0)
-    assert holding.versions(Present(5, {5: 1, 0: 0}, {0: {}, 3: {}, 5: {}}, {}), 0.0) == set()
+    retention = Retention(journal, roster, uploads, max_staleness=10, hold_s=60.0)
+    assert retention.held(Standing(5, {5: 1, 0: 0}, {0: {}, 3: {}, 5: {}}, {}), 0.0) == set()
 
 
 def test_updates_that_wait_or_are_being_received_hold_their_versions(journal, roster, uploads):
     journal.record(header(0), 0.0)
     uploads.begin(header(2))
-    holding = Holding(journal, roster, uploads, max_staleness=4, hold_s=60.0)
-    assert holding.versions(PRESENT, 1e9) == {
+    retention = Retention(journal, roster, uploads, max_staleness=4, hold_s=60.0)
+    assert retention.held(STANDING, 1e9) == {
         0,
         2,
     }  # what was accepted is merged, however stale it is by then

@@ -3,8 +3,11 @@ from contextlib import AsyncExitStack
 
 import pytest
 
+from coordinator.events.pace import FleetPace, describe_pace
+from coordinator.events.records import Stopped
 from coordinator.ledger.journal import Journal
-from coordinator.merging.pace import FleetPace, PaceTeller, describe_pace, read_pace
+from coordinator.merging.pace import PaceNews
+from coordinator.observers.status import StatusNotes, read_pace
 from coordinator.strategies.base import Pace
 
 
@@ -217,10 +220,10 @@ def journal(tmp_path):
     journal.close()
 
 
-def test_a_change_is_told_once_and_passing_time_is_none(journal):
-    teller = PaceTeller(journal)
+def test_a_change_is_told_once_and_passing_time_is_none():
+    news = PaceNews()
     told = [
-        teller.note(Pace(0, have, 4, left_s), 2, 2, now)
+        news.next(Pace(0, have, 4, left_s), 2, 2, now)
         for have, left_s, now in (
             (0, None, 0.0),
             (1, 60.0, 5.0),
@@ -229,19 +232,23 @@ def test_a_change_is_told_once_and_passing_time_is_none(journal):
             (0, None, 41.0),
         )
     ]
-    assert [pace and pace.have for pace in told] == [0, 1, None, 2, None]
-    assert teller.note(Pace(0, 1, 4, 60.0), 2, 2, 42.0).have == 1
+    assert [one and (one.pace.have, one.is_news) for one in told] == [
+        (0, True), (1, True), None, (2, True), (0, False),
+    ]  # fmt: skip
+    assert news.next(Pace(0, 1, 4, 60.0), 2, 2, 42.0).is_news
 
 
 def test_the_journal_knows_the_pace_while_the_coordinator_runs(journal):
-    teller = PaceTeller(journal)
-    teller.note(Pace(0, 1, 4, 40.0), 1, 1, 1000.0)
+    news, note = PaceNews(), StatusNotes(journal)
+    note(news.next(Pace(0, 1, 4, 40.0), 1, 1, 1000.0))
     assert read_pace(journal) == FleetPace(1, 4, 1, 1, 1040.0, 1000.0)
-    teller.note(Pace(0, 1, 4, 40.0), 1, 1, 1100.0)
+    again = news.next(Pace(0, 1, 4, 40.0), 1, 1, 1100.0)
+    assert not again.is_news
+    note(again)
     assert read_pace(journal).noted_at == 1100.0
     assert read_pace(journal).is_current(1200.0)
     assert not read_pace(journal).is_current(1300.0)
-    teller.close()
+    note(Stopped(3))
     assert read_pace(journal) is None
 
 

@@ -9,9 +9,12 @@ from typing import Any
 
 import pytest
 
+from coordinator.announcing import coordinator_presence
 from coordinator.config import read_config as read_coordinator_config
 from coordinator.ledger.state import CoordinatorState
-from coordinator.server import Coordinator, coordinator_presence
+from coordinator.observers.status import StatusNotes
+from coordinator.observers.terminal import Terminal
+from coordinator.server import Coordinator
 from coordinator.strategies.base import Calibrator
 from edge.backends.toy import make_toy_base
 from edge.device.capability_card import device_presence, fresh_memory
@@ -106,7 +109,7 @@ class Home:
                 state,
                 transport,
                 calibrator=calibrator,
-                show=lambda event: self.said.append(event.text),
+                observers=(Terminal(lambda event: self.said.append(event.text)), StatusNotes(state.journal)),
             )
             task = asyncio.create_task(coordinator.run())
             try:

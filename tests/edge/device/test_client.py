@@ -13,7 +13,7 @@ import pytest
 from converters.bases.folder import read_base
 from converters.errors import BaseModelError
 from converters.formats.canonical import load_adapter
-from coordinator.server import coordinator_presence
+from coordinator.announcing import coordinator_presence
 from edge.backends.toy import make_toy_base
 from edge.device.assignment import Assignment
 from edge.errors import DataError, DiskFull, Rejected

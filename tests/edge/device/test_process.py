@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 import tomli_w
 
-from coordinator.server import coordinator_presence
+from coordinator.announcing import coordinator_presence
 from edge.backends.toy import make_toy_base
 from edge.device.config import config_table
 from edge.protocol.topics import Topics

@@ -3,9 +3,10 @@ import re
 import pytest
 from rich.console import Console
 
-from coordinator.merging.pace import FleetPace
-from coordinator.observers.status import DeviceStatus, FleetStatus, VersionStatus, is_under_way
-from coordinator.observers.terminal import history_view, status_view
+from coordinator.events.pace import FleetPace
+from coordinator.observers.history import VersionStatus
+from coordinator.observers.status import DeviceStatus, FleetStatus, is_under_way
+from coordinator.observers.tables import history_view, status_view
 from coordinator.strategies.base import Share
 from edge.protocol.messages import Telemetry
 

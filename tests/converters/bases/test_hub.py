@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from converters.bases.hub import find_base, is_hub_name
 from converters.errors import BaseModelError
-from edge.backends.hub import find_base, is_hub_name
 
 
 def test_a_local_folder_is_itself(tmp_path):

@@ -1,0 +1,1 @@
+"""What happens at a coordinator, as records, and who is told."""

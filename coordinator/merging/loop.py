@@ -1,0 +1,133 @@
+"""Makes the next version when it is time, and takes over the one that another process rolled back to."""
+
+import asyncio
+from collections.abc import Callable
+from typing import NamedTuple
+
+from coordinator.announcing import Announcer
+from coordinator.config import CoordinatorConfig
+from coordinator.errors import MergeError
+from coordinator.events.complaints import Complaints
+from coordinator.events.observer import Tell
+from coordinator.events.records import RolledBack, UpdateFiltered, UpdatesDiscarded, VersionMade
+from coordinator.intake.roster import Roster
+from coordinator.ledger.head import Head
+from coordinator.ledger.journal import Update
+from coordinator.ledger.retention import Retention
+from coordinator.ledger.state import CoordinatorState
+from coordinator.ledger.versions import Version
+from coordinator.merging.merger import Merger
+from coordinator.merging.pace import PaceNews
+from coordinator.scoring import Scorer
+from edge.errors import BackendError, DiskFull
+
+POLL_S = 0.25  # how soon a rollback by another process, or a time budget that ran out, is noticed
+SETTLE_S = 2.0  # until it is known who is here; only where updates wait from before
+RETRY_S = 5.0  # after a full disk, or a calibration set that could not be read
+
+
+class Hands(NamedTuple):
+    """What the loop works with."""
+
+    config: CoordinatorConfig
+    state: CoordinatorState
+    head: Head
+    merger: Merger
+    roster: Roster
+    retention: Retention
+    announcer: Announcer
+    scorer: Scorer
+    clock: Callable[[], float]  # Unix time in seconds
+    tell: Tell
+    complain: Complaints
+
+
+class MergeLoop:
+    """Moves the fleet from version to version.
+
+    Args:
+        hands: What it works with.
+        retry_s: After a full disk, or a calibration set that could not be read.
+    """
+
+    def __init__(self, hands: Hands, retry_s: float = RETRY_S) -> None:
+        self._hands = hands
+        self._retry_s = retry_s
+        self._pace = PaceNews()
+        self._data_version = hands.state.journal.data_version()
+
+    async def run(self) -> None:
+        """Makes versions until there are `max_versions`, and waits for their scores."""
+        hands = self._hands
+        hands.scorer.ask(hands.head.version, anyway=True)
+        if hands.state.journal.waiting() and hands.config.buffer_size is None:
+            await asyncio.sleep(SETTLE_S)
+        while not 0 < hands.config.max_versions <= hands.head.version.version:
+            try:
+                await self._step()
+            except (BackendError, DiskFull, OSError) as error:
+                hands.complain(str(error))
+                await asyncio.sleep(self._retry_s)
+        await hands.scorer.finish()
+
+    async def _step(self) -> None:
+        hands = self._hands
+        await self._notice_rollback()
+        hands.roster.flush()
+        await hands.announcer.repeat()
+        if buffer := self._ready():
+            await self._merge(buffer)
+        elif renewed := hands.merger.renew(hands.head.version):
+            await self._take(renewed)
+        else:
+            await asyncio.sleep(POLL_S)
+
+    def _ready(self) -> list[Update]:
+        """Returns what to merge now; tells how far the next version is where that has changed."""
+        hands = self._hands
+        able = hands.roster.able(min(hands.config.ranks))
+        buffer, pace = hands.merger.ready(hands.head.standing, able)
+        if not buffer:
+            num_online = len(hands.roster.online())
+            if news := self._pace.next(pace, num_online, len(able), hands.clock()):
+                hands.tell(news)
+        return buffer
+
+    async def _merge(self, buffer: list[Update]) -> None:
+        hands, standing = self._hands, self._hands.head.standing
+        try:
+            made = await hands.merger.make(
+                hands.head.version, buffer, standing, lambda: hands.retention.held(standing, hands.clock())
+            )
+        except MergeError as error:
+            gone = hands.merger.discard(buffer, error)
+            names = ", ".join(f"{one.id[:8]} of {one.device}" for one in gone)
+            told = f"updates {names} left the buffer, they cannot be merged: {error}"
+            hands.tell(UpdatesDiscarded(tuple(one.id for one in gone), "unmergeable", told))
+            return
+        if made is not None:
+            await self._take(made)
+
+    async def _take(self, made: Version) -> None:
+        if made.report is not None:
+            self._hands.tell(VersionMade(made.version, made.report))
+            for one in made.report.shares:
+                if one.reason:
+                    self._hands.tell(UpdateFiltered(made.version, one.update, one.device, one.reason))
+        await self._adopt(made)
+
+    async def _adopt(self, version: Version) -> None:
+        self._hands.head.move(version)
+        await self._hands.announcer.announce()
+        self._hands.scorer.ask(version)
+
+    async def _notice_rollback(self) -> None:
+        state = self._hands.state
+        data_version = state.journal.data_version()
+        if data_version == self._data_version:
+            return
+        self._data_version = data_version
+        current = state.versions.current()
+        if current and current.version != self._hands.head.version.version:
+            self._hands.tell(RolledBack(current.version, current.parent))
+            await self._adopt(current)

@@ -1,0 +1,75 @@
+"""Scores versions on held-out data, beside the loop: a fleet learns on while nobody can tell how well."""
+
+import asyncio
+from collections.abc import Callable
+from typing import NamedTuple
+
+from converters.adapter import LoraAdapter
+from converters.errors import TunefleetError
+from coordinator.events.complaints import Complaints
+from coordinator.events.observer import Tell
+from coordinator.events.records import VersionScored
+from coordinator.ledger.versions import Version, VersionStore
+
+
+class Quality(NamedTuple):
+    """How good a version is on the coordinator's evaluation data."""
+
+    loss: float  # nats per label
+    exact: float  # share of examples reproduced exactly
+
+
+Score = Callable[[LoraAdapter], Quality]
+
+
+class Scorer:
+    """Scores one version after another.
+
+    Args:
+        score: Called in a thread; None scores nothing.
+        versions: Where scores are kept.
+        every: Every so many versions one is scored.
+        tell: Gets `scored`.
+        complain: Gets what keeps a version from being scored.
+    """
+
+    def __init__(
+        self, score: Score | None, versions: VersionStore, every: int, tell: Tell, complain: Complaints
+    ) -> None:
+        self._score = score
+        self._versions = versions
+        self._every = every
+        self._tell = tell
+        self._complain = complain
+        self._due: asyncio.Queue[Version] = asyncio.Queue()
+
+    def ask(self, version: Version, *, anyway: bool = False) -> None:
+        """Has a version scored, where it is not and its turn has come.
+
+        Args:
+            version: A version.
+            anyway: Whatever its number, as the first one of a session is.
+        """
+        if self._score and version.loss is None and (anyway or version.version % self._every == 0):
+            self._due.put_nowait(version)
+
+    async def finish(self) -> None:
+        """Waits until all that were asked for are scored."""
+        await self._due.join()
+
+    async def run(self) -> None:
+        """Scores for ever."""
+        while True:
+            version = await self._due.get()
+            try:
+                await self._score_one(version.version)
+            except TunefleetError as error:
+                self._complain(f"version {version.version} is not scored: {error}")
+            self._due.task_done()
+
+    async def _score_one(self, number: int) -> None:
+        assert self._score is not None  # else nothing is asked for
+        adapter = self._versions.whole(self._versions.version(number))
+        quality = await asyncio.to_thread(self._score, adapter)
+        self._versions.score(number, *quality)
+        self._tell(VersionScored(number, *quality))
