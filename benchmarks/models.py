@@ -6,9 +6,6 @@ rest of the vocabulary has rows in the weights and no text.
 """
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,10 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
+from benchmarks.assets import ASSETS
+from benchmarks.assets import NAME as ASSETS_NAME
+from benchmarks.measuring import run_module
 from converters.errors import BaseModelError
 from converters.gguf_export.model import write_gguf
 
-ASSETS = Path(os.environ.get("TUNEFLEET_ASSETS", Path(__file__).parents[2] / "shared" / "assets"))
 NUM_BYTES = 256
 CONTEXT = 2048
 
@@ -42,7 +41,7 @@ SHAPES = {
 
 
 def find_model(name: str, quant: str, folder: Path) -> Path:
-    """The model called `name`, one of `SHAPES` or of the assets; made in `folder` where it is not there yet.
+    """Returns the model called `name`, of `SHAPES` or the assets; makes it in `folder` where it is missing.
 
     Args:
         name: Of the model.
@@ -50,13 +49,13 @@ def find_model(name: str, quant: str, folder: Path) -> Path:
         folder: Where models are made.
 
     Raises:
-        BaseModelError: The assets or the library that writes the file are missing, or it refuses.
+        TunefleetError: The assets or the library that writes the file are missing, or it refuses.
     """
     base = folder / name if name in SHAPES else ASSETS / "models" / name
     if name in SHAPES and not (base / "model.safetensors").exists():
         write_llama(base, SHAPES[name])
     if not base.exists():
-        raise BaseModelError(f"{name} needs ../shared/assets or TUNEFLEET_ASSETS")
+        raise BaseModelError(f"{name} needs {ASSETS_NAME}, which is not there")
     return _find_gguf(base, quant, folder) if quant else base
 
 
@@ -140,15 +139,6 @@ def _find_gguf(base: Path, quant: str, folder: Path) -> Path:
         write_gguf(base, path)
         return path
     part = path.with_suffix(".part")
-    command = [sys.executable, "-m", "edge.backends.llama_cpp.quantize"]
-    command += [str(_find_gguf(base, "f32", folder)), str(part), quant]
-    done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    if done.returncode:
-        raise BaseModelError(f"{path.name} cannot be made: {last_line(done.stderr)}")
+    run_module("edge.backends.llama_cpp.quantize", str(_find_gguf(base, "f32", folder)), str(part), quant)
     part.replace(path)
     return path
-
-
-def last_line(text: str) -> str:
-    """What a process said last."""
-    return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "it gives no reason")

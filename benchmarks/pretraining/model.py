@@ -21,7 +21,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from benchmarks.models import ASSETS
+from benchmarks.assets import ASSETS
 from benchmarks.pretraining.text import documents, read_stories
 from coordinator.demo.plan import MODEL
 

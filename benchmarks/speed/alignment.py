@@ -14,12 +14,12 @@ import os
 import statistics
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from benchmarks.measuring import timed
 from benchmarks.models import SHAPES, find_model
 from converters.adapter import Factors, LoraAdapter, initial_adapter
 from converters.bases.folder import match_targets
@@ -37,13 +37,13 @@ BOUND_S = 10.0
 
 
 def write_examples(path: Path, count: int) -> None:
-    """Random letters, a token each; the beginning of the sequence is the first of an example's tokens."""
+    """Writes random letters, a token each; the sequence's beginning is the first of an example's tokens."""
     letters = np.random.default_rng(0).integers(ord("a"), ord("z") + 1, (count, NUM_TOKENS - 1), np.uint8)
     path.write_text("".join(json.dumps({"text": bytes(row).decode()}) + "\n" for row in letters))
 
 
 def random_adapter(like: LoraAdapter, seed: int, size: float) -> LoraAdapter:
-    """Entries of about `size`, in the shapes of `like`."""
+    """Draws entries of about `size`, in the shapes of `like`."""
     random = np.random.default_rng(seed)
     return LoraAdapter(
         {
@@ -65,7 +65,7 @@ def add(x: LoraAdapter, y: LoraAdapter) -> LoraAdapter:
 
 
 def make_buffer(versions: list[LoraAdapter]) -> list[Contribution]:
-    """As many updates on each version, the last of which is the present one."""
+    """Draws as many updates on each version; the last version is the present one."""
     buffer = []
     for number in range(NUM_UPDATES):
         version = number % NUM_VERSIONS
@@ -85,7 +85,7 @@ def make_buffer(versions: list[LoraAdapter]) -> list[Contribution]:
 
 
 def measure(name: str, folder: Path, repeats: int, num_examples: int) -> dict[str, Any]:
-    """Seconds of each repeat, by the clock and of the processors."""
+    """Measures the seconds of each repeat, by the clock and of the processors."""
     write_examples(folder / "calibration.jsonl", num_examples)
     calibration = Calibration(
         find_model(name, "", folder), folder / "calibration.jsonl", seq_tokens=256, batch_tokens=1024
@@ -97,12 +97,9 @@ def measure(name: str, folder: Path, repeats: int, num_examples: int) -> dict[st
         versions.append(add(versions[-1], random_adapter(versions[-1], number, 2e-3)))
     num_probed = len(calibration.features(versions[-1]))
     work = begin(State(NUM_VERSIONS - 1, versions[-1]), make_buffer(versions), STAGES, "factors", calibration)
-    wall, processor = [], []
-    for _ in range(repeats):
-        began = time.perf_counter(), time.process_time()
-        aligned = align(group(work))
-        wall.append(time.perf_counter() - began[0])
-        processor.append(time.process_time() - began[1])
+    turns = [timed(lambda: align(group(work))) for _ in range(repeats)]
+    aligned = turns[-1][0]
+    seconds = [took.seconds for _, took in turns]
     return {
         "model": name,
         "parameters": model.card.num_parameters,
@@ -112,9 +109,9 @@ def measure(name: str, folder: Path, repeats: int, num_examples: int) -> dict[st
         "probed_tokens": num_probed * NUM_TOKENS,
         "align_steps": STAGES.align_steps,
         "aligned": sum(item.load_delta is not item.source.load_delta for item in aligned.items),
-        "seconds": statistics.median(wall),
-        "seconds_all": wall,
-        "cpu_seconds": statistics.median(processor),
+        "seconds": statistics.median(seconds),
+        "seconds_all": seconds,
+        "cpu_seconds": statistics.median(took.cpu_seconds for _, took in turns),
         "load_average": os.getloadavg()[0],
     }
 

@@ -21,26 +21,25 @@ Run as: python -m benchmarks.speed.backends [--quick] [--json] [--repeats 3] [--
 """
 
 import argparse
-import json
-import os
 import statistics
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 import numpy as np
 
-from benchmarks.models import find_model, last_line
+from benchmarks.measuring import Spread, as_json, last_line, run_module, spread
+from benchmarks.models import find_model
 from benchmarks.speed.steps import Measurement, Watched, Work
 from converters.errors import TunefleetError
 from edge.backends import resolve_backend
 from edge.backends.contract import Precision
 
+R = TypeVar("R", Measurement, Watched)
 LARGE, SMALL, SMALLEST = "LLaMA-124M", ("stories260K", "tinystories-656K"), "LLaMA-2M"
 COMPLETION = 0.3  # of an example's tokens
 LARGE_STEPS, SMALL_STEPS, QUICK_STEPS = 3, 20, 1
@@ -92,7 +91,7 @@ class Case(NamedTuple):
 
 
 def main() -> int:
-    """Runs what is asked for."""
+    """Runs what is asked for; exit status 1 where a bound is broken."""
     options = parse_options()
     own = nullcontext(options.models_in) if options.models_in else tempfile.TemporaryDirectory()
     with own as name:
@@ -100,17 +99,17 @@ def main() -> int:
         folder.mkdir(parents=True, exist_ok=True)
         if options.flat:
             flat = [one for one in CONTESTANTS if not options.only or one.name in options.only]
-            return show_flat(flat, folder, options.flat, options.repeats, as_json=options.json)
+            return show_flat(flat, folder, options.flat, options.repeats, is_json=options.json)
         if options.profile:
             return profile(options.profile, make_cases(options)[0], folder)
         chosen = [one for one in CONTESTANTS if not options.only or one.name in {RIVAL, *options.only}]
         report = run_rounds(chosen, make_cases(options), folder, 1 if options.quick else options.repeats)
-    print(json.dumps(report, indent=2) if options.json else render(report))
+    print(as_json(report) if options.json else render(report))
     return 0
 
 
 def parse_options() -> argparse.Namespace:
-    """The command line."""
+    """Reads the command line."""
     names = [one.name for one in CONTESTANTS]
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--quick", action="store_true", help="one round of one step")
@@ -126,7 +125,7 @@ def parse_options() -> argparse.Namespace:
 
 
 def make_cases(options: argparse.Namespace) -> list[Case]:
-    """All lengths on the large model, the first one on the others and with fewer labels."""
+    """Returns all lengths on the large model, the first one on the others and with fewer labels."""
     first, cases = options.tokens[0], []
     for model in options.models:
         is_large = model == LARGE
@@ -139,7 +138,7 @@ def make_cases(options: argparse.Namespace) -> list[Case]:
 def run_rounds(
     contestants: Sequence[Contestant], cases: Sequence[Case], folder: Path, repeats: int
 ) -> dict[str, Any]:
-    """All figures: by case and contestant; whoever fails once is asked no more and says why."""
+    """Measures by case and contestant; whoever fails once is asked no more and says why."""
     found: dict[Case, dict[str, list[Measurement]]] = {case: {} for case in cases}
     skipped: dict[Case, dict[str, str]] = {case: {} for case in cases}
     for turn in range(repeats):
@@ -159,17 +158,16 @@ def run_rounds(
 
 
 def measure(contestant: Contestant, case: Case, folder: Path) -> Measurement:
-    """One measurement.
+    """Measures a contestant once, in a process of its own.
 
     Raises:
         TunefleetError: It cannot be had, and why.
     """
-    line = run_child("measure", make_work(contestant, case, folder))
-    return msgspec.json.decode(line, type=Measurement)
+    return run_steps("measure", make_work(contestant, case, folder), Measurement)
 
 
 def make_work(contestant: Contestant, case: Case, folder: Path) -> Work:
-    """What the child is told; its model is made where that is not done yet."""
+    """Returns what the child is told; makes its model where that is not done yet."""
     base = find_model(case.model, contestant.quant, folder)
     resolve_backend(contestant.backend, Path(base))
     return Work(
@@ -177,28 +175,17 @@ def make_work(contestant: Contestant, case: Case, folder: Path) -> Work:
     )
 
 
-def run_child(what: str, work: Work) -> str:
-    """The last line that the process prints; all of them pass through for a profile."""
-    command = [
-        sys.executable,
-        "-W",
-        "ignore",
-        "-m",
-        "benchmarks.speed.steps",
-        what,
-        msgspec.json.encode(work).decode(),
-    ]
-    # As edge.training.worker.process starts the product's worker.
-    environment = {"OMP_WAIT_POLICY": "passive", "TOKENIZERS_PARALLELISM": "false", **os.environ}
-    environment["HF_HUB_OFFLINE"] = "1"
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    if done.returncode:
-        raise TunefleetError(f"ended with {done.returncode}: {last_line(done.stderr)}")
-    return done.stdout if what == "profile" else last_line(done.stdout)
+def run_steps(what: str, work: Work, kind: type[R]) -> R:
+    """Lets `steps.py` do a piece of work, and returns the record in the last line that it prints."""
+    return msgspec.json.decode(last_line(_run_steps(what, work)), type=kind)
+
+
+def _run_steps(what: str, work: Work) -> str:
+    return run_module("benchmarks.speed.steps", what, msgspec.json.encode(work).decode())
 
 
 def compare(found: dict[str, list[Measurement]]) -> dict[str, Any]:
-    """Medians, and the spread of the ratios within each round."""
+    """Returns each one's medians, and the spread of its ratios within each round."""
     rival = found.get(RIVAL, [])
     return {name: _row(ours, rival) for name, ours in found.items()}
 
@@ -208,25 +195,24 @@ def _row(ours: Sequence[Measurement], theirs: Sequence[Measurement]) -> dict[str
     gaps = [abs(a - b) for one, other in pairs[:1] for a, b in zip(one.losses, other.losses, strict=True)]
     return {
         "tokens_per_s": statistics.median(one.tokens_per_s for one in ours),
-        "speed_ratio": spread([one.tokens_per_s / other.tokens_per_s for one, other in pairs]),
-        "cpu_ratio": spread([one.tokens_per_cpu_s / other.tokens_per_cpu_s for one, other in pairs]),
+        "speed_ratio": _ratio(pairs, "tokens_per_s"),
+        "cpu_ratio": _ratio(pairs, "tokens_per_cpu_s"),
         "loaded_mb": statistics.median(one.loaded_bytes for one in ours) / MB,
         "peak_mb": statistics.median(one.peak_bytes for one in ours) / MB,
-        "memory_ratio": spread([one.peak_bytes / other.peak_bytes for one, other in pairs]),
+        "memory_ratio": _ratio(pairs, "peak_bytes"),
         "largest_loss_difference": max(gaps, default=None),
-        "rounds": [msgspec.to_builtins(one) for one in ours],
+        "rounds": ours,
     }
 
 
-def spread(values: Sequence[float]) -> dict[str, float] | None:
-    """Median, lowest and highest; None of nothing."""
-    if not values:
-        return None
-    return {"median": statistics.median(values), "lowest": min(values), "highest": max(values)}
+def _ratio(pairs: Sequence[tuple[Measurement, Measurement]], measure: str) -> Spread | None:
+    """Returns the spread of one side over the other, round by round; None where there is no other."""
+    ratios = [getattr(one, measure) / getattr(other, measure) for one, other in pairs]
+    return spread(ratios) if ratios else None
 
 
 def render(report: dict[str, Any]) -> str:
-    """Tables for people, and what was aimed at."""
+    """Returns tables for people, and what was aimed at."""
     lines = []
     for title, case in report.items():
         lines += ["", title]
@@ -240,8 +226,9 @@ def _render_row(row: dict[str, Any]) -> str:
     figures, memory = f"{row['tokens_per_s']:7,.0f}", f"{row['loaded_mb']:9,.0f} {row['peak_mb']:9,.0f}"
     if row["speed_ratio"] is None:
         return f"{figures} {'':33}{memory}"
-    ratio = "{median:6.2f} ({lowest:5.2f}, {highest:5.2f})".format(**row["speed_ratio"])
-    by_cpu, of_memory = row["cpu_ratio"]["median"], row["memory_ratio"]["median"]
+    speed = row["speed_ratio"]
+    ratio = f"{speed.median:6.2f} ({speed.lowest:5.2f}, {speed.highest:5.2f})"
+    by_cpu, of_memory = row["cpu_ratio"].median, row["memory_ratio"].median
     compared = f"{of_memory:11.3f} {row['largest_loss_difference']:16.1e}"
     return f"{figures} {ratio:>23} {by_cpu:8.2f} {memory} {compared}"
 
@@ -252,33 +239,29 @@ def _render_target(report: dict[str, Any], name: str, model: str, speed: float, 
     row = case and case["rows"].get(name)
     if not row or not row["speed_ratio"]:
         return f"target, {name} on {model}: {wanted}: not measured"
-    is_met = row["speed_ratio"]["median"] >= speed and row["memory_ratio"]["median"] <= (
-        memory or float("inf")
-    )
+    is_met = row["speed_ratio"].median >= speed and row["memory_ratio"].median <= (memory or float("inf"))
     return f"target, {name} on {model}: {wanted}: {'met' if is_met else 'missed'}"
 
 
 def show_flat(
-    contestants: Sequence[Contestant], folder: Path, num_steps: int, num_seeds: int, *, as_json: bool
+    contestants: Sequence[Contestant], folder: Path, num_steps: int, num_seeds: int, *, is_json: bool
 ) -> int:
     """Prints each one's memory on the way, seed after seed; exit status 1 where one breaks a bound."""
     rows = []
     for one in contestants:
         for seed in range(num_seeds):
             work = make_work(one, Case(SMALLEST, FLAT_TOKENS, COMPLETION, num_steps), folder)
-            watched = msgspec.json.decode(
-                run_child("flat", msgspec.structs.replace(work, seed=seed)), type=Watched
-            )
+            watched = run_steps("flat", msgspec.structs.replace(work, seed=seed), Watched)
             rows.append(flat_row(one.name, seed, watched))
-            if not as_json:
+            if not is_json:
                 print(_render_flat(rows[-1]), flush=True)
     faults = list(flat_faults(rows))
-    print(json.dumps(rows, indent=2) if as_json else "\n".join(faults or ["all bounds hold"]))
+    print(as_json(rows) if is_json else "\n".join(faults or ["all bounds hold"]))
     return int(bool(faults))
 
 
 def flat_faults(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
-    """Which runs break which bound."""
+    """Yields which runs break which bound."""
     peaks = {row["seed"]: row["peak_mb"] for row in rows if row["contestant"] == RIVAL}
     for row in rows:
         name, slope = f"{row['contestant']} seed {row['seed']}", row["slope_mb_per_1000_steps"]
@@ -290,7 +273,7 @@ def flat_faults(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
 
 
 def flat_row(name: str, seed: int, watched: Watched) -> dict[str, Any]:
-    """One run's figures; the slope is that of least squares, after the first third of the steps."""
+    """Returns one run's figures; the slope is that of least squares, after the first third of the steps."""
     steps, sizes = (np.array(column, np.float64) for column in zip(*watched.held, strict=True))
     later = steps >= steps[-1] / 3
     slope = float(np.polyfit(steps[later], sizes[later], 1)[0])
@@ -314,7 +297,7 @@ def _render_flat(row: dict[str, Any]) -> str:
 def profile(name: str, case: Case, folder: Path) -> int:
     """Prints where the contestant's time goes."""
     contestant = next(one for one in CONTESTANTS if one.name == name)
-    print(run_child("profile", make_work(contestant, case, folder)))
+    print(_run_steps("profile", make_work(contestant, case, folder)))
     return 0
 
 

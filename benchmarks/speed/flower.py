@@ -24,7 +24,7 @@ Arrays = list[NDArray[np.float32]]
 
 
 def draw_arrays(seed: int, rank: int = RANK) -> Arrays:
-    """`a` (rank, WIDTH) and `b` (WIDTH, rank) of every module, in turns."""
+    """Draws `a` (rank, WIDTH) and `b` (WIDTH, rank) of every module, in turns."""
     return list(_draw(np.random.default_rng(seed), rank))
 
 
@@ -35,7 +35,7 @@ def _draw(rng: np.random.Generator, rank: int) -> Iterator[NDArray[np.float32]]:
 
 
 def time_runs(function: Callable[[], object]) -> float:
-    """The median of seconds, after one run to warm up."""
+    """Returns the median of the seconds of some runs, after one to warm up."""
     function()
     seconds = []
     for _ in range(NUM_TIMED):
@@ -46,7 +46,7 @@ def time_runs(function: Callable[[], object]) -> float:
 
 
 def checksum(arrays: Arrays) -> float:
-    """By which both sides know that they have averaged the same."""
+    """Returns a number by which both sides know that they have averaged the same."""
     return float(sum(array.astype(np.float64).sum() for array in arrays))
 
 

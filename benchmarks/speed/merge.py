@@ -18,16 +18,14 @@ import argparse
 import itertools
 import json
 import os
-import resource
-import statistics
-import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from benchmarks.measuring import Spread, as_json, last_line, run_module, spread, timed
+from benchmarks.memory import memory_bytes
 from benchmarks.speed.flower import NUM_UPDATES, RANK, checksum, draw_arrays, time_runs
 from converters.adapter import Factors, LoraAdapter
 from converters.formats.canonical import load_adapter, save_adapter
@@ -47,12 +45,24 @@ MB = 1e6
 class Update(NamedTuple):
     """What a merge needs of one."""
 
-    load_delta: Callable[[], LoraAdapter]
-    load_base: Callable[[], LoraAdapter]
+    delta: LoraAdapter | Path  # or the file of its payload
+    base: LoraAdapter
+
+    def load_delta(self) -> LoraAdapter:
+        """Returns what was trained, decoded from its file if it is in one."""
+        return (
+            decode_adapter(self.delta.read_bytes(), like=self.base)
+            if isinstance(self.delta, Path)
+            else self.delta
+        )
+
+    def load_base(self) -> LoraAdapter:
+        """Returns what training began from."""
+        return self.base
 
 
 def draw_adapter(seed: int, rank: int = RANK) -> LoraAdapter:
-    """The same arrays as Flower's."""
+    """Returns an adapter of the same arrays as Flower's."""
     arrays = draw_arrays(seed, rank)
     return LoraAdapter(
         {
@@ -62,38 +72,25 @@ def draw_adapter(seed: int, rank: int = RANK) -> LoraAdapter:
     )
 
 
-def peak_bytes() -> int:
-    """Of this process, so far."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
 def merge_products(case: str) -> dict[str, float]:
-    """One merge, as cold as a coordinator's; the updates are drawn after the state was."""
+    """Merges once, as cold as a coordinator does; the updates are drawn after the state was."""
     bases = [draw_adapter(100 + number) for number in range(BASES[case])]
     remainder = None if case == "first" else draw_adapter(99, REMAINDER_RANK)
-    before_bytes = peak_bytes()
+    before_bytes = memory_bytes(peak=True)
     deltas = [draw_adapter(1 + number) for number in range(NUM_UPDATES)]
     size_bytes = sum(4 * delta.num_parameters for delta in deltas)
-    buffer = [
-        Update(lambda delta=delta: delta, lambda base=base: base)
-        for delta, base in zip(deltas, itertools.cycle(bases), strict=False)
-    ]
+    buffer = [Update(*pair) for pair in zip(deltas, itertools.cycle(bases), strict=False)]
     state, weights = State(0, bases[0], remainder), [1 / NUM_UPDATES] * NUM_UPDATES
-    before, cpu_before = time.perf_counter(), time.process_time()
-    add_products(state, buffer, weights, 1.0, REMAINDER_RANK)
-    return {
-        "seconds": time.perf_counter() - before,
-        "cpu_seconds": time.process_time() - cpu_before,
-        "growth": (peak_bytes() - before_bytes) / size_bytes,
-    }
+    _, took = timed(add_products, state, buffer, weights, 1.0, REMAINDER_RANK)
+    return {**took._asdict(), "growth": (memory_bytes(peak=True) - before_bytes) / size_bytes}
 
 
 def sum_factors() -> dict[str, float]:
-    """The mean of the updates, added to nothing."""
+    """Adds the mean of the updates to nothing, several times."""
     deltas = [draw_adapter(1 + number) for number in range(NUM_UPDATES)]
     like = deltas[0]
     nothing = LoraAdapter({name: Factors(0 * one.a, 0 * one.b, one.scale) for name, one in like})
-    buffer = [Update(lambda delta=delta: delta, lambda: nothing) for delta in deltas]
+    buffer = [Update(delta, nothing) for delta in deltas]
     weights = [1 / NUM_UPDATES] * NUM_UPDATES
     mean = add_increments(State(0, nothing), buffer, weights, 1.0).adapter
     seconds = time_runs(lambda: add_increments(State(0, nothing), buffer, weights, 1.0))
@@ -104,51 +101,42 @@ def sum_factors() -> dict[str, float]:
 
 
 def sum_files(folder: Path, count: int) -> dict[str, float]:
-    """The sum of `count` updates from files."""
+    """Adds up `count` updates from files."""
     master = load_adapter(folder / "master")
-    buffer = [
-        Update(
-            lambda path=folder / str(number): decode_adapter(path.read_bytes(), like=master), lambda: master
-        )
-        for number in range(count)
-    ]
-    before = time.perf_counter()
-    add_increments(State(0, master), buffer, [1 / count] * count, 1.0)
-    return {"seconds": time.perf_counter() - before, "peak_mb": peak_bytes() / MB}
+    buffer = [Update(folder / str(number), master) for number in range(count)]
+    _, took = timed(add_increments, State(0, master), buffer, [1 / count] * count, 1.0)
+    return {"seconds": took.seconds, "peak_mb": memory_bytes(peak=True) / MB}
 
 
 def write_fleet(folder: Path) -> None:
-    """A master and the largest buffer of updates."""
+    """Writes a master and the largest buffer of updates."""
     save_adapter(draw_adapter(0), folder / "master")
     (folder / "0").write_bytes(encode_adapter(draw_adapter(1), "f32"))
     for number in range(1, max(COUNTS)):
         os.link(folder / "0", folder / str(number))  # 1.6 GB of distinct files would measure the disk
 
 
-def in_child(*words: str) -> dict[str, Any]:
-    """What a fresh process found."""
-    return run_json([sys.executable, "-m", "benchmarks.speed.merge", "--child", *words])
-
-
-def run_json(command: Sequence[str]) -> dict[str, Any]:
-    """The last line that a command prints."""
-    found: dict[str, Any] = json.loads(subprocess.check_output(command, text=True).splitlines()[-1])
+def in_child(*words: str) -> dict[str, float]:
+    """Returns what a fresh process found."""
+    found: dict[str, float] = json.loads(last_line(run_module("benchmarks.speed.merge", "--child", *words)))
     return found
 
 
-def spread(values: Sequence[float]) -> dict[str, Any]:
-    """Median, least and greatest."""
-    return {"median": statistics.median(values), "all": sorted(values)}
+def over_runs(runs: Sequence[Mapping[str, Mapping[str, float]]]) -> dict[str, dict[str, Spread]]:
+    """Returns by case and measure what several runs came to."""
+    return {
+        case: {measure: spread([run[case][measure] for run in runs]) for measure in first}
+        for case, first in runs[0].items()
+    }
 
 
 def measure_product(repeats: int) -> dict[str, Any]:
-    """By case; all cases in turns."""
-    runs = [{case: in_child("product", case) for case in BASES} for _ in range(repeats)]
-    return {case: {key: spread([run[case][key] for run in runs]) for key in runs[0][case]} for case in BASES}
+    """Measures all cases in turns."""
+    return over_runs([{case: in_child("product", case) for case in BASES} for _ in range(repeats)])
 
 
 def measure_factors(repeats: int, flower_python: str | None) -> dict[str, Any]:
-    """Ours, and Flower's as multiples of ours, each pair from one turn.
+    """Measures ours, and Flower's as multiples of ours, each pair from one turn.
 
     Raises:
         SystemExit: Flower has averaged something else.
@@ -158,7 +146,7 @@ def measure_factors(repeats: int, flower_python: str | None) -> dict[str, Any]:
         ours = in_child("factors")
         seconds.append(ours["seconds"])
         if flower_python:
-            flower = run_json([flower_python, "-m", "benchmarks.speed.flower"])
+            flower = json.loads(last_line(run_module("benchmarks.speed.flower", python=flower_python)))
             if abs(flower["checksum"] - ours["checksum"]) > 1e-3 * (1 + abs(ours["checksum"])):
                 raise SystemExit(f"Flower's sums add up to {flower['checksum']}, ours to {ours['checksum']}")
             ratios.append({way: took / ours["seconds"] for way, took in flower["seconds"].items()})
@@ -168,18 +156,16 @@ def measure_factors(repeats: int, flower_python: str | None) -> dict[str, Any]:
 
 
 def measure_memory(repeats: int) -> dict[str, Any]:
-    """By number of updates."""
+    """Measures the peak for each number of updates."""
     with tempfile.TemporaryDirectory() as folder:
         write_fleet(Path(folder))
-        runs = [{count: in_child("memory", folder, str(count)) for count in COUNTS} for _ in range(repeats)]
-    return {
-        str(count): {key: spread([run[count][key] for run in runs]) for key in runs[0][count]}
-        for count in COUNTS
-    }
+        return over_runs(
+            [{str(count): in_child("memory", folder, str(count)) for count in COUNTS} for _ in range(repeats)]
+        )
 
 
 def run_child(words: Sequence[str]) -> dict[str, float]:
-    """What `in_child` asked for."""
+    """Measures what `in_child` asked for."""
     match words:
         case ["product", case]:
             return merge_products(case)
@@ -190,33 +176,27 @@ def run_child(words: Sequence[str]) -> dict[str, float]:
 
 
 def show(part: str, found: dict[str, Any]) -> bool:
-    """Prints a part's figures; whether they are within the targets."""
+    """Prints a part's figures, and returns whether they are within the targets."""
     if part == "product":
         print(f"product: at most {MAX_SECONDS} s and {MAX_GROWTH} times the updates")
         for case, one in found.items():
-            took = f"{told(one['seconds'])} s, {told(one['cpu_seconds'])} processor seconds"
-            print(f"  {case}: {took}, grows by {told(one['growth'])}")
+            took = f"{one['seconds'].shown()} s, {one['cpu_seconds'].shown()} processor seconds"
+            print(f"  {case}: {took}, grows by {one['growth'].shown()}")
         first = [found[case] for case in ("first", "later")]
         return all(
-            one["seconds"]["median"] <= MAX_SECONDS and one["growth"]["median"] <= MAX_GROWTH for one in first
+            one["seconds"].median <= MAX_SECONDS and one["growth"].median <= MAX_GROWTH for one in first
         )
     if part == "factors":
-        print(f"factors: {told(found['seconds'])} s")
+        print(f"factors: {found['seconds'].shown()} s")
         for way, one in found["flower_over_ours"].items():
-            print(f"  Flower {found['flower']}, {way}: {told(one)} times as long (at least {MIN_SPEEDUP})")
-        return all(one["median"] >= MIN_SPEEDUP for one in found["flower_over_ours"].values())
-    ratio = found[str(COUNTS[-1])]["peak_mb"]["median"] / found[str(COUNTS[0])]["peak_mb"]["median"]
+            print(f"  Flower {found['flower']}, {way}: {one.shown()} times as long (at least {MIN_SPEEDUP})")
+        return all(one.median >= MIN_SPEEDUP for one in found["flower_over_ours"].values())
     for count, one in found.items():
-        print(
-            f"memory: {count:>3} updates from files: peak {told(one['peak_mb'])} MB, {told(one['seconds'])} s"
-        )
-    print(f"  peak of {COUNTS[-1]} over peak of {COUNTS[0]}: {ratio:.3f} (at most {MAX_PEAK_RATIO})")
-    return ratio <= MAX_PEAK_RATIO
-
-
-def told(values: dict[str, Any]) -> str:
-    """A median with its spread."""
-    return f"{values['median']:.3g} ({values['all'][0]:.3g} to {values['all'][-1]:.3g})"
+        took = f"peak {one['peak_mb'].shown()} MB, {one['seconds'].shown()} s"
+        print(f"memory: {count:>3} updates from files: {took}")
+    few, *_, many = (one["peak_mb"].median for one in found.values())
+    print(f"  peak of {COUNTS[-1]} over peak of {COUNTS[0]}: {many / few:.3f} (at most {MAX_PEAK_RATIO})")
+    return bool(many / few <= MAX_PEAK_RATIO)
 
 
 def main() -> int:
@@ -242,7 +222,7 @@ def main() -> int:
         parser.error(f"no part {', '.join(sorted(unknown))}; there are {', '.join(ways)}")
     found = {part: ways[part]() for part in arguments.parts or ways}
     if arguments.json:
-        print(json.dumps({"load": os.getloadavg()[0], **found}))
+        print(as_json({"load": os.getloadavg()[0], **found}))
         return 0
     is_met = [show(part, figures) for part, figures in found.items()]
     print(f"load at the end: {os.getloadavg()[0]:.2f}")

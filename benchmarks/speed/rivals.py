@@ -41,7 +41,7 @@ class Timing(msgspec.Struct, frozen=True):
 
 
 def read_examples(work: Work) -> list[Example]:
-    """At most 512 tokens each, in the file's order."""
+    """Reads the examples, of at most 512 tokens each, in the file's order."""
     from transformers import AutoTokenizer
 
     from edge.backends.transformers import HubTokenizer
@@ -51,12 +51,12 @@ def read_examples(work: Work) -> list[Example]:
 
 
 def first_adapter(work: Work) -> LoraAdapter:
-    """Where everyone starts."""
+    """Returns the adapter that everyone starts with."""
     return first_adapter_of(read_base(work.base).modules)
 
 
 def first_adapter_of(modules: Any) -> LoraAdapter:
-    """LoRA r = 8 on q and v."""
+    """Returns a new adapter of rank 8 on q and v."""
     return initial_adapter(match_targets(modules, ["q_proj", "v_proj"]), rank=RANK, scale=SCALE, seed=0)
 
 
@@ -68,7 +68,7 @@ class Clock:
         self.processor: list[float] = []
 
     def tick(self) -> None:
-        """A step is done."""
+        """Notes that a step is done."""
         self.wall.append(time.perf_counter())
         self.processor.append(time.process_time())
 
@@ -76,14 +76,14 @@ class Clock:
 def timing(
     name: str, examples: Sequence[Example], clock: Clock, losses: list[float], warm: int = WARM_STEPS
 ) -> Timing:
-    """Useful tokens of the timed steps over their seconds."""
+    """Returns the useful tokens of the timed steps over their seconds."""
     tokens = sum(len(example.tokens) for example in examples[BATCH * warm : BATCH * len(clock.wall)])
     wall, processor = (times[-1] - times[warm - 1] for times in (clock.wall, clock.processor))
     return Timing(name, tokens / wall, tokens / processor, losses)
 
 
 def run_trainer(work: Work) -> list[Timing]:
-    """Hugging Face Trainer and PEFT as their documentation shows them, in float32 and in bfloat16."""
+    """Runs Hugging Face Trainer and PEFT as their documentation shows them, in float32 and in bfloat16."""
     return [
         _run_trainer("Trainer + PEFT, float32", work, bf16=False),
         _run_trainer("Trainer + PEFT, bf16=True", work, bf16=True),
@@ -141,7 +141,7 @@ def _run_trainer(name: str, work: Work, *, bf16: bool) -> Timing:
 
 
 def run_mlx_lm(work: Work) -> list[Timing]:
-    """What `mlx_lm.lora` runs once it has read its options; the first epoch compiles, the second counts."""
+    """Runs what `mlx_lm.lora` runs once it has read its options; of two epochs the first compiles."""
     import mlx.core as mx
     import mlx.optimizers
     from mlx.utils import tree_unflatten
@@ -192,12 +192,12 @@ def run_mlx_lm(work: Work) -> list[Timing]:
 
 
 def mlx_lm_dataset(examples: Sequence[Example]) -> list[tuple[list[int], int]]:
-    """Tokens, and how many of them are prompt."""
+    """Returns the tokens of each example, and how many of them are prompt."""
     return [(example.tokens.tolist(), int(np.argmax(example.labels))) for example in examples]
 
 
 def mlx_lm_batches(examples: Sequence[Example], epochs: int) -> Iterator[list[Example]]:
-    """The batches that mlx-lm draws, as examples."""
+    """Yields the batches that mlx-lm draws, as examples."""
     from mlx_lm.tuner.trainer import iterate_batches
 
     np.random.seed(0)

@@ -3,23 +3,21 @@
 The backend is loaded and stepped as the product does it: by `load_model`, through the contract. LoRA of rank
 8 on all seven projections; one example of random tokens a step.
 
-`ru_maxrss` is not asked on Linux: a process inherits there the peak of the one that started it.
-
 Run as: python -m benchmarks.speed.steps measure|flat|profile WORK, by `backends.py`
 """
 
 import cProfile
 import pstats
-import resource
 import statistics
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
 import numpy as np
 
+from benchmarks.measuring import timed
+from benchmarks.memory import memory_bytes
 from converters.adapter import initial_adapter
 from converters.bases.folder import match_targets
 from edge.backends import load_model
@@ -65,18 +63,15 @@ def measure(work: Work) -> Measurement:
     """Times the steps."""
     model = load(work)
     loaded_bytes = memory_bytes(peak=True)
-    wall, processor, losses = [], [], []
-    for batch in draw_batches(work, model.card.vocab_size):
-        began = time.perf_counter(), time.process_time()
-        losses.append(model.step([batch], LR))
-        wall.append(time.perf_counter() - began[0])
-        processor.append(time.process_time() - began[1])
-    speed, cpu_speed = (work.num_tokens / statistics.median(s[WARM_STEPS:]) for s in (wall, processor))
-    return Measurement(speed, cpu_speed, loaded_bytes, memory_bytes(peak=True), losses)
+    steps = [timed(model.step, [batch], LR) for batch in draw_batches(work, model.card.vocab_size)]
+    losses, took = zip(*steps, strict=True)
+    medians = map(statistics.median, zip(*took[WARM_STEPS:], strict=True))
+    speed, cpu_speed = (work.num_tokens / seconds for seconds in medians)
+    return Measurement(speed, cpu_speed, loaded_bytes, memory_bytes(peak=True), list(losses))
 
 
 def watch(work: Work) -> Watched:
-    """Memory on the way; rows and examples are of all lengths, as a leak may hang on a shape."""
+    """Watches memory on the way; rows and examples are of all lengths, as a leak may hang on a shape."""
     model = load(work)
     random = np.random.default_rng(work.seed)
     held = []
@@ -100,7 +95,7 @@ def profile(work: Work) -> None:
 
 
 def load(work: Work) -> TrainableModel:
-    """The model with a fresh adapter, ready to be trained."""
+    """Loads the model with a fresh adapter, ready to be trained."""
     model = load_model(work.backend, Path(work.base), precision=work.precision)
     modules = match_targets(model.card.modules, TARGETS)
     model.set_adapter(initial_adapter(modules, rank=RANK, scale=SCALE, seed=0))
@@ -109,14 +104,14 @@ def load(work: Work) -> TrainableModel:
 
 
 def draw_batches(work: Work, vocab_size: int) -> Iterator[Batch]:
-    """The same for every backend."""
+    """Draws the batches of all steps, the same for every backend."""
     random = np.random.default_rng(0)
     for _ in range(WARM_STEPS + work.num_steps):
         yield draw_batch(random, vocab_size, work.num_tokens, work.labelled)
 
 
 def draw_batch(random: np.random.Generator, vocab_size: int, num_tokens: int, labelled: float) -> Batch:
-    """One example of random tokens, its last part labelled as a completion is."""
+    """Draws one example of random tokens, its last part labelled as a completion is."""
     tokens = random.integers(0, vocab_size, (1, num_tokens + 1), np.int32)
     places = np.arange(num_tokens, dtype=np.int32)[None]
     return Batch(
@@ -129,7 +124,7 @@ def draw_batch(random: np.random.Generator, vocab_size: int, num_tokens: int, la
 
 
 def draw_row(random: np.random.Generator, vocab_size: int, work: Work) -> Batch:
-    """Some examples end to end, short ones as likely as long ones."""
+    """Draws some examples end to end, short ones as likely as long ones."""
     bounds = np.log([SHORTEST_FLAT, work.num_tokens + 1])
     lengths = np.exp(random.uniform(*bounds, random.integers(1, MOST_EXAMPLES + 1))).astype(int)
     alone = [draw_batch(random, vocab_size, length, work.labelled) for length in lengths]
@@ -137,18 +132,8 @@ def draw_row(random: np.random.Generator, vocab_size: int, work: Work) -> Batch:
     return row._replace(segments=np.repeat(np.arange(1, len(lengths) + 1, dtype=np.int32), lengths)[None])
 
 
-def memory_bytes(*, peak: bool) -> int:
-    """Resident memory of this process; macOS tells its peak only."""
-    status = Path("/proc/self/status")
-    if not status.exists():
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    wanted = "VmHWM:" if peak else "VmRSS:"
-    line = next(line for line in status.read_text().splitlines() if line.startswith(wanted))
-    return 1024 * int(line.split()[1])
-
-
 def main() -> None:
-    """The last line that is printed holds the figures."""
+    """Prints the figures in its last line."""
     what, work = sys.argv[1], msgspec.json.decode(sys.argv[2], type=Work)
     if what == "profile":
         profile(work)

@@ -18,11 +18,8 @@ import argparse
 import contextlib
 import io
 import json
-import os
 import random
 import statistics
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -31,7 +28,9 @@ from typing import Any, NamedTuple
 import msgspec
 import numpy as np
 
-from benchmarks.models import ASSETS
+from benchmarks.assets import ASSETS, dolly_clients
+from benchmarks.assets import NAME as ASSETS_NAME
+from benchmarks.measuring import as_json, last_line, run_module, spread
 from benchmarks.speed.rivals import (
     BATCH,
     LR,
@@ -83,16 +82,16 @@ def main() -> None:
     options = parser.parse_args()
     if options.child:
         contestant, work = options.child
-        run_child(contestant, msgspec.json.decode(work, type=Work))
+        run_child(options.backend, contestant, msgspec.json.decode(work, type=Work))
         return
     if not ASSETS.exists():
-        raise SystemExit("benchmarks.speed.training needs ../shared/assets or TUNEFLEET_ASSETS")
+        raise SystemExit(f"benchmarks.speed.training needs {ASSETS_NAME}")
     with tempfile.TemporaryDirectory() as folder:
         sizes = {"tinystories-656K": 40, "LLaMA-48M": 8 if options.backend == "torch" else 4}
         works = prepare(Path(folder), {name: 4 if options.quick else size for name, size in sizes.items()})
         repeats = 1 if options.quick else options.repeats
         report = {name: measure(options.backend, work, repeats) for name, work in works.items()}
-    print(json.dumps(report, indent=2) if options.json else render(report, options.backend))
+    print(as_json(report) if options.json else render(report, options.backend))
 
 
 def prepare(folder: Path, num_steps: dict[str, int]) -> dict[str, Work]:
@@ -109,21 +108,21 @@ def prepare(folder: Path, num_steps: dict[str, int]) -> dict[str, Work]:
 
 
 def read_rows(count: int | None = None) -> list[dict[str, str]]:
-    """Rows of all ten clients, drawn alike from all of them; None is all."""
+    """Draws rows of all ten clients; None is all rows."""
     rows = [
         {
             "prompt": "\n".join(filter(None, (row["instruction"], row["context"], ""))),
             "completion": row["response"],
         }
-        for client in range(10)
-        for row in json.loads((ASSETS / f"data/dolly15k/local_training_{client}.json").read_text())
+        for client in dolly_clients()
+        for row in client
         if row["response"]
     ]
     return random.Random(0).sample(rows, count or len(rows))
 
 
 def make_random_llama(folder: Path) -> Path:
-    """48 M parameters, 16 M of them embeddings tied to the head, and a byte-level BPE tokenizer of 32,000."""
+    """Writes 48 M parameters, 16 M of them embeddings tied to the head, and a BPE tokenizer of 32,000."""
     import tokenizers
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -165,15 +164,15 @@ def measure(backend: str, work: Work, repeats: int) -> dict[str, Any]:
 
 
 def compare(ours: Sequence[Timing], theirs: Sequence[Timing]) -> dict[str, float]:
-    """Medians and spread of the ratios within each turn, and how far the losses are apart."""
+    """Returns medians, the spread of the ratios within each turn, and how far the losses are apart."""
     pairs = list(zip(ours, theirs, strict=True))
-    ratios = [one.tokens_per_s / other.tokens_per_s for one, other in pairs]
+    ratio = spread([one.tokens_per_s / other.tokens_per_s for one, other in pairs])
     losses = zip(ours[0].losses, theirs[0].losses, strict=True)
     return {
         "tokens_per_s": statistics.median(one.tokens_per_s for one in ours),
-        "ratio": statistics.median(ratios),
-        "lowest": min(ratios),
-        "highest": max(ratios),
+        "ratio": ratio.median,
+        "lowest": ratio.lowest,
+        "highest": ratio.highest,
         "cpu_ratio": statistics.median(one.tokens_per_cpu_s / other.tokens_per_cpu_s for one, other in pairs),
         "first_loss": ours[0].losses[0],
         "last_loss": ours[0].losses[-1],
@@ -182,27 +181,29 @@ def compare(ours: Sequence[Timing], theirs: Sequence[Timing]) -> dict[str, float
 
 
 def spawn(backend: str, contestant: str, work: Work) -> list[Timing]:
-    """One contestant in a process of its own, with two threads."""
-    command = [sys.executable, "-W", "ignore", "-m", "benchmarks.speed.training", backend]
-    command += ["--child", contestant, msgspec.json.encode(work).decode()]
+    """Runs one contestant in a process of its own, with two threads."""
+    words = [backend, "--child", contestant, msgspec.json.encode(work).decode()]
     threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "2")
-    environment = {**os.environ, **threads, "OMP_WAIT_POLICY": "passive", "HF_HUB_OFFLINE": "1"}
-    process = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
-    return msgspec.json.decode(process.stdout.splitlines()[-1], type=list[Timing])
+    printed = run_module("benchmarks.speed.training", *words, environment=threads)
+    return msgspec.json.decode(last_line(printed), type=list[Timing])
 
 
-def run_child(contestant: str, work: Work) -> None:
+def run_child(backend: str, contestant: str, work: Work) -> None:
     """Runs a contestant; the last line that it prints holds its timings."""
-    run = {"trainer": run_trainer, "mlx_lm": run_mlx_lm, "ours": run_ours}[contestant]
+    ours = {"torch": run_torch, "mlx": run_mlx}[backend]
+    run = {"trainer": run_trainer, "mlx_lm": run_mlx_lm, "ours": ours}[contestant]
     with contextlib.redirect_stdout(io.StringIO()):
         timings = run(work)
     print(msgspec.json.encode(timings).decode())
 
 
-def run_ours(work: Work) -> list[Timing]:
-    """Our backend: torch stage by stage, MLX as it stands."""
-    if "torch" in sys.argv:
-        return [_run_torch(stage, work) for stage in STAGES]
+def run_torch(work: Work) -> list[Timing]:
+    """Runs our torch backend, stage by stage."""
+    return [_run_torch(stage, work) for stage in STAGES]
+
+
+def run_mlx(work: Work) -> list[Timing]:
+    """Runs our MLX backend as it stands."""
     from edge.backends.mlx import model as mlx
 
     model = mlx.load(Path(work.base), precision="float32")
@@ -260,12 +261,12 @@ def _time_steps(
 
 
 def chunks(items: Sequence[Example], size: int) -> Iterator[Sequence[Example]]:
-    """`items` in lists of `size`."""
+    """Cuts `items` into lists of `size`."""
     return (items[at : at + size] for at in range(0, len(items), size))
 
 
 def render(report: dict[str, Any], backend: str) -> str:
-    """A table for people."""
+    """Returns a table for people."""
     lines = []
     for model, rows in report.items():
         lines.append(

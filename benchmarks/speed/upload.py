@@ -16,17 +16,11 @@ Run as: python -m benchmarks.speed.upload [--json] [--repeats 7]
 import argparse
 import asyncio
 import hashlib
-import json
 import multiprocessing
-import shutil
-import socket
-import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import NamedTuple
@@ -35,7 +29,10 @@ import numpy as np
 from paho.mqtt.client import Client, MQTTMessage
 from paho.mqtt.enums import CallbackAPIVersion
 
+from benchmarks.measuring import Spread, as_json, last_line, run_module, spread
+from benchmarks.mosquitto import running_mosquitto
 from converters.adapter import Factors, LoraAdapter
+from converters.errors import TunefleetError
 from edge.protocol.chunks import CHUNK_BYTES, num_chunks
 from edge.protocol.codec import encode_adapter
 from edge.storage.parts import PartFile
@@ -63,7 +60,7 @@ class Upload(NamedTuple):
 
 
 def make_delta() -> bytes:
-    """A delta of 20 MB: rank 8 on q and v of 76 layers of 2048 features, float32."""
+    """Draws a delta of 20 MB: rank 8 on q and v of 76 layers of 2048 features, float32."""
     generator = np.random.default_rng(0)
     modules = {}
     for layer in range(76):
@@ -75,7 +72,7 @@ def make_delta() -> bytes:
 
 
 def receive_ours(upload: Upload, pipe: Connection) -> None:
-    """The coordinator's side: chunks into a file, its hash checked."""
+    """Plays the coordinator: writes chunks into a file, and checks its hash."""
 
     async def receive() -> None:
         settings = MqttSettings(host="127.0.0.1", port=upload.port, client_id=f"{upload.topic}-receiver")
@@ -95,7 +92,7 @@ def receive_ours(upload: Upload, pipe: Connection) -> None:
 
 
 def send_ours(upload: Upload, pipe: Connection) -> None:
-    """The device's side: chunks from the spool's file, as many under way as the window holds."""
+    """Plays the device: sends chunks of the spool's file, as many at a time as the window holds."""
 
     async def send() -> None:
         settings = MqttSettings(host="127.0.0.1", port=upload.port, client_id=f"{upload.topic}-sender")
@@ -185,7 +182,7 @@ WAYS = {
 
 
 def run_once(way: str, upload: Upload) -> tuple[float, float]:
-    """MB/s from the first chunk sent to the last received, and the seconds the receiver took after it."""
+    """Returns MB/s from the first chunk sent to the last received, and the receiver's seconds after it."""
     receive, send = WAYS[way]
     spawn = multiprocessing.get_context("spawn")
     here, there = spawn.Pipe()
@@ -202,79 +199,41 @@ def run_once(way: str, upload: Upload) -> tuple[float, float]:
     return upload.size_bytes / (end - start) / 1e6, finished - end
 
 
-@contextmanager
-def running_mosquitto(folder: Path) -> Iterator[int]:
-    """Mosquitto with its persistence on; yields its port."""
-    program = shutil.which("mosquitto") or shutil.which("mosquitto", path="/usr/sbin:/usr/local/sbin")
-    if program is None:
-        sys.exit("upload: mosquitto is not installed; run: apt install mosquitto, or brew install mosquitto")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    config = folder / "mosquitto.conf"
-    persistence = f"set_tcp_nodelay true\npersistence true\npersistence_location {folder}/\nuser root\n"
-    config.write_text(f"listener {port} 127.0.0.1\nallow_anonymous true\n{persistence}")
-    broker = subprocess.Popen([program, "-c", config], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        for _ in range(200):
-            with suppress(OSError), socket.create_connection(("127.0.0.1", port)):
-                break
-            time.sleep(0.02)
-        yield port
-    finally:
-        broker.terminate()
-        broker.wait()
-
-
-def measure_goodput(repeats: int) -> dict[str, object]:
-    """All ways in turn; ratios are taken within a turn."""
+async def measure_goodput(repeats: int) -> dict[str, object]:
+    """Measures all ways in turn; ratios are taken within a turn."""
     payload = make_delta()
     sha256 = hashlib.sha256(payload).hexdigest()
     turns = []
-    with tempfile.TemporaryDirectory() as name, running_mosquitto(Path(name)) as port:
-        path = Path(name) / "spooled"
-        path.write_bytes(payload)
-        for turn in range(repeats + 1):
-            uploads = {way: Upload(port, f"{way}-{turn}", path, len(payload), sha256) for way in WAYS}
-            turns.append({way: run_once(way, upload) for way, upload in uploads.items()})
+    with tempfile.TemporaryDirectory() as name:
+        async with running_mosquitto(Path(name)) as broker:
+            path = Path(name) / "spooled"
+            path.write_bytes(payload)
+            for turn in range(repeats + 1):
+                what = (path, len(payload), sha256)
+                turns.append(
+                    {way: run_once(way, Upload(broker.port, f"{way}-{turn}", *what)) for way in WAYS}
+                )
     del turns[0]  # it warmed caches and bytecode
     speeds = {way: [turn[way][0] for turn in turns] for way in WAYS}
-    ratios = {way: [turn["ours"][0] / turn[way][0] for turn in turns] for way in ("file", "memory")}
+    ratios = {way: spread([turn["ours"][0] / turn[way][0] for turn in turns]) for way in ("file", "memory")}
     return {
         "size_mb": len(payload) / 1e6,
-        **{f"{way}_mb_per_s": _spread(values) for way, values in speeds.items()},
-        **{f"ratio_to_{way}": _spread(values) for way, values in ratios.items()},
-        "hash_and_fsync_ms": _spread([1e3 * turn["ours"][1] for turn in turns]),
+        **{f"{way}_mb_per_s": spread(values) for way, values in speeds.items()},
+        **{f"ratio_to_{way}": ratio for way, ratio in ratios.items()},
+        "hash_and_fsync_ms": spread([1e3 * turn["ours"][1] for turn in turns]),
         "target": TARGET,
-        "is_met": {way: statistics.median(values) >= TARGET for way, values in ratios.items()},
+        "is_met": {way: ratio.median >= TARGET for way, ratio in ratios.items()},
     }
 
 
-MEMORY = """
-import resource, sys
-import edge.protocol.codec, edge.protocol.delta, edge.protocol.signing
-import edge.transport.mqtt.transport, edge.storage.parts
-import edge.device.client
-from pathlib import Path
-status = Path("/proc/self/status")
-if status.exists():
-    print(next(int(line.split()[1]) / 1e3 for line in status.open() if line.startswith("VmRSS")))
-else:  # macOS counts in bytes
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6)
-"""
-
-
 def measure_memory() -> dict[str, object]:
-    """Resident MB of a process that has imported what a client imports."""
-    output = subprocess.run([sys.executable, "-c", MEMORY], check=True, capture_output=True, text=True).stdout
-    return {"resident_mb": float(output), "target": MAX_MEMORY_MB, "is_met": float(output) < MAX_MEMORY_MB}
-
-
-def _spread(values: list[float]) -> dict[str, float]:
-    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
+    """Returns the resident MB of a process that has imported what a client imports."""
+    megabytes = float(last_line(run_module("benchmarks.speed.client_memory")))
+    return {"resident_mb": megabytes, "target": MAX_MEMORY_MB, "is_met": megabytes < MAX_MEMORY_MB}
 
 
 def main() -> None:
+    """Measures what is asked for, and prints it."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -282,13 +241,15 @@ def main() -> None:
     parser.add_argument("--memory", action="store_true", help="measure a client's memory instead")
     parser.add_argument("--repeats", type=int, default=7, help="pairs of uploads")
     options = parser.parse_args()
-    report = measure_memory() if options.memory else measure_goodput(options.repeats)
+    try:
+        report = measure_memory() if options.memory else asyncio.run(measure_goodput(options.repeats))
+    except TunefleetError as error:
+        sys.exit(f"upload: {error}")
     if options.json:
-        print(json.dumps(report))
+        print(as_json(report))
         return
     for name, value in report.items():
-        spread = isinstance(value, dict)
-        print(f"{name:18} " + (" ".join(f"{k} {v:.3g}" for k, v in value.items()) if spread else str(value)))
+        print(f"{name:18} {value.shown() if isinstance(value, Spread) else value}")
 
 
 if __name__ == "__main__":

@@ -20,10 +20,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from benchmarks.models import ASSETS
+from benchmarks.assets import ASSETS, dolly_clients
+from benchmarks.assets import NAME as ASSETS_NAME
 from converters.errors import BaseModelError
-from coordinator.demo.files import MODEL
 from coordinator.demo.household import FLEET, Example, Household, held_out, own_examples
+from coordinator.demo.plan import MODEL
 from edge.protocol.messages import Recipe
 
 LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -72,24 +73,23 @@ class FleetTask(NamedTuple):
     is_exact: bool  # accuracy is the share of whole answers, not of tokens
 
 
-def make_task(name: str, seed: int) -> FleetTask:
-    """The task called `name`, as `seed` splits it.
+def make_task(name: str, seed: int, assets: Path = ASSETS) -> FleetTask:
+    """Returns the task called `name`, as `seed` splits it.
 
     Raises:
         BaseModelError: It needs the assets, and they are not there.
     """
-    if name.partition("-")[0] in ("dolly", "clinc") and not ASSETS.exists():
-        raise BaseModelError(f"task {name} needs ../shared/assets or TUNEFLEET_ASSETS, which is not there")
+    if name.partition("-")[0] in ("dolly", "clinc") and not assets.exists():
+        raise BaseModelError(f"task {name} needs {ASSETS_NAME}, which is not there")
     return TASKS[name](seed)
 
 
 def dolly(model: str, seed: int) -> FleetTask:
     """Ten clients; the test takes as many rows of each."""
     name = "dolly" if model == "tinystories-656K" else f"dolly-{model}"
-    folder = ASSETS / "data/dolly15k"
     devices, test, calibration = [], [], []
-    for index in range(10):
-        rows = dolly_rows(json.loads((folder / f"local_training_{index}.json").read_text()))
+    for index, client in enumerate(dolly_clients()):
+        rows = dolly_rows(client)
         random.Random(f"dolly {index} {seed}").shuffle(rows)
         devices.append(DeviceRows(rows[70:470], rows[:NUM_OWN_TEST]))
         test += rows[40:52]

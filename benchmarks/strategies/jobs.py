@@ -1,35 +1,35 @@
 """Runs of the simulation as jobs: a process for each core, a file for each result, no run done twice.
 
-A result's name holds a digest of every setting that decides it, so a run that was cut off goes on with what
-is missing. The code is not in the digest: after a change to it, `--fresh` does everything anew.
+Results are kept by `benchmarks/results.py`: after a change to the code, `--fresh` does everything anew.
 """
 
-import hashlib
-import multiprocessing as mp
+import multiprocessing
 import os
-import queue
 import random
+import signal
 import sys
+import threading
 import time
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
 import msgspec
 from msgspec import Struct
 
+from benchmarks.results import file_name, others_note, save_result
 from benchmarks.strategies.fleet_tasks import RECIPES, FleetTask, make_task
 from benchmarks.strategies.lineup import HOSTILE, POOLED, QUICK, SIZES, Entry, Size
 from benchmarks.strategies.outcome import Outcome, Settings
 from benchmarks.strategies.pooled import train_pooled
 from benchmarks.strategies.population import Trace, make_population
 from benchmarks.strategies.simulation import Fleet
-from benchmarks.strategies.workbench import Bench, Models, memory_folder
+from benchmarks.strategies.workbench import Workbench, load_base, memory_folder
 from converters.errors import TunefleetError
 from coordinator.config import CoordinatorConfig, read_config
 
 FORMAT = 2  # of what a result means
-POLL_S = 5.0
 GIVEN = ("steps", "lr", "seq_tokens", "batch_tokens")  # of the recipe; the rest is the strategy's or stays
 
 
@@ -51,12 +51,10 @@ class Job(Struct, frozen=True):
 
     @property
     def path(self) -> str:
-        """Of its result's file, within the folder of results."""
+        """Name of its result's file in the folder of results."""
         traces = self.traces if self.entry.setting.population == "traces" else ()
         settings = (FORMAT, self.entry, self.seed, self.size, RECIPES[self.entry.setting.task], traces)
-        content = msgspec.json.encode(settings, order="deterministic")
-        row = "".join(letter if letter.isalnum() else "-" for letter in self.entry.row)
-        return f"{self.entry.setting.task}-{row}-{self.seed}-{hashlib.sha256(content).hexdigest()[:12]}.json"
+        return file_name(f"{self.entry.setting.task}-{self.entry.row}-{self.seed}", settings)
 
 
 class Failure(Struct, frozen=True):
@@ -65,8 +63,8 @@ class Failure(Struct, frozen=True):
     message: str
 
 
-def run_job(job: Job, models: Models) -> Outcome:
-    """A job from beginning to end in this process.
+def run_job(job: Job) -> Outcome:
+    """Runs a job from beginning to end in this process.
 
     Raises:
         TunefleetError: The task's data or base is missing, or the strategy refuses.
@@ -85,7 +83,7 @@ def run_job(job: Job, models: Models) -> Outcome:
     )
     with memory_folder() as folder:
         flipped = settings.poisoned if setting.poison == "label-flipped" else ()
-        bench = Bench(task, models.find(task.base), folder, flipped)
+        bench = Workbench(task, load_base(task.base), folder, flipped)
         if entry.row == POOLED:
             return train_pooled(bench, settings)
         population = make_population(
@@ -96,7 +94,7 @@ def run_job(job: Job, models: Models) -> Outcome:
 
 
 def make_config(entry: Entry, task: FleetTask, size: Size, calibration: Path) -> CoordinatorConfig:
-    """What the coordinator of an entry is told, checked as the product checks it.
+    """Returns what the coordinator of an entry is told, checked as the product checks it.
 
     Args:
         entry: Its settings stand above all others.
@@ -127,15 +125,16 @@ def make_config(entry: Entry, task: FleetTask, size: Size, calibration: Path) ->
 def run_jobs(
     jobs: Sequence[Job], out: Path, num_processes: int, *, is_fresh: bool
 ) -> list[Outcome | Failure]:
-    """Results in the jobs' order; what lies in `out` is not run again.
+    """Returns results in the jobs' order; what lies in `out` is not run again.
 
     Raises:
-        RuntimeError: A process died.
+        BrokenProcessPool: A process died.
     """
     out.mkdir(parents=True, exist_ok=True)
-    different = {job.path: job for job in jobs}.values()  # tables share some
-    missing = [job for job in different if is_fresh or not (out / job.path).exists()]
-    print(f"{len(jobs)} runs, {len(missing)} of them to do", file=sys.stderr, flush=True)
+    different = {job.path: job for job in jobs}  # tables share some
+    missing = [job for path, job in different.items() if is_fresh or not (out / path).exists()]
+    others = others_note(out, different)
+    print(f"{len(jobs)} runs, {len(missing)} of them to do{others}", file=sys.stderr, flush=True)
     failures = _run_missing(missing, out, num_processes) if missing else {}
     return [
         failures.get(job.path) or msgspec.json.decode((out / job.path).read_bytes(), type=Outcome)
@@ -145,64 +144,39 @@ def run_jobs(
 
 def _run_missing(missing: Sequence[Job], out: Path, num_processes: int) -> dict[str, Failure]:
     os.environ["OMP_NUM_THREADS"] = "1"  # of the processes to come: one for each core
-    context = mp.get_context("spawn")
-    inbox: mp.Queue[Job | None] = context.Queue()
-    outbox: mp.Queue[tuple[Job, Outcome | Failure]] = context.Queue()
-    # Longest first would end more evenly; by task, each process keeps to few base models.
-    for job in [*missing, *[None] * num_processes]:
-        inbox.put(job)
-    workers = [context.Process(target=_work, args=(inbox, outbox), daemon=True) for _ in range(num_processes)]
-    for worker in workers:
-        worker.start()
+    spawn = multiprocessing.get_context("spawn")
     failures: dict[str, Failure] = {}
     began = time.monotonic()
-    for number in range(1, len(missing) + 1):
-        job, found = _next_result(outbox, workers)
-        if isinstance(found, Failure):
-            failures[job.path] = found
-        else:
-            _save(found, out / job.path)
-        left_s = (time.monotonic() - began) / number * (len(missing) - number)
-        print(_progress(job, found, number, len(missing), left_s), file=sys.stderr, flush=True)
+    with ProcessPoolExecutor(num_processes, spawn, initializer=end_with_parent) as pool:
+        # Longest first would end more evenly; by task, each process keeps to few base models.
+        under_way = {pool.submit(_try_job, job): job for job in missing}
+        for number, done in enumerate(as_completed(under_way), 1):
+            job, found = under_way[done], done.result()
+            if isinstance(found, Failure):
+                failures[job.path] = found
+            else:
+                save_result(found, out / job.path)
+            left_s = (time.monotonic() - began) / number * (len(missing) - number)
+            print(_progress(job, found, number, len(missing), left_s), file=sys.stderr, flush=True)
     return failures
 
 
-def _work(inbox: "mp.Queue[Job | None]", outbox: "mp.Queue[tuple[Job, Outcome | Failure]]") -> None:
-    models = Models()
-    while job := _next_job(inbox):
-        try:
-            outbox.put((job, run_job(job, models)))
-        except TunefleetError as error:
-            outbox.put((job, Failure(str(error))))
+def _try_job(job: Job) -> Outcome | Failure:
+    try:
+        return run_job(job)
+    except TunefleetError as error:
+        return Failure(str(error))
 
 
-def _next_job(inbox: "mp.Queue[Job | None]") -> Job | None:
-    """None, too, when the process that hands jobs out was killed."""
-    parent = mp.parent_process()
-    while parent is None or parent.is_alive():
-        try:
-            return inbox.get(timeout=POLL_S)
-        except queue.Empty:
-            continue
-    return None
+def end_with_parent() -> None:
+    """Lets a pool's process end with the one that started it, which by itself it would outlive and wait for.
 
-
-def _next_result(
-    outbox: "mp.Queue[tuple[Job, Outcome | Failure]]", workers: Sequence[mp.process.BaseProcess]
-) -> tuple[Job, Outcome | Failure]:
-    while True:
-        try:
-            return outbox.get(timeout=POLL_S)
-        except queue.Empty:
-            codes = [worker.exitcode for worker in workers if worker.exitcode]
-            if codes:
-                raise RuntimeError(f"a process of the simulation died with exit status {codes[0]}") from None
-
-
-def _save(outcome: Outcome, path: Path) -> None:
-    partial = path.with_suffix(".part")
-    partial.write_bytes(msgspec.json.encode(outcome))
-    partial.replace(path)
+    Ctrl-C, which the terminal sends to both, ends it at once instead of its job alone.
+    """
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 
 
 def _progress(job: Job, found: Outcome | Failure, number: int, count: int, left_s: float) -> str:

@@ -7,13 +7,13 @@ import itertools
 import time
 
 from benchmarks.strategies.outcome import Outcome, Point, Settings
-from benchmarks.strategies.workbench import Bench
+from benchmarks.strategies.workbench import Workbench
 from edge.training.packing import iterate_batches
 
 NUM_POINTS = 8
 
 
-def train_pooled(bench: Bench, settings: Settings) -> Outcome:
+def train_pooled(bench: Workbench, settings: Settings) -> Outcome:
     """Trains on all rows in one run, and scores it on the way."""
     began = time.process_time()
     recipe, model = bench.task.recipe, bench.model
@@ -49,7 +49,7 @@ def train_pooled(bench: Bench, settings: Settings) -> Outcome:
     )
 
 
-def _point(bench: Bench, step: int, num_updates: int) -> Point:
+def _point(bench: Workbench, step: int, num_updates: int) -> Point:
     test = bench.score_present(bench.test)
     return Point(
         version=step,

@@ -29,7 +29,7 @@ from msgspec import structs
 
 from benchmarks.strategies.outcome import Outcome, Point, Settings
 from benchmarks.strategies.population import Accident, Population
-from benchmarks.strategies.workbench import Bench, Quality, poison
+from benchmarks.strategies.workbench import Quality, Workbench, poison
 from converters.adapter import LoraAdapter
 from converters.formats.canonical import save_adapter
 from converters.masking import leading_rows
@@ -85,7 +85,7 @@ class Fleet:
     """
 
     def __init__(
-        self, bench: Bench, population: Population, config: CoordinatorConfig, settings: Settings
+        self, bench: Workbench, population: Population, config: CoordinatorConfig, settings: Settings
     ) -> None:
         self.bench, self.population, self.settings = bench, population, settings
         names = tuple(machine.name for machine in population.machines)

@@ -12,10 +12,11 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-from benchmarks.paired import Difference, jain, paired_difference
+from benchmarks.paired import Difference, paired_difference
 from benchmarks.strategies.jobs import Failure
 from benchmarks.strategies.lineup import BASELINE, POOLED, Entry, Setting
 from benchmarks.strategies.outcome import Outcome, Point
+from coordinator.observers.status import jain_index
 
 NUM_FINAL = 3  # scored versions
 TARGET_SHARES = {"household": 0.95}  # its loss falls fast, its exact answers come late
@@ -93,8 +94,8 @@ def times_as_fast(outcome: Outcome, synchronous: Outcome) -> float:
 
 
 def fairness(outcome: Outcome) -> float:
-    """Jain's index of the devices' weight shares; devices that never had any count as zero."""
-    return jain(list(outcome.weights.values())) if outcome.weights else math.nan
+    """Returns Jain's index of the devices' weight shares; devices that never had any count as zero."""
+    return (jain_index(list(outcome.weights.values())) or 0.0) if outcome.weights else math.nan
 
 
 def harmful_share(outcome: Outcome) -> float:

@@ -9,7 +9,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import cached_property
+from functools import cache, cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -45,28 +45,21 @@ class Quality(NamedTuple):
     accuracy: float  # the task's own: of whole answers, or of tokens
 
 
-class Models:
-    """Base models by folder; each is loaded once in a process."""
+@cache
+def load_base(base: Path) -> TrainableModel:
+    """Loads a base model, once in a process.
 
-    def __init__(self) -> None:
-        self._loaded: dict[Path, TrainableModel] = {}
+    Raises:
+        BaseModelError: It cannot be loaded.
+        MissingExtra: The torch extra is not installed.
+    """
+    import torch  # a heavy library, when it is asked for
 
-    def find(self, base: Path) -> TrainableModel:
-        """The loaded base.
-
-        Raises:
-            BaseModelError: It cannot be loaded.
-            MissingExtra: The torch extra is not installed.
-        """
-        if base not in self._loaded:
-            import torch  # a heavy library, when it is asked for
-
-            torch.set_num_threads(1)  # there is a simulation for each core
-            self._loaded[base] = load_model("torch", base)
-        return self._loaded[base]
+    torch.set_num_threads(1)  # there is a simulation for each core
+    return load_model("torch", base)
 
 
-class Bench:
+class Workbench:
     """A task on its loaded base model.
 
     Args:
@@ -98,11 +91,11 @@ class Bench:
         )
 
     def first_adapter(self, seed: int) -> LoraAdapter:
-        """Version 0."""
+        """Returns version 0."""
         return initial_adapter(self.modules, rank=self.task.rank, scale=self.task.scale, seed=seed)
 
     def train(self, device: int, plan: Plan, adapter: LoraAdapter, folder: Path) -> Result:
-        """A device's task, in a folder that exists and is empty."""
+        """Does a device's task, in a folder that exists and is empty."""
         return train(self.model, self.train_data[device], plan, adapter, folder)
 
     @cached_property
@@ -112,7 +105,7 @@ class Bench:
         return [self._load(self.task.test[index::count]) for index in range(count)]
 
     def num_tokens(self, device: int, plan: Plan) -> int:
-        """Useful tokens that the plan will train on, known before it is followed."""
+        """Counts the useful tokens that the plan will train on, before it is followed."""
         batches = iterate_batches(
             self.train_data[device].examples,
             seq_tokens=plan.seq_tokens,
@@ -122,12 +115,12 @@ class Bench:
         return sum(batch.num_tokens for batch in islice(batches, plan.steps))
 
     def score(self, adapter: LoraAdapter, dataset: Dataset) -> Quality:
-        """An adapter on some rows."""
+        """Scores an adapter on some rows."""
         self.model.set_adapter(adapter)
         return self.score_present(dataset)
 
     def score_present(self, dataset: Dataset) -> Quality:
-        """The adapter that the model has, on some rows."""
+        """Scores the adapter that the model has on some rows."""
         found = score_dataset(
             self.model, dataset, seq_tokens=self.task.recipe.seq_tokens, batch_tokens=SCORE_TOKENS
         )
@@ -148,7 +141,7 @@ class Bench:
 
 @contextmanager
 def memory_folder() -> Iterator[Path]:
-    """A folder in memory where the system has one: what is written there costs no disk."""
+    """Makes a folder in memory where the system has one: what is written there costs no disk."""
     folder = Path(tempfile.mkdtemp(prefix="fleet-", dir=MEMORY if MEMORY.is_dir() else None))
     try:
         yield folder
@@ -157,13 +150,13 @@ def memory_folder() -> Iterator[Path]:
 
 
 def shuffled(rows: Sequence[Row]) -> list[Row]:
-    """Every completion moved on by half the rows: right words, at the wrong prompts."""
+    """Moves every completion on by half the rows: right words, at the wrong prompts."""
     half = len(rows) // 2
     return [row._replace(completion=rows[index - half].completion) for index, row in enumerate(rows)]
 
 
 def poison(kind: Poison, dispatched: Path, result: Result) -> Result:
-    """What a hostile device makes of its trained adapter before it is sent."""
+    """Does what a hostile device does to its trained adapter before it is sent."""
     if kind == "label-flipped":
         return result  # its data did it
     factor = np.float32(-1.0 if kind == "sign-flipped" else POISON_SCALE)

@@ -14,22 +14,22 @@ Run as: python -m benchmarks.studies.alignment_fits dolly|household [--updates 1
 
 import argparse
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.strategies.fleet_tasks import make_task
+from benchmarks.strategies.jobs import make_config
+from benchmarks.strategies.lineup import Entry, Setting, Size
+from benchmarks.strategies.outcome import Settings
 from benchmarks.strategies.population import make_population
-from benchmarks.strategies.simulation import Fleet, Settings
-from benchmarks.strategies.workbench import MEMORY, Bench, Models
+from benchmarks.strategies.simulation import Fleet
+from benchmarks.strategies.workbench import Workbench, load_base, memory_folder
 from converters.adapter import Factors, LoraAdapter
 from coordinator.calibration import Calibration
-from coordinator.config import CoordinatorConfig
 from coordinator.strategies.alignment import Misfit, Vector, carry_over, fit_maps, group_misfit
 from coordinator.strategies.base import Contribution, Pace, Report, State, Strategy, Waiting
 from coordinator.strategies.grouping import group
@@ -38,6 +38,7 @@ from coordinator.strategies.work import begin
 
 WEIGHT = 0.25  # of a group in the step whose loss is told
 EVERY = 4  # merges
+BUFFER = 4  # updates
 
 
 class Found(NamedTuple):
@@ -71,7 +72,7 @@ class Counted:
 class Watched:
     """A strategy that measures the fits on what it is about to merge."""
 
-    def __init__(self, strategy: Strategy, bench: Bench, num_groups: int) -> None:
+    def __init__(self, strategy: Strategy, bench: Workbench, num_groups: int) -> None:
         self.strategy, self.bench, self.num_groups = strategy, bench, num_groups
         self.name = strategy.name
         self.calibrator = Counted(bench.calibration)
@@ -118,7 +119,7 @@ class Watched:
 
 
 def fit_by_adam(misfit: Misfit, num_steps: int, lr: float) -> Vector:
-    """The best iterate of Adam (Kingma & Ba, arXiv 1412.6980) from the identity."""
+    """Returns the best iterate of Adam (Kingma & Ba, arXiv 1412.6980) from the identity."""
     vector = best = misfit.identity
     first = second = np.zeros_like(vector)
     least = np.inf
@@ -144,26 +145,12 @@ SOLVERS: dict[str, Callable[[Misfit], Vector]] = {
 
 
 def measure(task_name: str, num_updates: int, num_groups: int, seed: int = 0) -> dict[str, list[Found]]:
-    """Every solver's results, group by group."""
+    """Measures every solver, group by group."""
     task = make_task(task_name, seed)
-    config = CoordinatorConfig(
-        broker="mqtt://127.0.0.1",
-        fleet="fits",
-        base=str(task.base),
-        state="fits",
-        ranks=(task.rank,),
-        scale=task.scale,
-        targets=task.targets,
-        strategy="fedbuff",
-        space="factors",
-        buffer_size=4,
-        time_budget_s=0.0,
-        max_staleness=50,
-        keep_versions=100,
-        recipe=task.recipe,
-    )
-    with tempfile.TemporaryDirectory(dir=MEMORY if MEMORY.exists() else None) as folder:
-        bench = Bench(task, Models().find(task.base), Path(folder))
+    entry = Entry("fedbuff", {"strategy": "fedbuff", "space": "factors"}, Setting(task_name, "lognormal"))
+    with memory_folder() as folder:
+        bench = Workbench(task, load_base(task.base), folder)
+        config = make_config(entry, task, Size(num_updates, num_updates, BUFFER), bench.calibration_path)
         population = make_population("lognormal", len(task.devices), seed)
         fleet = Fleet(bench, population, config, Settings(num_updates, num_updates, seed))
         watched = Watched(fleet.strategy, bench, num_groups)

@@ -1,12 +1,14 @@
 import pytest
 
-from benchmarks.paired import bootstrap, jain, paired_difference
+from benchmarks.paired import bootstrap, paired_difference
+
+pytest.importorskip("scipy", reason="needs the bench extra")
 
 
 def test_students_interval_by_hand():
     found = paired_difference([2.0, 4.0, 6.0], [1.0, 2.0, 3.0])  # differences 1, 2, 3
     assert found.mean == 2.0
-    half = 4.303 * 1.0 / 3**0.5  # two degrees of freedom, deviation 1
+    half = 4.302653 * 1.0 / 3**0.5  # two degrees of freedom, deviation 1
     assert (found.student.low, found.student.high) == pytest.approx((2 - half, 2 + half))
     assert not found.student.excludes_zero
 
@@ -29,14 +31,6 @@ def test_a_verdict_needs_both_intervals():
     assert not found.is_significant
 
 
-@pytest.mark.parametrize("count", [1, 11])
-def test_two_to_ten_pairs_are_expected(count):
-    with pytest.raises(ValueError, match="2 to 10"):
-        paired_difference([0.0] * count, [1.0] * count)
-
-
-def test_jains_index_counts_who_has_a_share():
-    assert jain([1.0, 1.0, 1.0, 1.0]) == 1.0
-    assert jain([1.0, 0.0, 0.0, 0.0]) == 0.25
-    assert jain([3.0, 1.0]) == pytest.approx(16 / 20)
-    assert jain([0.0, 0.0]) == 0.0
+def test_one_pair_tells_nothing():
+    with pytest.raises(ValueError, match="got 1 pairs, expected at least 2"):
+        paired_difference([0.0], [1.0])

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from benchmarks.models import ASSETS
+from benchmarks.assets import ASSETS
 from benchmarks.strategies.fleet_tasks import TASKS, deal, dolly_rows, domain_shares, make_task, part_of
 from converters.errors import BaseModelError
 from coordinator.demo.household import FLEET
@@ -68,7 +68,6 @@ def test_rows_are_dealt_once_until_their_domain_runs_out():
     assert len(set(first) | set(second)) == 6
 
 
-def test_missing_assets_are_one_clear_sentence(monkeypatch, tmp_path):
-    monkeypatch.setattr("benchmarks.strategies.fleet_tasks.ASSETS", tmp_path / "nowhere")
+def test_missing_assets_are_one_clear_sentence(tmp_path):
     with pytest.raises(BaseModelError, match=r"task dolly needs \.\./shared/assets or TUNEFLEET_ASSETS"):
-        make_task("dolly", 0)
+        make_task("dolly", 0, tmp_path / "nowhere")

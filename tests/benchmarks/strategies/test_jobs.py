@@ -1,3 +1,8 @@
+import os
+import subprocess
+import sys
+import time
+
 import pytest
 
 from benchmarks.strategies.fleet_tasks import make_task
@@ -50,3 +55,32 @@ def test_a_misspelt_stage_is_an_error_before_anything_runs(tmp_path):
     entry = job(entry={"settings": {"strategy": "fedbuff", "stages": {"order": ["krumm"]}}}).entry
     with pytest.raises(ConfigError, match="krumm"):
         make_config(entry, make_task("household", 0), SIZES["household"], tmp_path)
+
+
+POOL = """
+import multiprocessing, os, time
+from concurrent.futures import ProcessPoolExecutor
+from benchmarks.strategies.jobs import end_with_parent
+pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), initializer=end_with_parent)
+print(pool.submit(os.getpid).result(), flush=True)
+time.sleep(600)
+"""
+
+
+def is_there(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def test_no_process_of_a_pool_outlives_the_one_that_was_killed():
+    parent = subprocess.Popen([sys.executable, "-c", POOL], stdout=subprocess.PIPE, text=True)
+    with parent:
+        pid = int(parent.stdout.readline())
+        parent.kill()
+    deadline = time.monotonic() + 10
+    while is_there(pid):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)

@@ -22,9 +22,9 @@ def make_fleet(make_model, tmp_path_factory):
     pytest.importorskip("torch", reason="needs the torch extra")
     from benchmarks.strategies.outcome import Settings
     from benchmarks.strategies.simulation import Fleet
-    from benchmarks.strategies.workbench import Bench, Models
+    from benchmarks.strategies.workbench import Workbench, load_base
 
-    models, base = Models(), make_model("llama")
+    base = make_model("llama")
 
     def make(
         s_per_token, *, num_updates=6, poison=None, accidents=None, bytes_per_s=1e12, ranks=(2,), **changes
@@ -33,7 +33,7 @@ def make_fleet(make_model, tmp_path_factory):
         recipe = Recipe(steps=STEPS, lr=1e-2, seq_tokens=32, batch_tokens=32)
         devices = [DeviceRows(rows[index:], rows[:1]) for index in range(len(s_per_token))]
         task = FleetTask("tiny", base, ("q_proj",), 2, 2.0, recipe, devices, rows, rows[:4], is_exact=False)
-        bench = Bench(task, models.find(base), tmp_path_factory.mktemp("fleet"))
+        bench = Workbench(task, load_base(base), tmp_path_factory.mktemp("fleet"))
         machines = [Machine(f"d-{i}", (speed, speed), bytes_per_s) for i, speed in enumerate(s_per_token)]
         population = Played(tuple(machines), accidents or {})
         places = {"broker": "mqtt://x", "fleet": "f", "base": str(base), "state": ""}

@@ -17,6 +17,7 @@ from benchmarks.strategies.lineup import (
 from benchmarks.strategies.outcome import Outcome, Point
 from benchmarks.strategies.plots import plot_task
 from benchmarks.strategies.tables import (
+    fairness,
     final_loss,
     gather,
     harmful_share,
@@ -111,6 +112,15 @@ def test_a_picture_is_drawn_1200_pixels_wide(tmp_path):
     head = (tmp_path / "dolly.png").read_bytes()[:24]
     assert head[1:4] == b"PNG"
     assert int.from_bytes(head[16:20], "big") == 1200
+
+
+@pytest.mark.parametrize(
+    ("weights", "share"),
+    [([1, 1, 1, 1], 1.0), ([1, 0, 0, 0], 0.25), ([3, 1], 16 / 20), ([0, 0], 0.0)],
+)
+def test_jains_index_counts_who_has_a_share(weights, share):
+    devices = {f"d-{number}": float(weight) for number, weight in enumerate(weights)}
+    assert fairness(outcome([1.0], weights=devices)) == pytest.approx(share)
 
 
 def test_harmful_merges_are_a_share():
