@@ -31,7 +31,7 @@ CHAT_TEMPLATE = "{% for message in messages %}{{ message['content'] }}\n{% endfo
 
 
 def train_tokenizer(stories: list[str], seed: int) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer; digits stand alone, so that a number is copied digit by digit."""
+    """Trains a byte-level BPE tokenizer; digits stand alone, so that numbers are copied digit by digit."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
@@ -51,7 +51,7 @@ def train_tokenizer(stories: list[str], seed: int) -> PreTrainedTokenizerFast:
 
 
 def new_model(seed: int) -> LlamaForCausalLM:
-    """The model before its first step."""
+    """Returns the model before its first step."""
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=VOCABULARY,
@@ -75,7 +75,7 @@ def new_model(seed: int) -> LlamaForCausalLM:
 def batches(
     tokenizer: PreTrainedTokenizerFast, stories: list[str], rows: int, seed: int
 ) -> Iterator[torch.Tensor]:
-    """Endless (rows, CONTEXT) token ids: documents between their marks, end to end."""
+    """Yields (rows, CONTEXT) token ids without end: documents between their marks, end to end."""
     bos, eos = 1, 2
     texts, tokens, needed = documents(stories, seed), [], rows * CONTEXT
     while True:
@@ -87,7 +87,7 @@ def batches(
 
 
 def new_optimizers(model: LlamaForCausalLM, lr: float) -> list[torch.optim.Optimizer]:
-    """Muon for the hidden matrices, AdamW for the embedding and the norms."""
+    """Returns Muon for the hidden matrices, AdamW for the embedding and the norms."""
     parameters = dict(model.named_parameters())
     matrices = [tensor for name, tensor in parameters.items() if tensor.ndim == 2 and "embed" not in name]
     others = [tensor for name, tensor in parameters.items() if tensor.ndim != 2 or "embed" in name]
@@ -98,7 +98,7 @@ def new_optimizers(model: LlamaForCausalLM, lr: float) -> list[torch.optim.Optim
 
 
 def pretrain(arguments: argparse.Namespace) -> None:
-    """The whole run: tokenizer, steps, checkpoints."""
+    """Runs it all: tokenizer, steps, checkpoints."""
     stories = read_stories(sorted((ASSETS / "data" / "tinystories").glob("*.txt")))
     tokenizer = train_tokenizer(stories, arguments.seed)
     model = new_model(arguments.seed)
@@ -134,7 +134,7 @@ def _train(model: LlamaForCausalLM, optimizers: list[torch.optim.Optimizer], tok
 
 
 def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, out: Path) -> None:
-    """The folder as transformers and mlx-lm read it, weights in float16."""
+    """Writes the folder as transformers and mlx-lm read it, weights in float16."""
     copy.deepcopy(model).half().save_pretrained(out)
     tokenizer.save_pretrained(out, save_jinja_files=False)
     settings = out / "tokenizer_config.json"
@@ -145,7 +145,7 @@ def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, out: Path)
 
 
 def _schedule(step: int, steps: int) -> float:
-    """Up over 100 steps, then down along a cosine to a twentieth."""
+    """Scales the learning rate: up over 100 steps, then down along a cosine to a twentieth."""
     return min((step + 1) / 100, 0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * step / steps)))
 
 

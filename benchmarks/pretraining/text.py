@@ -85,14 +85,14 @@ KEYS = {
 
 
 def read_stories(paths: list[Path]) -> list[str]:
-    """Stories of the files, split where the files split them: at end marks or blank-line openings."""
+    """Reads the files' stories, split where the files split them: at end marks or blank-line openings."""
     text = "\n<|endoftext|>\n".join(path.read_text(encoding="utf-8", errors="ignore") for path in paths)
     parts = re.split(r"<\|endoftext\|>|\n\n+(?=Once upon|One day)", text)
     return [part.strip() for part in parts if len(part.strip()) > 80]
 
 
 def documents(stories: list[str], seed: int) -> Iterator[str]:
-    """Endless documents; one in eight is a piece of a story, and longer than the others."""
+    """Yields documents without end; one in eight is a piece of a story, and longer than the others."""
     rng = random.Random(seed)
     kinds: tuple[tuple[Callable[[random.Random], str], int], ...] = (
         (_forms, 40), (_copies, 14), (_lookups, 12), (_answers, 14), (_descriptions, 6), (_fractions, 2),
@@ -116,7 +116,7 @@ def _fact(rng: random.Random) -> tuple[str, dict[str, str]]:
 
 
 def _forms(rng: random.Random) -> str:
-    """Sentences, each followed by its facts in the one form of this document."""
+    """Writes sentences, each followed by its facts in the one form of this document."""
     fields = rng.sample(list(KEYS), rng.choice((1, 2, 2, 3, 3, 3)))
     keyed = rng.random() < 0.3
     names = {field: rng.choice(KEYS[field]) for field in fields}
@@ -138,7 +138,7 @@ def _forms(rng: random.Random) -> str:
 
 
 def _copies(rng: random.Random) -> str:
-    """Lists said again, as they are or in another dress."""
+    """Writes lists and says them again, as they are or in another form."""
     pool = rng.choice((PLACES + THINGS, PLACES + THINGS + WORDS, tuple(str(n) for n in range(100)) + THINGS))
     length, inside, outside = rng.randint(1, 7), rng.choice((" ", ", ", " and ")), rng.choice(SEPARATORS)
 
@@ -150,7 +150,7 @@ def _copies(rng: random.Random) -> str:
 
 
 def _lookups(rng: random.Random) -> str:
-    """A table and questions to it."""
+    """Writes a table and questions to it."""
     keys = rng.sample(rng.choice((PLACES, THINGS)), rng.randint(2, 7))
     table = {
         key: rng.choice((str(rng.randint(0, 99)), rng.choice(STATES), rng.choice(THINGS))) for key in keys
@@ -163,7 +163,7 @@ def _lookups(rng: random.Random) -> str:
 
 
 def _answers(rng: random.Random) -> str:
-    """Questions about the last sentence."""
+    """Writes sentences, and a question about each."""
     lines = []
     for _ in range(rng.randint(1, 4)):
         sentence, facts = _fact(rng)
@@ -195,7 +195,7 @@ def _descriptions(rng: random.Random) -> str:
 
 
 def _fractions(rng: random.Random) -> str:
-    """The slash is known as a sign, and not as the demo uses it."""
+    """Writes slashes as signs, and not as the demo uses them."""
     return " ".join(
         f"{rng.randint(1, 99)}/{rng.choice(WORDS)} and/or {rng.randint(1, 31)}/{rng.randint(1, 12)}"
         for _ in range(rng.randint(2, 5))

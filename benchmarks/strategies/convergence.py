@@ -71,7 +71,7 @@ def run_table(table: TableName, options: argparse.Namespace, traces: Sequence[Tr
 
 
 def chosen(table: TableName, is_quick: bool, has_traces: bool) -> list[Entry]:
-    """A table's rows; `traces` without any is left out, and a quick run shows little of each."""
+    """Returns a table's rows; `traces` without any is left out, and a quick run shows little of each."""
     entries = [entry for entry in entries_of(table) if has_traces or entry.setting.population != "traces"]
     if not is_quick:
         return entries
@@ -80,7 +80,7 @@ def chosen(table: TableName, is_quick: bool, has_traces: bool) -> list[Entry]:
 
 
 def draw(tables: dict[Setting, list[Cell]], folder: Path) -> None:
-    """A picture for each task."""
+    """Draws a picture for each task."""
     for setting, cells in tables.items():
         plot_task(setting.task, cells, folder / f"convergence-{setting.task}.png")
 

@@ -85,7 +85,7 @@ def make_task(name: str, seed: int, assets: Path = ASSETS) -> FleetTask:
 
 
 def dolly(model: str, seed: int) -> FleetTask:
-    """Ten clients; the test takes as many rows of each."""
+    """Returns ten clients; the test takes as many rows of each."""
     name = "dolly" if model == "tinystories-656K" else f"dolly-{model}"
     devices, test, calibration = [], [], []
     for index, client in enumerate(dolly_clients()):
@@ -109,7 +109,7 @@ def dolly(model: str, seed: int) -> FleetTask:
 
 
 def dolly_rows(rows: Sequence[Mapping[str, str]]) -> list[Row]:
-    """Those that are short enough once their context is cut."""
+    """Returns those rows that are short enough once their context is cut."""
     made = []
     for row in rows:
         context = f"\n{row['context'][:DOLLY_CONTEXT]}" if row["context"] else ""
@@ -120,7 +120,7 @@ def dolly_rows(rows: Sequence[Mapping[str, str]]) -> list[Row]:
 
 
 def clinc(alpha: float | None, num_devices: int, seed: int) -> FleetTask:
-    """CLINC150 over devices.
+    """Returns CLINC150 over devices.
 
     Args:
         alpha: Of the Dirichlet over domains that each device draws its rows by; None: device i has
@@ -160,7 +160,7 @@ def clinc(alpha: float | None, num_devices: int, seed: int) -> FleetTask:
 def domain_shares(
     alpha: float | None, num_devices: int, num_domains: int, rng: np.random.Generator
 ) -> np.ndarray:
-    """Share of each domain in each device's rows, (devices, domains); rows add up to 1."""
+    """Draws each domain's share of each device's rows, (devices, domains); a device's add up to 1."""
     if alpha is None:
         return np.eye(num_domains)[np.arange(num_devices) % num_domains]
     return rng.dirichlet(np.full(num_domains, alpha), num_devices)
@@ -173,7 +173,7 @@ def deal(
     each: int,
     rng: np.random.Generator,
 ) -> list[list[Row]]:
-    """`each` rows for every device, by its shares; a row goes to one device until its domain runs out."""
+    """Deals `each` rows to every device by its shares; no row goes twice until its domain runs out."""
     stock: list[list[Row]] = [[] for _ in range(shares.shape[1])]
     for index in rng.permutation(len(pairs)):
         text, intent = pairs[index]
@@ -191,12 +191,12 @@ def deal(
 
 
 def intent_row(text: str, intent: str) -> Row:
-    """An utterance, and its intent in words."""
+    """Returns an utterance with its intent in words."""
     return Row(f"{text}\n", intent.replace("_", " "))
 
 
 def household(seed: int) -> FleetTask:
-    """The demo's four homes, each split over three devices."""
+    """Returns the demo's four homes, each split over three devices."""
     parts = [part_of(home, number) for home in FLEET for number in range(HOMES_SPLIT)]
     unseen = [Row(*example) for example in held_out(200 + NUM_CALIBRATION, seed)]
     devices = [split_home(own_examples(part, 400, seed)) for part in parts]
@@ -215,7 +215,7 @@ def household(seed: int) -> FleetTask:
 
 
 def split_home(examples: Sequence[Example]) -> DeviceRows:
-    """A fifth of the different sentences is kept for the test, 40 at most."""
+    """Keeps a fifth of the different sentences for the test, 40 at most."""
     rows = [Row(*example) for example in examples]
     different = list(dict.fromkeys(rows))
     test = different[: min(NUM_OWN_TEST, len(different) // 5)]
@@ -223,7 +223,7 @@ def split_home(examples: Sequence[Example]) -> DeviceRows:
 
 
 def part_of(home: Household, number: int) -> Household:
-    """Three of the five rooms and appliances, and a third of the phrasings."""
+    """Returns a home with three of its five rooms and appliances, and a third of its phrasings."""
     places = [(2 * number + step) % len(home.rooms) for step in range(3)]
     return home._replace(
         device_id=f"{home.device_id}-{number}",

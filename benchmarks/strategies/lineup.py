@@ -100,13 +100,13 @@ QUICK_SETTINGS: Mapping[TableName, tuple[Setting, ...]] = {
 
 
 def entries_of(table: TableName) -> list[Entry]:
-    """Everything that a table shows."""
+    """Returns everything that a table shows."""
     makers = (main, rivals, parts, ablation, poison, filters, spread, models)
     return dict(zip(TABLES, makers, strict=True))[table]()
 
 
 def main() -> list[Entry]:
-    """The default, FedAvg, FedBuff and AlignFed under the 400-fold spread; training on all rows at once."""
+    """Compares the default, FedAvg, FedBuff and AlignFed at speeds 400 times apart, and all rows at once."""
     rows: dict[str, Mapping[str, Any]] = {POOLED: {}} | {name: ROWS[name] for name in MAIN_ROWS} | dict(TUNED)
     return [
         Entry(row, dict(settings), Setting(task)) for task in MAIN_TASKS for row, settings in rows.items()
@@ -114,14 +114,14 @@ def main() -> list[Entry]:
 
 
 def rivals() -> list[Entry]:
-    """All other strategies, beside the baseline and the default."""
+    """Compares all other strategies with the baseline and the default."""
     others = [name for name in ROWS if name not in MAIN_ROWS]
     rows = (BASELINE, DEFAULT, *others)
     return [Entry(row, dict(ROWS[row]), Setting(SIDE_TASK)) for row in rows]
 
 
 def parts() -> list[Entry]:
-    """The default strategy without each of its parts, and the baseline with the part that does most."""
+    """Leaves each part out of the default; gives the baseline the part that does most."""
     order = PRESETS[DEFAULT].order
     rows: dict[str, dict[str, Any]] = {DEFAULT: {}}
     for stage in order:
@@ -140,7 +140,7 @@ def parts() -> list[Entry]:
 
 
 def ablation() -> list[Entry]:
-    """AlignFed, and without each of its stages."""
+    """Leaves each stage out of AlignFed."""
     order = PRESETS["alignfed"].order
     rows: list[tuple[str, dict[str, Any]]] = [("alignfed", {"strategy": "alignfed"})]
     rows += [("alignfed-literal", {"strategy": "alignfed-literal"})]
@@ -155,7 +155,7 @@ def ablation() -> list[Entry]:
 
 
 def poison() -> list[Entry]:
-    """A fifth of the devices is hostile; beside it the same fleet without them being so."""
+    """Makes a fifth of the devices hostile; beside it stands the same fleet without that."""
     kinds: tuple[Poison | None, ...] = (None, "sign-flipped", "scaled", "label-flipped")
     return [
         Entry(row, dict(ROWS[row]), Setting(SIDE_TASK, poison=kind))
@@ -165,7 +165,7 @@ def poison() -> list[Entry]:
 
 
 def filters() -> list[Entry]:
-    """Every robust filter by itself on the baseline, where a fifth of the devices is hostile."""
+    """Tries every robust filter by itself on the baseline, where a fifth of the devices is hostile."""
     rows = {BASELINE: ROWS[BASELINE], DEFAULT: ROWS[DEFAULT]} | ROBUST
     return [
         Entry(row, dict(settings), Setting(SIDE_TASK, poison="sign-flipped"))
@@ -174,7 +174,7 @@ def filters() -> list[Entry]:
 
 
 def spread() -> list[Entry]:
-    """Populations, staleness that is let through, and drop-outs."""
+    """Varies the population, the staleness that is let through, and drop-outs."""
     populations: tuple[PopulationName, ...] = ("lognormal", "400x", "traces")
     return [
         Entry(row, dict(ROWS[row]), Setting(SIDE_TASK, population, drop_out, max_staleness))
@@ -185,7 +185,7 @@ def spread() -> list[Entry]:
 
 
 def models() -> list[Entry]:
-    """Another base model, other mixtures of intents, and devices of unlike ranks."""
+    """Tries another base model, other mixtures of intents, and devices of unlike ranks."""
     tasks = ("dolly-stories260K", "clinc-0.1", "clinc-0.5")
     rows = ("fedavg", BASELINE, DEFAULT)
     tiered = [

@@ -90,5 +90,5 @@ def _draw(
 
 
 def _grid(end: float) -> "np.ndarray":
-    """Places from 0 to `end`, as dense at its beginning on a logarithmic axis as at its end."""
+    """Returns places from 0 to `end`, on a logarithmic axis as dense at its beginning as at its end."""
     return np.concatenate([[0.0], end * np.geomspace(1e-3, 1.0, NUM_GRID)])

@@ -68,20 +68,20 @@ class Population(NamedTuple):
     seed: int
 
     def duration_s(self, device: int, number: int, num_tokens: int) -> float:
-        """Seconds that a device computes on its task `number`, counted from 0."""
+        """Returns the seconds that a device computes on its task `number`, counted from 0."""
         speeds = self.machines[device].s_per_token
         jitter = math.exp(self._rng("jitter", device, number).gauss(0, JITTER)) if len(speeds) == 1 else 1.0
         return num_tokens * speeds[number % len(speeds)] * jitter
 
     def accident(self, device: int, number: int) -> Accident | None:
-        """What interrupts its task `number`, if anything does."""
+        """Returns what interrupts its task `number`, if anything does."""
         rng = self._rng("accident", device, number)
         if rng.random() >= self.drop_out:
             return None
         return Accident(rng.random(), rng.expovariate(1 / MEAN_AWAY), rng.random() < LOST)
 
     def slowest(self, share: float) -> list[int]:
-        """The slowest devices, `share` of all and at least one."""
+        """Returns the slowest devices, `share` of all and at least one."""
         means = [sum(machine.s_per_token) / len(machine.s_per_token) for machine in self.machines]
         order = sorted(range(len(means)), key=lambda index: means[index])
         return order[-max(1, round(share * len(order))) :]
@@ -98,7 +98,7 @@ def make_population(
     drop_out: float = 0.0,
     traces: Sequence[Trace] = (),
 ) -> Population:
-    """A fleet of `num_devices`.
+    """Draws a fleet of `num_devices`.
 
     Raises:
         DataError: Population `traces` without a trace.
@@ -124,7 +124,7 @@ def make_population(
 
 
 def factors(name: Literal["lognormal", "400x"], num_devices: int) -> list[float]:
-    """How many times as long as the median device each takes, fastest first.
+    """Returns how many times as long as the median device each takes, fastest first.
 
     Both laws are taken at their quantiles rather than drawn: ten drawn devices would often not hold the
     spread that the fleet is named after.
@@ -137,7 +137,7 @@ def factors(name: Literal["lognormal", "400x"], num_devices: int) -> list[float]
 
 
 def load_traces(folder: Path) -> list[Trace]:
-    """All `*.json` of a folder, in order of their names.
+    """Reads all `*.json` of a folder, in order of their names.
 
     Raises:
         DataError: A file is no trace, or has a speed that is not above 0.

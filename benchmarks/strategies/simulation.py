@@ -118,7 +118,7 @@ class Fleet:
         self.slow: list[Quality] = []  # of the slowest quarter on their own rows, at the last scored versions
 
     def run(self) -> Outcome:
-        """The run from version 0 to its end.
+        """Runs the fleet from version 0 to its end.
 
         Raises:
             ConfigError: The fleet stands still, since the strategy waits for more than there can be.
@@ -271,7 +271,7 @@ class Fleet:
         return Waiting(name, self.state.version - one.held.number, self.now_s - one.received_s)
 
     def _hold(self, previous: Held | None) -> Held:
-        """The state's adapter as files for every rank; the file's size is what a download costs."""
+        """Writes the state's adapter for every rank; a file's size is what a download costs."""
         stages, rows = self.config.stages_in_force, self.config.remainder_rank
         adapters = {
             rank: dispatch(stages, self.state, rank, previous.adapters[rank] if previous else None, rows)
@@ -297,7 +297,7 @@ class Fleet:
         return self.config.ranks
 
     def _rank(self, device: int) -> int:
-        """Tiers go round: every rank of the configuration has as many devices."""
+        """Returns a device's rank; every rank of the configuration has as many devices, in turns."""
         return self._ranks[device % len(self._ranks)]
 
     def _seed(self, device: int, task: Assignment) -> int:
@@ -346,7 +346,7 @@ class Fleet:
         )
 
     def _calibration_loss(self) -> float:
-        """A guard has measured it already."""
+        """Returns the current version's loss; a guard has measured it already."""
         known = self.reports[-1].loss_after if self.reports else None
         return self.bench.calibration.loss(self._adapter) if known is None else known
 
@@ -359,7 +359,7 @@ class Fleet:
         return self.bench.score(self._own_adapter(device), self.bench.own_tests[device])
 
     def _own_adapter(self, device: int) -> LoraAdapter:
-        """What a device would answer with: the fleet's adapter, with the factor that it keeps."""
+        """Returns what a device would answer with: the fleet's adapter, with the factor that it keeps."""
         recipe = self.config.recipe_in_force(self._ranks[0])
         return start_adapter(recipe, self._adapter, self.personal.get(device))
 

@@ -44,28 +44,28 @@ class Column(NamedTuple):
 
 
 def scored(outcome: Outcome) -> list[Point]:
-    """The points that were scored on the test rows."""
+    """Returns the points that were scored on the test rows."""
     return [point for point in outcome.points if point.loss is not None]
 
 
 def last_scored(outcome: Outcome) -> list[Point]:
-    """What final values are means of; version 0 is not among them, however short the run."""
+    """Returns what final values are means of; never version 0, however short the run."""
     points = scored(outcome)
     return (points[1:] or points)[-NUM_FINAL:]
 
 
 def final_loss(outcome: Outcome) -> float:
-    """Nats a label."""
+    """Returns the final loss, nats a label."""
     return statistics.fmean(point.loss or 0.0 for point in last_scored(outcome))
 
 
 def final_accuracy(outcome: Outcome) -> float:
-    """The task's own."""
+    """Returns the final accuracy, as the task counts it."""
     return statistics.fmean(point.accuracy or 0.0 for point in last_scored(outcome))
 
 
 def time_to(outcome: Outcome, target: float, of: Callable[[Point], float] = lambda p: p.time_s) -> float:
-    """Virtual seconds, or what `of` reads, until the test loss is at `target`; linear between points."""
+    """Returns virtual seconds, or what `of` reads, until the test loss is at `target`; interpolates."""
     if math.isnan(target):
         return math.nan
     points = scored(outcome)
@@ -77,17 +77,17 @@ def time_to(outcome: Outcome, target: float, of: Callable[[Point], float] = lamb
 
 
 def megabytes(point: Point) -> float:
-    """Sent and received by all devices."""
+    """Returns what all devices sent and received."""
     return (point.bytes_up + point.bytes_down) / 1e6
 
 
 def compute_s(point: Point) -> float:
-    """Of all devices together."""
+    """Returns the seconds that all devices together computed."""
     return point.compute_s
 
 
 def times_as_fast(outcome: Outcome, synchronous: Outcome) -> float:
-    """Virtual time of the synchronous fleet to a loss that both reach, over the other's; nan if at once."""
+    """Compares virtual times to a loss that both reach, the synchronous fleet's over the other's."""
     target = max(final_loss(outcome), final_loss(synchronous))
     own = time_to(outcome, target)
     return time_to(synchronous, target) / own if 0 < own < NEVER else math.nan
@@ -99,7 +99,7 @@ def fairness(outcome: Outcome) -> float:
 
 
 def harmful_share(outcome: Outcome) -> float:
-    """Of merges, those after which the calibration loss was higher."""
+    """Returns the share of merges after which the calibration loss was higher."""
     return outcome.num_harmful / outcome.num_merges if outcome.num_merges else math.nan
 
 
@@ -122,7 +122,7 @@ COLUMNS: Sequence[Column] = (
 def gather(
     entries: Sequence[Entry], num_seeds: int, results: Sequence[Outcome | Failure]
 ) -> dict[Setting, list[Cell]]:
-    """Cells by what they share: task, population, drop-outs, staleness, poison."""
+    """Sorts cells by what they share: task, population, drop-outs, staleness, poison."""
     tables: dict[Setting, list[Cell]] = {}
     for number, entry in enumerate(entries):
         found = results[number * num_seeds : (number + 1) * num_seeds]
@@ -134,7 +134,7 @@ def gather(
 
 
 def targets(cells: Sequence[Cell], num_seeds: int) -> list[float]:
-    """Seed by seed; no numbers where neither the reference nor the baseline ran."""
+    """Returns each seed's target loss; nan where neither the reference nor the baseline ran."""
     by_row = {cell.entry.row: cell.outcomes for cell in cells}
     reference = by_row.get(POOLED) or by_row.get(BASELINE)
     if not reference:
@@ -144,17 +144,17 @@ def targets(cells: Sequence[Cell], num_seeds: int) -> list[float]:
 
 
 def first_loss(outcome: Outcome) -> float:
-    """Of the base model."""
+    """Returns the loss of the base model."""
     return scored(outcome)[0].loss or 0.0
 
 
 def best_loss(outcome: Outcome) -> float:
-    """The lowest of all scored versions."""
+    """Returns the lowest loss of all scored versions."""
     return min(point.loss or 0.0 for point in scored(outcome))
 
 
 def table_of(cells: Sequence[Cell], num_seeds: int, rivals: Sequence[str]) -> list[str]:
-    """A markdown table: means over seeds, and for each rival the differences with Student's 95 % interval."""
+    """Writes a markdown table: means over seeds, and the differences to each rival with their intervals."""
     goals = targets(cells, num_seeds)
     synchronous = next((cell.outcomes for cell in cells if cell.entry.row == SYNCHRONOUS), [])
     titles = ["strategy", *(column.title for column in COLUMNS), "times FedAvg"]
@@ -212,7 +212,7 @@ def _difference(one: Difference, form: str) -> str:
 
 
 def _shown(of_seeds: Sequence[float], column: Column) -> str:
-    """The mean; of times, the median, so that a seed that never got there does not hide the others."""
+    """Writes the mean; of times the median, as a seed that never got there must not hide the others."""
     if math.isinf(max(of_seeds)):
         median = statistics.median(of_seeds)
         reached = sum(not math.isinf(value) for value in of_seeds)
@@ -223,7 +223,7 @@ def _shown(of_seeds: Sequence[float], column: Column) -> str:
 
 
 def heading(setting: Setting) -> str:
-    """What a table's rows share, in words."""
+    """Says in words what a table's rows share."""
     parts = [setting.task, f"speeds {setting.population}", f"staleness up to {setting.max_staleness}"]
     parts += [f"drop-outs {setting.drop_out:.0%}"] if setting.drop_out else []
     parts += [f"a fifth {setting.poison}"] if setting.poison else []
@@ -231,7 +231,7 @@ def heading(setting: Setting) -> str:
 
 
 def poison_losses(tables: Mapping[Setting, Sequence[Cell]], num_seeds: int) -> list[str]:
-    """What each strategy loses by hostile devices, in nats of final loss, beside what the baseline loses."""
+    """Writes what hostile devices cost each strategy, in nats of final loss, and beside the baseline."""
     clean = {
         (setting.task, cell.entry.row): cell.outcomes
         for setting, cells in tables.items()

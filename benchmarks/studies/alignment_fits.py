@@ -59,12 +59,12 @@ class Counted:
         self.num_passes = 0
 
     def features(self, adapter: LoraAdapter) -> NDArray[np.float32]:
-        """See `Calibrator.features`."""
+        """Counts a pass; see `Calibrator.features`."""
         self.num_passes += 1
         return self.calibration.features(adapter)
 
     def pull_back(self, adapter: LoraAdapter, cotangent: NDArray[np.float32]) -> LoraAdapter:
-        """See `Calibrator.pull_back`."""
+        """Counts two passes; see `Calibrator.pull_back`."""
         self.num_passes += 2
         return self.calibration.pull_back(adapter, cotangent)
 

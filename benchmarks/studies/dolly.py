@@ -11,23 +11,24 @@ Run as: python -m benchmarks.studies.dolly [--versions 32] [--seeds 3] [--out ru
 """
 
 import argparse
+import asyncio
 import json
-import os
 import shutil
-import signal
-import socket
-import sqlite3
 import statistics
-import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TextIO
+from typing import Any, NamedTuple
 
-from benchmarks.models import ASSETS, find_model
+from benchmarks.assets import ASSETS, dolly_clients, dolly_test
+from benchmarks.measuring import as_json
+from benchmarks.models import find_model
+from benchmarks.mosquitto import NAME as BROKER
+from benchmarks.mosquitto import Mosquitto, running_mosquitto
+from converters.errors import TunefleetError
+from coordinator.demo.fleet.record import read_record
+from coordinator.demo.processes import Children, as_arguments
 from edge.storage.spool import Spool
 
 MODEL = "tinystories-656K"
@@ -54,14 +55,19 @@ FLEET = (
     Role("mlx", 6),
     Role("torch", 8),
 )
-KILLED = 4  # the device that is killed
+NAMES = [f"device-{index}" for index in range(len(FLEET))]
+COORDINATOR = "coordinator"
+KILLED = NAMES[4]
 STEPS = 10  # of one task
-TRAINING = ["--lr", "3e-3", "--seq-tokens", "512", "--batch-tokens", "1024"]
-ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
+TRAINING = {"lr": 3e-3, "seq-tokens": 512, "batch-tokens": 1024}
+NUM_CORES = 2  # commands at a time, after the fleet has ended
+AWAY_S = 3.0  # from a kill to the next start
+GRACE_S = 120.0  # a slow device ends its step first
+POLL_S = 0.5
 
 
 def write_rows(rows: Sequence[dict[str, str]], path: Path) -> None:
-    """Dolly's rows as prompt and completion, in the form that Alpaca made common."""
+    """Writes Dolly's rows as prompt and completion, in the form that Alpaca made common."""
     with path.open("w") as file:
         for row in rows:
             context = f"\n\n### Input:\n{row['context']}" if row["context"] else ""
@@ -69,274 +75,226 @@ def write_rows(rows: Sequence[dict[str, str]], path: Path) -> None:
             file.write(json.dumps({"prompt": prompt, "completion": row["response"]}) + "\n")
 
 
-def prepare(out: Path) -> Path:
-    """Writes the ten devices' data, the global test rows and the GGUF files."""
-    data = out / "data"
-    data.mkdir(parents=True, exist_ok=True)
-    source = ASSETS / "data/dolly15k"
-    for index in range(len(FLEET)):
-        write_rows(json.loads((source / f"local_training_{index}.json").read_text()), data / f"{index}.jsonl")
-    write_rows(json.loads((source / "global_test.json").read_text()), data / "test.jsonl")
-    for role in FLEET:
-        base_of(role, out)
-    return data
+class Folder(NamedTuple):
+    """Where things of one seed lie."""
+
+    path: Path
+
+    @property
+    def state(self) -> Path:
+        """The coordinator's folder."""
+        return self.path / COORDINATOR
+
+    def data(self, name: str) -> Path:
+        """Returns the file of a device's rows, or of the test's."""
+        return self.path / "data" / f"{name}.jsonl"
+
+    def base(self, role: Role) -> Path:
+        """Returns what a device trains on: a GGUF file, made here, or the model as it was published."""
+        return find_model(MODEL, role.quant, self.path)
+
+    def prepare(self) -> None:
+        """Writes the ten devices' data, the global test rows and the GGUF files."""
+        self.data("").parent.mkdir(parents=True, exist_ok=True)
+        for name, rows in zip(NAMES, dolly_clients(), strict=True):
+            write_rows(rows, self.data(name))
+        write_rows(dolly_test(), self.data("test"))
+        for role in FLEET:
+            self.base(role)
 
 
-def base_of(role: Role, out: Path) -> Path:
-    """What a device trains on: a GGUF file, made in `out`, or the model as it was published."""
-    return find_model(MODEL, role.quant, out)
+class Fleet:
+    """A coordinator and ten devices under way.
+
+    Args:
+        folder: Where everything lies.
+        seed: Of the coordinator.
+        broker: What they send through.
+        children: Where their processes run.
+    """
+
+    def __init__(self, folder: Folder, seed: int, broker: Mosquitto, children: Children) -> None:
+        self._folder, self._seed = folder, seed
+        self._broker, self._children = broker, children
+        self._began = time.monotonic()
+        self._shown = -1
+        self.accidents: list[dict[str, Any]] = []
+
+    @property
+    def seconds(self) -> float:
+        """Since it began."""
+        return time.monotonic() - self._began
+
+    async def start(self, name: str) -> None:
+        """Starts the broker, the coordinator or a device."""
+        if name == BROKER:
+            await self._broker.start()
+            return
+        command = self._serve() if name == COORDINATOR else self._join(name)
+        await self._children.start(name, command)
+
+    async def kill(self, name: str) -> None:
+        """Kills one of them and all its processes, and starts it again after a while."""
+        await (self._broker.kill() if name == BROKER else self._children.kill(name))
+        self.accidents.append({"what": f"{name} killed", "at_s": self.seconds})
+        await asyncio.sleep(AWAY_S)
+        await self.start(name)
+
+    async def until(self, version: int) -> None:
+        """Waits until a version is made.
+
+        Raises:
+            ChildFailed: A process ended.
+        """
+        while (current := current_version(self._folder.state)) < version:
+            self._children.check(COORDINATOR, *NAMES)
+            if current > self._shown:
+                self._shown = current
+                print(f"{self.seconds:7.1f} s  version {current}", flush=True)
+            await asyncio.sleep(POLL_S)
+
+    async def stop(self) -> None:
+        """Ends the devices, then the coordinator."""
+        await asyncio.gather(*map(self._children.stop, NAMES))
+        await self._children.stop(COORDINATOR)
+
+    def _serve(self) -> list[str]:
+        options = {
+            "broker": self._broker.url,
+            "fleet": "dolly",
+            "base": BASE,
+            "state": self._folder.state,
+            "rank": 8,
+            "buffer-size": 4,
+            "steps": STEPS,
+            "seed": self._seed,
+        }
+        return ["serve", *as_arguments(options | TRAINING), "--wait"]
+
+    def _join(self, name: str) -> list[str]:
+        role = FLEET[NAMES.index(name)]
+        options = {
+            "broker": self._broker.url,
+            "fleet": "dolly",
+            "base": self._folder.base(role),
+            "data": self._folder.data(name),
+            "device-id": name,
+            "state": self._folder.path / name,
+            "backend": role.backend,
+            "slowdown": role.slowdown,
+        }
+        return ["join", *as_arguments(options), "--json"]
 
 
-def free_port() -> int:
-    """A port of this machine that nothing listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def start_broker(folder: Path, port: int) -> subprocess.Popen[bytes]:
-    """Mosquitto with persistence in `folder`; returns when it listens."""
-    folder.mkdir(exist_ok=True)
-    folder.chmod(0o777)
-    config = folder / "mosquitto.conf"
-    config.write_text(
-        f"listener {port} 127.0.0.1\nallow_anonymous true\npersistence true\n"
-        f"persistence_location {folder.resolve()}/\nautosave_interval 5\n"
-    )
-    broker = subprocess.Popen(
-        ["mosquitto", "-c", str(config)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    while True:
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
-                return broker
-        time.sleep(0.1)
-
-
-def tunefleet(*arguments: str, log: TextIO) -> subprocess.Popen[str]:
-    """The command in the background, its lines in `log`."""
-    command = [sys.executable, "-m", "tunefleet", *arguments]
-    return subprocess.Popen(
-        command,
-        stdout=log,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env=ENVIRONMENT,
-        start_new_session=True,  # so that a device can be killed together with its worker
-    )
-
-
-def report(*arguments: str) -> Any:
-    """The command's `--json` report."""
-    command = [sys.executable, "-m", "tunefleet", *arguments, "--json"]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=ENVIRONMENT)
-    return json.loads(done.stdout)
-
-
-def join(out: Path, data: Path, url: str, index: int, log: TextIO) -> subprocess.Popen[str]:
-    """Starts a device."""
-    role = FLEET[index]
-    options = {
-        "broker": url,
-        "fleet": "dolly",
-        "base": base_of(role, out),
-        "data": data / f"{index}.jsonl",
-        "device-id": f"device-{index}",
-        "state": out / f"device-{index}",
-        "backend": role.backend,
-        "slowdown": role.slowdown,
-    }
-    return tunefleet("join", *as_arguments(options), "--json", log=log)
-
-
-def as_arguments(options: dict[str, object]) -> list[str]:
-    """`--name value` for each."""
-    return [text for name, value in options.items() for text in (f"--{name}", str(value))]
-
-
-@contextmanager
-def fleet(out: Path, data: Path, url: str, logs: list[TextIO]) -> Iterator[list[subprocess.Popen[str]]]:
-    """Ten devices, ended by SIGTERM."""
-    devices = [join(out, data, url, index, log) for index, log in enumerate(logs)]
-    try:
-        yield devices
-    finally:
-        for device in devices:
-            device.send_signal(signal.SIGTERM)
-        for device in devices:
-            device.wait(timeout=120)
+async def run_fleet(folder: Folder, num_versions: int, seed: int) -> dict[str, Any]:
+    """Runs the fleet with its three accidents, and returns what they were and when."""
+    async with (
+        running_mosquitto(folder.path / "broker") as broker,
+        Children(folder.path, 1, grace_s=GRACE_S) as children,
+    ):
+        fleet = Fleet(folder, seed, broker, children)
+        for name in (COORDINATOR, *NAMES):
+            await fleet.start(name)
+        accidents = {BROKER: num_versions // 3, KILLED: num_versions // 2, COORDINATOR: 2 * num_versions // 3}
+        for name, version in accidents.items():
+            await fleet.until(version)
+            await fleet.kill(name)
+        await fleet.until(num_versions)
+        seconds = fleet.seconds
+        await fleet.stop()
+    return {"seconds": seconds, "accidents": fleet.accidents}
 
 
 def current_version(state: Path) -> int:
-    """The newest version in the coordinator's journal; -1 before there is one."""
-    try:
-        with sqlite3.connect(f"file:{state}/journal.sqlite?mode=ro", uri=True) as journal:
-            (version,) = journal.execute("SELECT max(version) FROM versions").fetchone()
-            return -1 if version is None else int(version)
-    except sqlite3.OperationalError:
-        return -1
+    """Returns the newest version in the coordinator's journal; -1 before there is one."""
+    return max((version.version for version in read_record(state).versions), default=-1)
 
 
-def wait_for(state: Path, version: int, coordinator: subprocess.Popen[str], started_s: float) -> None:
-    """Until `version` is made; ends with the coordinator's exit status if that dies."""
-    shown = -1
-    while (current := current_version(state)) < version:
-        if coordinator.poll() is not None:
-            raise SystemExit(f"the coordinator ended with {coordinator.returncode}; see its log")
-        if current > shown:
-            shown = current
-            print(f"{time.monotonic() - started_s:7.1f} s  version {current}", flush=True)
-        time.sleep(0.5)
-
-
-def run_fleet(out: Path, data: Path, versions: int, seed: int) -> dict[str, Any]:
-    """The fleet's run with its three accidents; returns what they were and when."""
-    port = free_port()
-    url, state = f"mqtt://127.0.0.1:{port}", out / "coordinator"
-    options = {
-        "broker": url,
-        "fleet": "dolly",
-        "base": BASE,
-        "state": state,
-        "rank": 8,
-        "buffer-size": 4,
-        "steps": STEPS,
-        "seed": seed,
-    }
-    serve = ["serve", *as_arguments(options), *TRAINING, "--wait"]
-    broker = start_broker(out / "broker", port)
-    started_s = time.monotonic()
-    accidents = []
-
-    def killed(what: str) -> None:
-        accidents.append({"what": f"{what} killed", "at_s": time.monotonic() - started_s})
-        time.sleep(3)
-
-    with (out / "coordinator.log").open("a") as log:
-        coordinator = tunefleet(*serve, log=log)
-        logs = [(out / f"device-{index}.log").open("a") for index in range(len(FLEET))]
-        try:
-            with fleet(out, data, url, logs) as devices:
-                wait_for(state, versions // 3, coordinator, started_s)
-                broker.kill()
-                broker.wait()
-                killed("broker")
-                broker = start_broker(out / "broker", port)
-                wait_for(state, versions // 2, coordinator, started_s)
-                os.killpg(devices[KILLED].pid, signal.SIGKILL)
-                devices[KILLED].wait()
-                killed(f"device-{KILLED}")
-                devices[KILLED] = join(out, data, url, KILLED, logs[KILLED])
-                wait_for(state, 2 * versions // 3, coordinator, started_s)
-                coordinator.kill()
-                coordinator.wait()
-                killed("coordinator")
-                coordinator = tunefleet(*serve, log=log)
-                wait_for(state, versions, coordinator, started_s)
-            seconds = time.monotonic() - started_s
-            coordinator.send_signal(signal.SIGTERM)
-            coordinator.wait(timeout=60)
-        finally:
-            coordinator.kill()
-            broker.terminate()
-            broker.wait()
-            for file in logs:
-                file.close()
-    return {"seconds": seconds, "accidents": accidents}
-
-
-def spooled_updates(out: Path, index: int) -> list[str]:
-    """Every update that a device put into its spool, from its own event lines."""
-    lines = (out / f"device-{index}.log").read_text().splitlines()
+def spooled_updates(folder: Folder) -> list[str]:
+    """Returns every update that a device put into its spool, from the devices' own events."""
+    lines = [line for name in NAMES for line in (folder.path / f"{name}.out").read_text().splitlines()]
     events = [json.loads(line) for line in lines if line.startswith("{")]
     return [event["update"] for event in events if event["event"] == "spooled"]
 
 
-def audit(out: Path) -> dict[str, Any]:
-    """Where each spooled update is: merged, waiting, rejected, still in the spool, or lost."""
-    with sqlite3.connect(out / "coordinator/journal.sqlite") as journal:
-        rows = journal.execute("SELECT id, status FROM updates").fetchall()
-    journalled = dict(rows)
-    spooled = [update for index in range(len(FLEET)) for update in spooled_updates(out, index)]
-    folders = [out / f"device-{index}" for index in range(len(FLEET))]
+def audit(folder: Folder) -> dict[str, int]:
+    """Counts where each spooled update is: merged, waiting, rejected, still in the spool, or lost."""
+    updates = read_record(folder.state).updates
+    journalled = {update.id: update.status for update in updates}
+    spooled = spooled_updates(folder)
+    states = [folder.path / name for name in NAMES]
     waiting = {
         entry.header.update
-        for folder in folders
-        for entry in Spool(folder / "spool", folder / "residual.safetensors").entries()
+        for state in states
+        for entry in Spool(state / "spool", state / "residual.safetensors").entries()
     }
     return {
         "spooled": len(spooled),
-        "journalled": len(rows),
+        "journalled": len(updates),
         "accepted": sum(status == "accepted" for status in journalled.values()),
         "rejected": sum(status == "rejected" for status in journalled.values()),
         "still_in_spool": len(set(spooled) & waiting),
-        "journalled_twice": len(rows) - len(journalled),
+        "journalled_twice": len(updates) - len(journalled),
         "lost": len(set(spooled) - journalled.keys() - waiting),
     }
 
 
-def steps_of(out: Path) -> list[int]:
-    """Optimizer steps that each device's accepted updates hold."""
-    with sqlite3.connect(out / "coordinator/journal.sqlite") as journal:
-        query = "SELECT device, count(*) FROM updates WHERE status = 'accepted' GROUP BY device"
-        counts = dict(journal.execute(query).fetchall())
-    return [STEPS * counts.get(f"device-{index}", 0) for index in range(len(FLEET))]
+async def score_all(folder: Folder, steps: Sequence[int], seed: int) -> dict[str, Any]:
+    """Scores the base, the fleet's adapter and each device's own on the 80 test rows, all with torch."""
+    slots = asyncio.Semaphore(NUM_CORES)
+    async with Children(folder.path, 1) as children:
 
+        async def run(name: str, command: str, options: dict[str, object]) -> dict[str, Any]:
+            async with slots:
+                printed = await children.run(name, [command, *as_arguments(options), "--json"])
+            report: dict[str, Any] = json.loads(printed)
+            return report
 
-def train_alone(out: Path, data: Path, index: int, steps: int, seed: int) -> float:
-    """Loss on the global test rows of a device that trained by itself, on its own data."""
-    adapter = out / f"alone-{index}"
-    options = {
-        "base": BASE,
-        "data": data / f"{index}.jsonl",
-        "out": adapter,
-        "backend": "torch",
-        "rank": 8,
-        "steps": steps,
-        "seed": seed,
-    }
-    with (out / f"alone-{index}.log").open("w") as log:
-        if tunefleet("train", *as_arguments(options), *TRAINING, log=log).wait():
-            raise SystemExit(f"training alone failed: see {log.name}")
-    return test_loss(data, adapter)
+        async def loss(name: str, adapter: Path | None) -> float:
+            options = {"base": BASE, "data": folder.data("test"), "backend": "torch", "adapter": adapter}
+            return float((await run(f"score-{name}", "eval", options))["loss"])
 
+        async def alone(name: str, num_steps: int) -> float:
+            adapter = folder.path / f"alone-{name}"
+            options = {"base": BASE, "data": folder.data(name), "out": adapter, "backend": "torch", "rank": 8}
+            options |= {"steps": max(num_steps, STEPS), "seed": seed, **TRAINING}
+            await run(f"train-{name}", "train", options)
+            return await loss(name, adapter)
 
-def test_loss(data: Path, adapter: Path | None) -> float:
-    """Loss on the 80 global test rows, by the torch backend on the model as it was published."""
-    options = {"base": BASE, "data": data / "test.jsonl", "backend": "torch"}
-    chosen = {"adapter": adapter} if adapter else {}
-    return float(report("eval", *as_arguments(options | chosen))["loss"])
-
-
-def run_once(out: Path, versions: int, seed: int) -> dict[str, Any]:
-    """One seed: the fleet with its accidents, then everybody alone."""
-    shutil.rmtree(out, ignore_errors=True)
-    data = prepare(out)
-    result = run_fleet(out, data, versions, seed)
-    result["audit"] = audit(out)
-    result["versions"] = current_version(out / "coordinator")
-    report("export", "--state", str(out / "coordinator"), "--out", str(out / "fleet"), "--to", "peft")
-    result["steps"] = steps_of(out)
-    with ThreadPoolExecutor(max_workers=2) as pool:
-        alone = pool.map(
-            lambda index: train_alone(out, data, index, max(result["steps"][index], STEPS), seed),
-            range(len(FLEET)),
+        adapter = folder.path / "fleet"
+        await run("export", "export", {"state": folder.state, "out": adapter, "to": "peft"})
+        base, fleet, *alones = await asyncio.gather(
+            loss("base", None), loss("fleet", adapter), *map(alone, NAMES, steps)
         )
-        result["loss"] = {"base": test_loss(data, None), "fleet": test_loss(data, out / "fleet")}
-        result["loss"]["alone"] = list(alone)
-    result["loss"]["alone_median"] = statistics.median(result["loss"]["alone"])
-    return result
+    return {"base": base, "fleet": fleet, "alone": alones, "alone_median": statistics.median(alones)}
+
+
+async def run_once(out: Path, num_versions: int, seed: int) -> dict[str, Any]:
+    """Runs one seed: the fleet with its accidents, then everybody alone."""
+    shutil.rmtree(out, ignore_errors=True)
+    folder = Folder(out)
+    folder.prepare()
+    result = await run_fleet(folder, num_versions, seed)
+    accepted = read_record(folder.state).accepted
+    steps = [STEPS * accepted[name] for name in NAMES]
+    loss = await score_all(folder, steps, seed)
+    return result | {
+        "audit": audit(folder),
+        "versions": current_version(folder.state),
+        "steps": steps,
+        "loss": loss,
+    }
 
 
 def is_won(result: dict[str, Any]) -> bool:
-    """What the run has to show."""
+    """Returns whether the run shows what it has to."""
     loss, counts = result["loss"], result["audit"]
     is_better = loss["fleet"] < loss["base"] and loss["fleet"] < loss["alone_median"]
-    return is_better and counts["lost"] == 0 and counts["journalled_twice"] == 0
+    return bool(is_better and counts["lost"] == 0 and counts["journalled_twice"] == 0)
 
 
 def steps_by_backend(result: dict[str, Any]) -> dict[str, int]:
-    """Optimizer steps in accepted updates."""
+    """Sums up the optimizer steps in accepted updates."""
     steps: dict[str, int] = {}
     for role, count in zip(FLEET, result["steps"], strict=True):
         name = f"{role.backend} {role.quant}".strip()
@@ -345,7 +303,7 @@ def steps_by_backend(result: dict[str, Any]) -> dict[str, int]:
 
 
 def show(seed: int, result: dict[str, Any]) -> None:
-    """One seed's figures, and its row in docs/real-run.md."""
+    """Prints one seed's figures, and its row in docs/real-run.md."""
     loss, counts = result["loss"], result["audit"]
     print(f"versions {result['versions']}, {result['seconds']:.0f} s, {sum(result['steps'])} steps merged")
     for accident in result["accidents"]:
@@ -369,11 +327,14 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="the figures as JSON at the end")
     options = parser.parse_args()
     results = []
-    for seed in range(options.seeds):
-        results.append(run_once(options.out / f"seed-{seed}", options.versions, seed))
-        show(seed, results[-1])
+    try:
+        for seed in range(options.seeds):
+            results.append(asyncio.run(run_once(options.out / f"seed-{seed}", options.versions, seed)))
+            show(seed, results[-1])
+    except TunefleetError as error:
+        sys.exit(f"tunefleet: {error}")
     if options.json:
-        print(json.dumps(results, indent=2))
+        print(as_json(results))
     sys.exit(0 if all(map(is_won, results)) else 1)
 
 

@@ -53,22 +53,22 @@ class Change(NamedTuple):
     delta: LoraAdapter
 
     def load_base(self) -> LoraAdapter:
-        """As dispatched."""
+        """Returns the adapter as dispatched."""
         return self.base
 
     def load_delta(self) -> LoraAdapter:
-        """Increments."""
+        """Returns the increments."""
         return self.delta
 
 
 def draw_target(rng: np.random.Generator, rank: int) -> Matrix:
-    """Of norm 1."""
+    """Draws a target of norm 1."""
     target: Matrix = rng.standard_normal((WIDTH, rank)) @ rng.standard_normal((rank, WIDTH))
     return target / np.linalg.norm(target)
 
 
 def train(base: LoraAdapter, target: Matrix, fleet: Fleet, rng: np.random.Generator) -> Change:
-    """Some steps of gradient descent from `base`."""
+    """Takes some steps of gradient descent from `base`."""
     old = base.modules["m"]
     a, b = old.a.astype(np.float64), old.b.astype(np.float64)
     for _ in range(fleet.local_steps):
@@ -78,7 +78,7 @@ def train(base: LoraAdapter, target: Matrix, fleet: Fleet, rng: np.random.Genera
 
 
 def simulate(fleet: Fleet, decay: float, seed: int) -> dict[str, float]:
-    """Distances over the second half and the last ten versions, and the remainder there, in steps."""
+    """Measures distances over the second half and the last ten versions, and the remainder, in steps."""
     rng = np.random.default_rng(seed)
     common, own = [draw_target(rng, 4) for _ in range(2)], [draw_target(rng, 2) for _ in range(NUM_DEVICES)]
     history = [initial_adapter({"m": (WIDTH, WIDTH)}, rank=RANK, scale=1.0, seed=seed)]
