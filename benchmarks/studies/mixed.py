@@ -259,6 +259,7 @@ def main() -> None:
     if options.seeds < 2:
         parser.error(f"--seeds is {options.seeds}, expected at least 2: differences need an interval")
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # there is a fleet for each core
+    options.out.mkdir(parents=True, exist_ok=True)
     num_seeds, num_versions = (2, 4) if options.quick else (options.seeds, options.versions)
     wanted = [kept_name(name, seed, num_versions) for name in FLEETS for seed in range(num_seeds)]
     missing = [name for name in wanted if not (options.out / name).exists()]
