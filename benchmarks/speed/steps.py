@@ -21,7 +21,7 @@ import msgspec
 import numpy as np
 
 from converters.adapter import initial_adapter
-from converters.bases.folder import match_targets
+from converters.bases.targets import match_targets
 from edge.backends import load_model
 from edge.backends.contract import Batch, Precision, TrainableModel
 

@@ -35,7 +35,8 @@ from msgspec import Struct
 
 from benchmarks.studies.lockstep import Device, Lockstep
 from converters.adapter import initial_adapter
-from converters.bases.folder import match_targets, read_base
+from converters.bases.read import read_base
+from converters.bases.targets import match_targets
 from converters.errors import TunefleetError
 from coordinator.demo.files import CALIBRATION, HELD_OUT, MODEL, Paths
 from coordinator.demo.household import FARM, FLAT, WORKSHOP, held_out, own_examples, save_examples
