@@ -6,12 +6,14 @@ from typing import Literal, NamedTuple
 from msgspec import structs
 
 from converters.adapter import LoraAdapter
-from converters.bases.folder import Base, read_base
+from converters.bases.contract import Base
 from converters.bases.name import name_base
-from converters.formats import detect as formats
+from converters.bases.read import read_base
 from converters.formats.about import NOTHING
 from converters.formats.card import Lineage
-from converters.formats.detect import Format, check_free, detect_format, load_any, read_about
+from converters.formats.detect import TOOLS, detect_format
+from converters.formats.load import load_any, read_about
+from converters.formats.save import Format, check_free, save_as
 
 
 class Conversion(NamedTuple):
@@ -68,7 +70,7 @@ def save_adapter(
     """
     check_free(form, Path(path))
     model = _read(base)
-    formats.save_as(form, adapter, Path(path), model, about=NOTHING.of_base(model, str(base or "")))
+    save_as(form, adapter, Path(path), model, about=NOTHING.of_base(model, str(base or "")))
 
 
 def convert(src: str | Path, dst: str | Path, *, to: Format, base: str | Path | None = None) -> Conversion:
@@ -97,8 +99,8 @@ def convert(src: str | Path, dst: str | Path, *, to: Format, base: str | Path | 
         # What mlx-lm itself has named is often a quantised copy that MLX alone loads.
         about = structs.replace(about, base=name_base(model, str(base)))
     about = about.of_base(model, str(base or ""))
-    lineage = Lineage(facts={"Converted from": formats.TOOLS[source]})
-    formats.save_as(to, adapter, Path(dst), model, about=about, lineage=lineage)
+    lineage = Lineage(facts={"Converted from": TOOLS[source]})
+    save_as(to, adapter, Path(dst), model, about=about, lineage=lineage)
     return Conversion(source, to, adapter, about.base)
 
 

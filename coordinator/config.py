@@ -8,8 +8,8 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta, Struct, structs
 
-from converters.bases.folder import ALL_LAYERS
 from converters.bases.hub import is_hub_name
+from converters.bases.targets import ALL_LAYERS
 from converters.faults import Fault
 from coordinator.strategies.presets import StrategyName, fleet_faults, stage_faults, stages_of
 from coordinator.strategies.spaces import train_rank

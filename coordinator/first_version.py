@@ -7,9 +7,11 @@ adapter where one is given.
 from pathlib import Path
 
 from converters.adapter import LoraAdapter, check_rank, initial_adapter
-from converters.bases.folder import Modules, match_targets, read_base
+from converters.bases.contract import Modules
 from converters.bases.name import name_base
-from converters.proof.sample import make_sketch
+from converters.bases.read import read_base
+from converters.bases.targets import match_targets
+from converters.proof.sample import make_sample
 from coordinator.config import CoordinatorConfig
 from coordinator.initial_adapter import Beginning, describe, scale_fact, settle
 from coordinator.ledger.state import CoordinatorState
@@ -63,7 +65,7 @@ def found_fleet(
     state.journal.note(BASE_NAME, name_base(base, config.base))
     # Where a residual is carried no sample is served: a device must not join with a quantised copy.
     if not base.is_quantized and not carries_residual:
-        state.versions.keep_sketch(make_sketch(base))
+        state.versions.keep_sketch(make_sample(base))
     current = state.versions.current()
     if current is None:
         adapter = beginning.adapter if beginning else _fresh(config, modules)

@@ -15,10 +15,12 @@ from typing import NamedTuple, Protocol
 from msgspec import structs
 
 from converters.adapter import LoraAdapter
-from converters.bases.folder import ALL_LAYERS, Base, match_targets, read_base
+from converters.bases.contract import Base
+from converters.bases.read import read_base
+from converters.bases.targets import ALL_LAYERS, endings, match_targets
 from converters.formats.canonical import dump_adapter
-from converters.formats.detect import TOOLS, detect_format, load_any, read_about, weights_file
-from converters.formats.layout import endings
+from converters.formats.detect import TOOLS, detect_format, weights_file
+from converters.formats.load import load_any, read_about
 from coordinator.config import RANKS, SCALE, TARGETS, CoordinatorConfig
 from coordinator.ledger.journal import FILE, Journal
 from coordinator.ledger.versions import Origin

@@ -14,10 +14,11 @@ from typing import Any, Literal, NamedTuple
 import msgspec
 
 from converters.adapter import LoraAdapter
-from converters.bases.folder import read_base
 from converters.bases.hub import find_base
+from converters.bases.read import read_base
 from converters.formats.canonical import save_adapter
-from converters.formats.detect import Format, load_any
+from converters.formats.load import load_any
+from converters.formats.save import Format
 from converters.masking import Trains
 from edge.backends import BackendName
 from edge.backends.contract import Precision

@@ -22,7 +22,7 @@ import numpy as np
 from benchmarks.measuring import timed
 from benchmarks.models import SHAPES, find_model
 from converters.adapter import Factors, LoraAdapter, initial_adapter
-from converters.bases.folder import match_targets
+from converters.bases.targets import match_targets
 from coordinator.calibration import Calibration
 from coordinator.strategies.alignfed import STAGES
 from coordinator.strategies.alignment import align

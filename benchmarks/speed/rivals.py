@@ -13,7 +13,8 @@ import msgspec
 import numpy as np
 
 from converters.adapter import LoraAdapter, initial_adapter
-from converters.bases.folder import match_targets, read_base
+from converters.bases.read import read_base
+from converters.bases.targets import match_targets
 from edge.training.data.dataset import load_dataset
 from edge.training.data.source import DataSource
 from edge.training.packing import Example

@@ -19,7 +19,7 @@ import numpy as np
 from benchmarks.measuring import timed
 from benchmarks.memory import memory_bytes
 from converters.adapter import initial_adapter
-from converters.bases.folder import match_targets
+from converters.bases.targets import match_targets
 from edge.backends import load_model
 from edge.backends.contract import Batch, Precision, TrainableModel
 

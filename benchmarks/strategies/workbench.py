@@ -19,7 +19,8 @@ import numpy as np
 
 from benchmarks.strategies.fleet_tasks import FleetTask, Row
 from converters.adapter import Factors, LoraAdapter, initial_adapter
-from converters.bases.folder import match_targets, read_base
+from converters.bases.read import read_base
+from converters.bases.targets import match_targets
 from converters.formats.canonical import load_adapter, save_adapter
 from coordinator.calibration import Calibration
 from edge.backends import load_model

@@ -37,7 +37,8 @@ from benchmarks.paired import Difference, paired_difference
 from benchmarks.results import file_name, others_note, save_result
 from benchmarks.studies.lockstep import Device, Lockstep
 from converters.adapter import initial_adapter
-from converters.bases.folder import match_targets, read_base
+from converters.bases.read import read_base
+from converters.bases.targets import match_targets
 from converters.errors import TunefleetError
 from coordinator.demo.files import CALIBRATION, HELD_OUT, Paths, write_data
 from coordinator.demo.household import FARM, FLAT, WORKSHOP

@@ -1,124 +1,146 @@
-"""What llama.cpp calls a model's weights, and which of them it stores with their rows in another order.
+"""The table of architectures: what they are called, and in what they differ.
 
-The names come from the `gguf` package's map of the file's architecture: of all the names it knows for a
-tensor, the one that Hugging Face's own model class uses. The order is llama.cpp's: where it rotates pairs of
-neighbouring values (RoPE "norm"), its converter moves the rows of q and k so that the two halves of each
-head, which Hugging Face rotates against each other, come to lie in turns.
+A new architecture is one entry in `ARCHITECTURES`. Three things depend on it: adapters and base models in
+GGUF are translated for every architecture here; a GGUF file is written, and a quantised copy proved, only
+where llama.cpp's graph computes the same to the letter (`exact`); and models whose graphs are one have one
+fingerprint.
+
+Rows of q and k: where llama.cpp rotates pairs of neighbouring values (RoPE "norm"), its converter moves them
+so that the two halves of each head, which Hugging Face rotates against each other, come to lie in turns.
 
 Source: llama.cpp, conversion/*.py (LlamaModel.permute) and llama_model_rope_type in src/llama-model.cpp.
 """
 
-import re
-from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING
+from typing import Any, NamedTuple
 
 import numpy as np
+from msgspec import Struct
+from msgspec.structs import replace
 from numpy.typing import NDArray
 
-from converters.errors import BaseModelError
 
-if TYPE_CHECKING:
-    from gguf import TensorNameMap
+class Exact(Struct, frozen=True):
+    """What a config may ask for so that llama.cpp computes the same.
 
-PERMUTED = frozenset({"llama", "granite", "smollm3", "arcee", "minicpm"})
-"""Architectures whose q and k have their rows in turns."""
-
-PLAIN = frozenset({"qwen2", "qwen3", "olmo2", "phi3", "gemma", "gemma2", "gemma3", "seed_oss", "exaone4"})
-"""Architectures whose rows stand as in Hugging Face's files."""
-
-SHIFTED = frozenset({"gemma", "gemma2", "gemma3"})
-"""Architectures whose norm weights are stored plus one."""
-
-RENAMED = {"mistral": "llama", "gemma3_text": "gemma3"}
-"""Hugging Face's `model_type` to the architecture, where llama.cpp calls it otherwise."""
-
-_WORDS = (
-    *("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj", "self_attn.qkv_proj"),
-    *("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj", "self_attn.q_norm", "self_attn.k_norm"),
-    *("input_layernorm", "post_attention_layernorm"),
-    *("pre_feedforward_layernorm", "post_feedforward_layernorm"),
-)
-_OUTSIDE = ("model.embed_tokens", "model.norm", "lm_head")
-_IN_BLOCK = re.compile(r"blk\.(0|[1-9]\d{0,4})\.(.+)\.(weight|bias)")
-_IN_MODEL = re.compile(r"model\.layers\.(0|[1-9]\d{0,4})\.(.+)")
-_ROTATED = {"attn_q": "head_count", "attn_k": "head_count_kv"}
-
-
-def count_blocks(tensors: Iterable[str]) -> int:
-    """Transformer blocks that the names of a file's tensors tell of."""
-    found = (_IN_BLOCK.fullmatch(name) for name in tensors)
-    return max((int(match[1]) + 1 for match in found if match), default=0)
-
-
-def hub_names(architecture: str, tensors: Iterable[str]) -> dict[str, str]:
-    """Hugging Face's name of each tensor that has one: `output.weight` to `lm_head.weight`.
-
-    The word for a fused gate and up projection is not told from that for an up projection here.
+    Attributes:
+        activation: Of the feed-forward layers.
+        scalings: Kinds of RoPE scaling.
+        has_bias: Attention may have biases.
+        has_own_head_dim: Heads need not add up to the hidden size.
+        has_partial_rotary: RoPE may turn a part of each head.
+        ignores_window: llama.cpp lets it see everything: the same up to the window's width.
+        has_sliding_layers: Some layers see a window, by a RoPE of their own.
+        writes_tied_head: llama.cpp wants a head of its own, which is then the embedding again.
+        head_dim: Where config.json has none; None is the hidden size over the number of heads.
+        rope_theta: Where config.json has none.
     """
-    words = dict(_words(architecture))
-    found = {}
-    for name in tensors:
-        if match := _IN_BLOCK.fullmatch(name):
-            word, prefix, kind = words.get(f"blk.0.{match[2]}"), f"model.layers.{match[1]}.", match[3]
-        else:
-            stem, _, kind = name.rpartition(".")
-            word, prefix = words.get(stem), ""
-        if word and kind in ("weight", "bias"):
-            found[name] = f"{prefix}{word}.{kind}"
-    return found
+
+    activation: str = "silu"
+    scalings: tuple[str, ...] = ("default", "linear")
+    has_bias: bool = False
+    has_own_head_dim: bool = False
+    has_partial_rotary: bool = False
+    ignores_window: bool = False
+    has_sliding_layers: bool = False
+    writes_tied_head: bool = False
+    head_dim: int | None = None
+    rope_theta: float = 1e4
 
 
-def file_name(architecture: str, module: str) -> str | None:
-    """llama.cpp's name of a linear layer, without `.weight`: `lm_head` to `output`."""
-    match = _IN_MODEL.fullmatch(module)
-    name = _name_map(architecture).get_name(f"model.layers.0.{match[2]}" if match else module)
-    return str(name).replace("blk.0.", f"blk.{match[1]}.") if name and match else name
+class Architecture(Struct, frozen=True):
+    """One architecture.
+
+    Attributes:
+        model_type: What Hugging Face's config.json calls it.
+        gguf_name: What llama.cpp calls it, if otherwise.
+        turns_rows: llama.cpp has the rows of q and k of each head in turns.
+        shifts_norms: llama.cpp stores the weights of its norms plus one.
+        exact: None where llama.cpp's graph is not known to compute the same to the letter.
+    """
+
+    model_type: str
+    gguf_name: str = ""
+    turns_rows: bool = False
+    shifts_norms: bool = False
+    exact: Exact | None = None
+
+    @property
+    def name(self) -> str:
+        """What llama.cpp calls it."""
+        return self.gguf_name or self.model_type
 
 
-def head_count_key(architecture: str, tensor: str) -> str | None:
-    """The metadata's key for how many heads of `tensor` have their rows in turns; None if they have not."""
-    match = _IN_BLOCK.fullmatch(tensor) if architecture in PERMUTED else None
-    count = _ROTATED.get(match[2]) if match else None
-    return f"{architecture}.attention.{count}" if count else None
+_LLAMA = Exact(scalings=("default", "linear", "llama3"), has_bias=True, has_own_head_dim=True)
+_GEMMA3 = Exact(
+    activation="gelu_pytorch_tanh",
+    has_own_head_dim=True,
+    has_sliding_layers=True,
+    head_dim=256,
+    rope_theta=1e6,
+)
+ARCHITECTURES = (
+    Architecture("llama", turns_rows=True, exact=_LLAMA),
+    Architecture("mistral", "llama", turns_rows=True, exact=replace(_LLAMA, ignores_window=True)),
+    Architecture("granite", turns_rows=True),
+    Architecture("smollm3", turns_rows=True),
+    Architecture("arcee", turns_rows=True),
+    Architecture("minicpm", turns_rows=True),
+    Architecture("qwen2", exact=Exact(has_bias=True)),
+    Architecture("qwen3", exact=Exact(has_own_head_dim=True)),
+    Architecture("olmo2", exact=Exact(writes_tied_head=True)),
+    Architecture("phi3", exact=Exact(scalings=("default",), has_partial_rotary=True, ignores_window=True)),
+    Architecture("gemma", shifts_norms=True),
+    Architecture("gemma2", shifts_norms=True),
+    Architecture("gemma3_text", "gemma3", shifts_norms=True, exact=_GEMMA3),
+    Architecture("seed_oss"),
+    Architecture("exaone4"),
+)
 
 
-def block_of(tensor: str) -> int:
-    """Which block a tensor belongs to; 0 for one that belongs to none."""
-    match = _IN_BLOCK.fullmatch(tensor)
-    return int(match[1]) if match else 0
+class Rotated(NamedTuple):
+    """A linear layer whose output RoPE rotates, head by head."""
+
+    tensor: str  # llama.cpp's name for it
+    config_key: str  # number of heads in config.json
+    gguf_key: str  # and in a GGUF file, after the architecture's name
+
+
+ROTATED = (
+    Rotated("attn_q", "num_attention_heads", "attention.head_count"),
+    Rotated("attn_k", "num_key_value_heads", "attention.head_count_kv"),
+)
+
+
+def find_model_type(model_type: object) -> Architecture | None:
+    """Finds what config.json calls `model_type`; None where it is not known here."""
+    return next((one for one in ARCHITECTURES if one.model_type == model_type), None)
+
+
+def find_gguf(name: object) -> Architecture | None:
+    """Finds what llama.cpp calls `name`, the first of several; None where it is not known here."""
+    return next((one for one in ARCHITECTURES if one.name == name), None)
+
+
+def find_exact(model_type: object) -> Exact | None:
+    """Finds what llama.cpp computes to the letter of what config.json calls `model_type`."""
+    known = find_model_type(model_type)
+    return known.exact if known else None
+
+
+def graph_of(model_type: Any) -> Any:
+    """Returns the `model_type` of the first architecture with the same graph: `mistral` is a `llama`."""
+    known = find_model_type(model_type)
+    graph = find_gguf(known.name) if known else None
+    return graph.model_type if graph else model_type
 
 
 def file_order(num_rows: int, num_heads: int) -> NDArray[np.intp]:
-    """For each row as llama.cpp stores it, the index of the same row in Hugging Face's order."""
+    """Returns, for each row as llama.cpp stores it, the index of the same row in Hugging Face's order."""
     halves = np.arange(num_rows).reshape(num_heads, 2, num_rows // num_heads // 2)
     return halves.swapaxes(1, 2).ravel()
 
 
 def hub_order(num_rows: int, num_heads: int) -> NDArray[np.intp]:
-    """For each row in Hugging Face's order, the index of the same row as llama.cpp stores it."""
+    """Returns, for each row in Hugging Face's order, the index of the same row as llama.cpp stores it."""
     turns = np.arange(num_rows).reshape(num_heads, num_rows // num_heads // 2, 2)
     return turns.swapaxes(1, 2).ravel()
-
-
-def _words(architecture: str) -> Iterator[tuple[str, str]]:
-    known = _name_map(architecture)
-    for word in _WORDS:
-        if name := known.get_name(f"model.layers.0.{word}"):
-            yield name, word
-    for word in _OUTSIDE:
-        if name := known.get_name(word):
-            yield name, word
-
-
-def _name_map(architecture: str) -> "TensorNameMap":
-    """Of one block: the other blocks' names differ in their number alone, and the number may be a lie.
-
-    Raises:
-        BaseModelError: The `gguf` package is older than the architecture.
-    """
-    from gguf import MODEL_ARCH_NAMES, get_tensor_name_map
-
-    for number, name in MODEL_ARCH_NAMES.items():
-        if name == architecture:
-            return get_tensor_name_map(number, 1)
-    raise BaseModelError(f"the installed gguf does not know {architecture}; run: pip install --upgrade gguf")

@@ -11,18 +11,10 @@ from types import MappingProxyType
 
 import numpy as np
 
-from converters.bases.architectures import (
-    PERMUTED,
-    PLAIN,
-    SHIFTED,
-    block_of,
-    count_blocks,
-    file_order,
-    head_count_key,
-    hub_names,
-    hub_order,
-)
-from converters.bases.folder import Modules, fingerprint_of
+from converters.bases.architectures import ARCHITECTURES, Architecture, find_gguf, hub_order
+from converters.bases.contract import Modules
+from converters.bases.fingerprint import fingerprint_of
+from converters.bases.gguf_names import block_of, count_blocks, find_rotated, hub_names
 from converters.errors import BaseModelError
 from converters.files.gguf import Array, GgufFile, Value, open_gguf
 
@@ -37,15 +29,17 @@ class GgufBase:
 
     Attributes:
         path: The file.
-        architecture: In llama.cpp's words: llama, qwen2, ...
+        architecture: The first of those with llama.cpp's name for it.
         modules: Every linear layer in Hugging Face naming, sorted; embeddings and a tied head are left out.
         names: Hugging Face's name of a weight to its name in the file; norms and embeddings, too.
+        heads: A tensor's name in the file to how many heads have their rows in turns, where they have.
     """
 
     path: Path
-    architecture: str
+    architecture: Architecture
     modules: Modules
     names: Mapping[str, str]
+    heads: Mapping[str, int]
     file: GgufFile
 
     @property
@@ -86,10 +80,10 @@ class GgufBase:
 
     @cached_property
     def fingerprint(self) -> str:
-        """That of the Hugging Face model it was made from, if its weights kept their values.
+        """What the model computes: that of the Hugging Face model it was made from, if its values were kept.
 
         Names, order of rows and the architecture's numbers are turned back; a number that the file has in
-        float32 is taken for the shortest decimal that means it. See `BaseModel.fingerprint`.
+        float32 is taken for the shortest decimal that means it. See `converters.bases.fingerprint`.
 
         Raises:
             BaseModelError: It is quantised, or its file does not tell what its source was.
@@ -101,31 +95,13 @@ class GgufBase:
             )
         return fingerprint_of(self._config(), self._weights())
 
-    def tensor_of(self, module: str) -> str:
-        """The name of a linear layer's weight in the file: `blk.0.attn_q.weight`."""
-        return self.names[f"{module}.weight"]
-
-    def heads_of(self, module: str) -> int | None:
-        """How many heads of a linear layer have their rows in turns; None where the order is kept."""
-        return self._heads(self.tensor_of(module))
-
-    def to_file_rows(self, module: str, rows: Array) -> Array:
-        """`rows`, one per output feature in Hugging Face's order, in the file's."""
-        heads = self.heads_of(module)
-        return rows if heads is None else rows[file_order(len(rows), heads)]
-
-    def to_hub_rows(self, module: str, rows: Array) -> Array:
-        """`rows`, one per output feature in the file's order, in Hugging Face's."""
-        heads = self.heads_of(module)
-        return rows if heads is None else rows[hub_order(len(rows), heads)]
-
     def floats(self, tensor: str, first: int = 0, count: int | None = None) -> Array:
-        """`count` rows from row `first` on, dequantised, as the file has them; see `GgufFile.floats`."""
+        """Reads `count` rows from row `first` on, as the file has them; see `GgufFile.floats`."""
         return self.file.floats(tensor, first, count)
 
     def hub_floats(self, tensor: str, first: int = 0, count: int | None = None) -> Array:
-        """As `floats`, but rows are counted in Hugging Face's order."""
-        num_rows, heads = self.file.tensors[tensor].shape[0], self._heads(tensor)
+        """Reads as `floats` does, but counts rows in Hugging Face's order."""
+        num_rows, heads = self.file.tensors[tensor].shape[0], self.heads.get(tensor)
         count = num_rows - first if count is None else count
         if heads is None or not count:
             return self.floats(tensor, first, count)
@@ -134,51 +110,51 @@ class GgufBase:
         return self.floats(tensor, lowest, int(wanted.max()) + 1 - lowest)[wanted - lowest]
 
     def number(self, key: str, default: int | None = None) -> int:
-        """A count in the architecture's part of the metadata.
+        """Returns a count in the architecture's part of the metadata.
 
         Raises:
             BaseModelError: It is no count, or missing without a default.
         """
-        return _number(self.file, f"{self.architecture}.{key}", default=default)
+        return _number(self.file, self.key(key), default=default)
 
     def decimal(self, key: str, default: float | None = None) -> float:
-        """A number in the architecture's part of the metadata; of a float32 the shortest decimal for it.
+        """Returns a number in the architecture's part of the metadata; of a float32 the shortest decimal.
 
         Raises:
             BaseModelError: It is no number, or missing without a default.
         """
-        value = self.metadata.get(f"{self.architecture}.{key}", default)
+        value = self.metadata.get(self.key(key), default)
         if not isinstance(value, int | float):
             raise BaseModelError(
-                f"{self.path}: its metadata has {value!r} for {self.architecture}.{key}, expected a number"
+                f"{self.path}: its metadata has {value!r} for {self.key(key)}, expected a number"
             )
         return float(str(np.float32(value)))  # 1e-05, not 9.999999747378752e-06
 
-    def _heads(self, tensor: str) -> int | None:
-        key = head_count_key(self.architecture, tensor)
-        return None if key is None else _head_count(self.file, key, tensor)
+    def key(self, name: str) -> str:
+        """Returns the whole key of a number of the architecture: `llama.block_count`."""
+        return f"{self.architecture.name}.{name}"
 
     def _obstacle(self) -> str | None:
-        """Why the fingerprint of the source cannot be told."""
+        """Tells why the fingerprint of the source cannot be told; None where it can."""
         unnamed = sorted(set(self.file.tensors) - set(self.names.values()))
-        scaling = self.metadata.get(f"{self.architecture}.rope.scaling.type", "none")
+        scaling = self.metadata.get(self.key("rope.scaling.type"), "none")
         if self.is_quantized:
             return "is quantised"
-        if self.architecture in SHIFTED:
+        if self.architecture.shifts_norms:
             return "has its norms stored plus one"
         if any(name.startswith(_DERIVED) for name in unnamed) or scaling not in ("none", "linear"):
             return "has rotary frequencies whose formula it does not tell"
         return f"has weights without a counterpart ({', '.join(unnamed[:3])})" if unnamed else None
 
     def _config(self) -> dict[str, object]:
-        """The part of config.json that counts for the fingerprint."""
+        """Returns the part of config.json that counts for the fingerprint."""
         heads = self.number("attention.head_count")
         head_dim = self.number("attention.key_length", self.number("embedding_length") // heads)
         rope: dict[str, object] = {"rope_theta": self.decimal("rope.freq_base", 10000.0)}
-        if f"{self.architecture}.rope.scaling.factor" in self.metadata:
+        if self.key("rope.scaling.factor") in self.metadata:
             rope |= {"rope_type": "linear", "factor": self.decimal("rope.scaling.factor")}
         return {
-            "model_type": self.architecture,
+            "model_type": self.architecture.model_type,
             "num_attention_heads": heads,
             "num_key_value_heads": self.number("attention.head_count_kv", heads),
             "head_dim": head_dim,
@@ -188,6 +164,7 @@ class GgufBase:
         }
 
     def _weights(self) -> Iterator[tuple[str, tuple[int, ...], "Reader"]]:
+        """Yields name, shape and values of every weight, in order of names."""
         for hub_name, name in sorted(self.names.items()):
             if name != HEAD or not self.file.is_same(HEAD, EMBEDDINGS):  # olmo2's are never tied in the file
                 yield hub_name, self.file.tensors[name].shape, Reader(self, name)
@@ -201,7 +178,7 @@ class Reader:
     name: str
 
     def __call__(self, first: int, count: int) -> Array:
-        """`count` values from index `first` on, flat."""
+        """Reads `count` values from index `first` on, flat."""
         tensor = self.base.file.tensors[self.name]
         width = tensor.size // tensor.shape[0]
         row = first // width
@@ -218,15 +195,16 @@ def read_gguf(path: Path | str) -> GgufBase:
             a split model, or is of an architecture that is not known here.
     """
     file = open_gguf(Path(path), BaseModelError)
-    kind, architecture = (file.metadata.get(f"general.{key}") for key in ("type", "architecture"))
+    kind, told = (file.metadata.get(f"general.{key}") for key in ("type", "architecture"))
     if kind not in (None, "model"):
         raise BaseModelError(f"{path}: is a GGUF file of type {kind!r}, expected a model")
-    if architecture not in PERMUTED | PLAIN:
-        known = ", ".join(sorted(PERMUTED | PLAIN))
-        raise BaseModelError(f"{path}: is of architecture {architecture!r}, expected one of {known}")
-    assert isinstance(architecture, str)
-    _check(file, architecture)
-    names = {hub_name: name for name, hub_name in hub_names(architecture, file.tensors).items()}
+    architecture = find_gguf(told)
+    if architecture is None:
+        known = ", ".join(sorted({one.name for one in ARCHITECTURES}))
+        raise BaseModelError(f"{path}: is of architecture {told!r}, expected one of {known}")
+    _check(file, architecture.name)
+    heads = dict(_heads(file, architecture))
+    names = {hub_name: name for name, hub_name in hub_names(architecture.name, file.tensors).items()}
     names = dict(_with_fused(file, names))
     shapes = {hub_name: file.tensors[name].shape for hub_name, name in sorted(names.items())}
     modules = {
@@ -234,7 +212,14 @@ def read_gguf(path: Path | str) -> GgufBase:
         for hub_name, shape in shapes.items()
         if hub_name.endswith(".weight") and len(shape) == 2 and names[hub_name] != EMBEDDINGS
     }
-    return GgufBase(Path(path), architecture, MappingProxyType(modules), MappingProxyType(names), file)
+    return GgufBase(
+        Path(path),
+        architecture,
+        MappingProxyType(modules),
+        MappingProxyType(names),
+        MappingProxyType(heads),
+        file,
+    )
 
 
 def _check(file: GgufFile, architecture: str) -> None:
@@ -250,12 +235,10 @@ def _check(file: GgufFile, architecture: str) -> None:
         raise BaseModelError(f"{file.where}: has no matrix {EMBEDDINGS}, expected a language model")
     if told != found:
         raise BaseModelError(f"{file.where}: tells of {told} blocks and holds {found}; it is not whole")
-    for name in file.tensors:
-        if key := head_count_key(architecture, name):
-            _head_count(file, key, name)
 
 
 def _number(file: GgufFile, key: str, index: int = 0, default: int | None = None) -> int:
+    """Returns a count in the metadata; of one per block, that of block `index`."""
     value = file.metadata.get(key, default)
     if isinstance(value, np.ndarray) and index < len(value):  # some architectures have one per block
         value = value[index].item()
@@ -264,13 +247,21 @@ def _number(file: GgufFile, key: str, index: int = 0, default: int | None = None
     return value
 
 
-def _head_count(file: GgufFile, key: str, tensor: str) -> int:
-    heads, num_rows = _number(file, key, block_of(tensor)), file.tensors[tensor].shape[0]
-    if num_rows % (2 * heads):
-        raise BaseModelError(
-            f"{file.where}: {tensor} has {num_rows} rows, which {key} {heads} does not divide"
-        )
-    return heads
+def _heads(file: GgufFile, architecture: Architecture) -> Iterator[tuple[str, int]]:
+    """Yields the number of heads of every tensor whose rows are in turns.
+
+    Raises:
+        BaseModelError: It does not divide the rows.
+    """
+    for name, tensor in file.tensors.items():
+        if rotated := find_rotated(architecture, name):
+            key = f"{architecture.name}.{rotated.gguf_key}"
+            heads, num_rows = _number(file, key, block_of(name)), tensor.shape[0]
+            if num_rows % (2 * heads):
+                raise BaseModelError(
+                    f"{file.where}: {name} has {num_rows} rows, which {key} {heads} does not divide"
+                )
+            yield name, heads
 
 
 def _with_fused(file: GgufFile, names: Mapping[str, str]) -> Iterator[tuple[str, str]]:

@@ -7,7 +7,8 @@ believed only where the folder bears the same name, as a clone does.
 import re
 from pathlib import Path
 
-from converters.bases.folder import Base, BaseModel
+from converters.bases.contract import Base
+from converters.bases.folder import FolderBase
 from converters.bases.gguf import GgufBase
 
 HUB = "https://huggingface.co/"
@@ -22,7 +23,7 @@ def is_hub_name(name: str) -> bool:
 
 
 def name_base(base: Base, given: str = "") -> str:
-    """The name of `base` on the hub, where it is sure; otherwise its absolute path.
+    """Names `base` as the hub does, where that is sure; otherwise by its absolute path.
 
     Args:
         base: The model.
@@ -34,15 +35,16 @@ def name_base(base: Base, given: str = "") -> str:
 
 
 def _cached_name(path: Path) -> str | None:
+    """Returns the name that the hub's client made a folder's name of."""
     names = (_CACHED.fullmatch(part.name) for part in path.absolute().parents)
     return next((f"{match[1]}/{match[2]}" for match in names if match), None)
 
 
 def _own_name(base: Base) -> str | None:
-    """What the model's own files say."""
+    """Returns what the model's own files call it."""
     if isinstance(base, GgufBase):
         sources = (str(base.metadata.get(key, "")).removeprefix(HUB) for key in _SOURCES)
         return next((name for name in sources if is_hub_name(name)), None)
-    name = str(base.config.get("_name_or_path", "")) if isinstance(base, BaseModel) else ""
+    name = str(base.config.get("_name_or_path", "")) if isinstance(base, FolderBase) else ""
     is_same = name.rpartition("/")[2].lower() == base.path.absolute().name.lower()
     return name if is_same and is_hub_name(name) else None

@@ -14,7 +14,7 @@ from typing import Any
 from msgspec import Struct, structs
 
 from converters.adapter import LoraAdapter
-from converters.bases.folder import Base
+from converters.bases.contract import Base
 from converters.bases.name import is_hub_name, name_base
 
 CARD = "README.md"

@@ -5,7 +5,6 @@ always gives the same bytes, so that a file is known by its sha256. What is pars
 every length is checked before memory is taken, and names are plain ASCII.
 """
 
-import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +15,7 @@ from safetensors.numpy import save
 from converters.adapter import Factors, LoraAdapter
 from converters.errors import AdapterError
 from converters.faults import Fault
+from converters.files.atomic import write_atomic
 from converters.files.safetensors import TensorFile, open_tensors, parse_tensors
 
 SCALES = "scales"
@@ -59,28 +59,6 @@ def load_adapter(path: Path) -> LoraAdapter:
         AdapterError: It is missing or malformed.
     """
     return _adapter(open_tensors(path, AdapterError))
-
-
-def write_atomic(path: Path, content: bytes) -> None:
-    """Replaces `path` by `content`, on disk before it returns.
-
-    Raises:
-        OSError: The disk is full or not writable; nothing was replaced.
-    """
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with partial.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)  # the new name, too, outlives a power cut
-    finally:
-        os.close(folder)
 
 
 def _adapter(file: TensorFile) -> LoraAdapter:

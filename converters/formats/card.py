@@ -15,11 +15,11 @@ from typing import Literal
 from msgspec import Struct
 
 from converters.adapter import LoraAdapter
-from converters.bases.folder import Base
+from converters.bases.contract import Base
 from converters.bases.name import HUB, is_hub_name
 from converters.errors import BaseModelError
+from converters.files.atomic import write_atomic
 from converters.formats.about import CARD, About
-from converters.formats.canonical import write_atomic
 
 MARK = "<!-- written by tunefleet -->"
 _LIBRARIES = {"peft": "peft", "mlx": "mlx"}

@@ -17,17 +17,18 @@ import numpy as np
 from msgspec import structs
 
 from converters.adapter import Factors, LoraAdapter
-from converters.bases.folder import Base
+from converters.bases.contract import Base
+from converters.bases.fit import check_fit, fit_faults
+from converters.bases.gguf_naming import Naming, naming_of
 from converters.bases.name import HUB, is_hub_name
 from converters.errors import AdapterError, BaseModelError, UnsupportedAdapter
 from converters.faults import Fault
+from converters.files.atomic import write_atomic
 from converters.files.gguf import GgufFile, open_gguf
 from converters.formats.about import NOTHING, About
-from converters.formats.canonical import write_atomic
 from converters.formats.folding import Own
-from converters.formats.gguf_naming import Naming, naming_of
 from converters.formats.gguf_scales import Stored, spread, undo
-from converters.formats.layout import Faults, check_fit, fit_faults
+from converters.formats.layout import Faults
 
 A, B = ".lora_a", ".lora_b"
 ALPHA, OWN, ABOUT = "adapter.lora.alpha", "tunefleet.lora", "tunefleet.about"

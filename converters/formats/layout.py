@@ -3,14 +3,13 @@
 Reading is by headers first, so that every fault of a file is known before the first value is read.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
 
 from converters.adapter import Array, Factors, LoraAdapter
-from converters.bases.folder import Modules
 from converters.errors import AdapterError, UnsupportedAdapter
 from converters.faults import Fault
 from converters.files.safetensors import FLOATING, TensorFile
@@ -95,34 +94,6 @@ def to_tensors(adapter: LoraAdapter, layout: Layout) -> dict[str, Array]:
             turned = np.ascontiguousarray(values.T) if layout.is_transposed else values
             tensors[f"{layout.prefix}{name}{suffix}"] = turned
     return tensors
-
-
-def fit_faults(shapes: Mapping[str, tuple[int, int]], modules: Modules) -> Iterator[Fault]:
-    """Of modules with (in, out) features, those that the base model's `modules` lack or have otherwise."""
-    for name, shape in shapes.items():
-        if name not in modules:
-            text = f"the base model has no linear layer {name}"
-            yield Fault(text, "modules that the base model does not have", name)
-        elif tuple(modules[name]) != tuple(shape):
-            text = f"{name} is for {shape} features (in, out), the base model has {tuple(modules[name])}"
-            yield Fault(text, "modules are for other shapes than the base model's")
-
-
-def check_fit(adapter: LoraAdapter, modules: Modules) -> None:
-    """Checks that every module of `adapter` is one of the base model's.
-
-    Raises:
-        UnsupportedAdapter: Naming all modules that the base lacks, or whose shapes differ, at once.
-    """
-    shapes = {name: (factors.a.shape[1], factors.b.shape[0]) for name, factors in adapter}
-    Faults("adapter", unsupported=list(fit_faults(shapes, modules))).raise_any()
-
-
-def endings(names: list[str], modules: Modules) -> list[str]:
-    """Endings such as `q_proj` where they mean just these of the base's `modules`, else the full names."""
-    found = {name.rpartition(".")[2] for name in names}
-    meant = {name for name in modules if name.rpartition(".")[2] in found}
-    return sorted(found) if meant == set(names) else names
 
 
 def rank_fault(name: str, rank: int, expected: int) -> Fault:

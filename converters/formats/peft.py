@@ -20,18 +20,17 @@ import msgspec
 from safetensors.numpy import save
 
 from converters.adapter import LoraAdapter
-from converters.bases.folder import Modules
+from converters.bases.contract import Modules
+from converters.bases.fit import check_fit, fit_faults
+from converters.bases.targets import endings
 from converters.errors import AdapterError
+from converters.files.atomic import write_atomic
 from converters.files.safetensors import open_tensors
 from converters.formats.about import NOTHING, About, coverage, read_license
-from converters.formats.canonical import write_atomic
 from converters.formats.layout import (
     Faults,
     Layout,
-    check_fit,
-    endings,
     find_shapes,
-    fit_faults,
     rank_fault,
     read_factors,
     to_tensors,

@@ -9,23 +9,20 @@ Run as: python -m converters.gguf_export.model FOLDER FILE
 
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from converters.bases.folder import BaseModel, read_folder
-from converters.bases.numbers import (
-    ARCHITECTURES,
-    EMBEDDING,
-    FACTORS,
-    Number,
-    permuted_heads,
-    read_numbers,
-    rope_factors,
-)
+from converters.bases.architectures import ARCHITECTURES, Architecture, Exact, find_model_type
+from converters.bases.folder import FolderBase, read_folder
+from converters.bases.gguf_names import file_names
+from converters.bases.gguf_naming import Naming, naming_of
+from converters.bases.numbers import EMBEDDING, FACTORS, Number, read_numbers, rope_factors
 from converters.errors import BaseModelError, TunefleetError
+from converters.files.safetensors import TensorFile
 from converters.gguf_export.tokenizer import Vocabulary, read_vocabulary
 
 PREFIX_KEY = "tunefleet.tokenizer.prefix"  # see Vocabulary.prefix; other programs pass it over
@@ -53,74 +50,72 @@ def write_gguf(folder: Path, path: Path) -> None:
     base = read_folder(folder)
     if base.is_quantized:
         raise BaseModelError(f"{folder}: is quantised; a GGUF file is made from full precision")
-    kind = str(base.config.get("model_type"))
-    if kind not in ARCHITECTURES:
-        known = ", ".join(ARCHITECTURES)
+    kind = base.config.get("model_type")
+    architecture = find_model_type(kind)
+    if architecture is None or architecture.exact is None:
+        known = ", ".join(one.model_type for one in ARCHITECTURES if one.exact)
         raise BaseModelError(f"{folder}: is of architecture {kind}, expected one of {known} to write as GGUF")
-    numbers = read_numbers(base)
-    tensors = _tensors(base, ARCHITECTURES[kind])
+    numbers = read_numbers(base, architecture.exact)
+    gguf = _gguf()
+    tensors = _tensors(base, architecture, architecture.exact)
     vocabulary = read_vocabulary(folder, base.weights[EMBEDDING].tensors[EMBEDDING].shape[0])
     part = path.with_name(f"{path.name}.part")
     try:
-        _write(part, ARCHITECTURES[kind], numbers, vocabulary, tensors)
+        _write(gguf.GGUFWriter(part, architecture.name), architecture.name, numbers, vocabulary, tensors)
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
 
 
-def _tensors(base: BaseModel, architecture: str) -> list[_Tensor]:
-    names = _names(base, architecture)
-    heads = permuted_heads(base.config)
+def _tensors(base: FolderBase, architecture: Architecture, exact: Exact) -> list[_Tensor]:
+    """Lists the file's tensors in order of the model's names."""
+    names, naming = _names(base, architecture), naming_of(base)
     tensors = [
-        _Tensor(name, base.weights[source].tensors[source].shape, _reader(base, source, heads))
+        _Tensor(
+            name,
+            base.weights[source].tensors[source].shape,
+            partial(_read, base.weights[source], source, architecture, naming),
+        )
         for source, name in names.items()
     ]
-    if architecture == "olmo2" and _HEAD not in base.weights:  # llama.cpp's has no tied heads
+    if exact.writes_tied_head and _HEAD not in base.weights:
         embedding = next(tensor for tensor in tensors if tensor.name == names[EMBEDDING])
         tensors.append(embedding._replace(name="output.weight"))
-    factors = rope_factors(base.config)
+    factors = rope_factors(base.config, exact)
     if factors is not None:
         tensors.append(_Tensor(FACTORS, factors.shape, lambda: factors))
     return tensors
 
 
-def _names(base: BaseModel, architecture: str) -> dict[str, str]:
-    """The model's names to llama.cpp's, in order of the former."""
-    gguf = _gguf()
-    number = next(n for n, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture)
-    name_map = gguf.get_tensor_name_map(number, base.num_layers)
-    found = {
-        name: name_map.get_name(name, try_suffixes=(".weight", ".bias")) for name in sorted(base.weights)
-    }
-    unknown = [name for name, there in found.items() if there is None]
+def _names(base: FolderBase, architecture: Architecture) -> dict[str, str]:
+    """Translates the model's names to llama.cpp's, in order of the former."""
+    kinds = {name: name.rpartition(".") for name in sorted(base.weights)}
+    found = file_names(architecture.name, (stem for stem, _, _ in kinds.values()))
+    unknown = [
+        name for name, (stem, _, kind) in kinds.items() if stem not in found or kind not in ("weight", "bias")
+    ]
     if unknown:
-        raise BaseModelError(f"{base.path}: llama.cpp's {architecture} has no place for {', '.join(unknown)}")
-    return {name: str(there) for name, there in found.items()}
+        raise BaseModelError(
+            f"{base.path}: llama.cpp's {architecture.name} has no place for {', '.join(unknown)}"
+        )
+    return {name: f"{found[stem]}.{kind}" for name, (stem, _, kind) in kinds.items()}
 
 
-def _reader(base: BaseModel, name: str, heads: Mapping[str, int]) -> Callable[[], NDArray[np.float32]]:
-    file, module = base.weights[name], name.rpartition(".")[0].rpartition(".")[2]
-    if module in heads:
-        return lambda: permute_rows(file.array(name), heads[module])
-    if base.config["model_type"] == "gemma3_text" and name.endswith("norm.weight"):
-        return lambda: file.array(name) + np.float32(1)  # Gemma's norms multiply by 1 + weight
-    return lambda: file.array(name)
-
-
-def permute_rows(values: NDArray[np.float32], num_heads: int) -> NDArray[np.float32]:
-    """Rows (out, ...) of a q or k projection from transformers' order, a head's two halves, to pairs."""
-    halves = values.reshape(num_heads, 2, -1, *values.shape[1:])
-    return np.ascontiguousarray(halves.swapaxes(1, 2).reshape(values.shape))
+def _read(file: TensorFile, name: str, architecture: Architecture, naming: Naming) -> NDArray[np.float32]:
+    """Reads a weight as llama.cpp stores it."""
+    values = naming.to_file_rows(name.rpartition(".")[0], file.array(name))
+    is_shifted = architecture.shifts_norms and name.endswith("norm.weight")
+    return values + np.float32(1) if is_shifted else values  # Gemma's norms multiply by 1 + weight
 
 
 def _write(
-    path: Path,
+    writer: Any,
     architecture: str,
     numbers: Mapping[str, Number],
     vocabulary: Vocabulary,
     tensors: Sequence[_Tensor],
 ) -> None:
-    writer = _gguf().GGUFWriter(path, architecture)
+    """Writes everything through a `gguf.GGUFWriter`, one tensor at a time."""
     for key, value in numbers.items():
         _add(writer, f"{architecture}.{key}", value)
     for key, value in _described(vocabulary):
@@ -139,6 +134,7 @@ def _write(
 
 
 def _described(vocabulary: Vocabulary) -> Iterator[tuple[str, Any]]:
+    """Yields the keys and values that describe the tokenizer."""
     if vocabulary.strips_like_phi3:  # llama.cpp goes by the name, which is why no other model gets one here
         yield "general.name", "phi-3"
     yield "tokenizer.ggml.model", vocabulary.model
@@ -160,11 +156,17 @@ def _described(vocabulary: Vocabulary) -> Iterator[tuple[str, Any]]:
 
 
 def _add(writer: Any, key: str, value: Any) -> None:
+    """Adds a number, text or list under `key`."""
     kinds = {bool: writer.add_bool, int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}
     kinds.get(type(value), writer.add_array)(key, value)
 
 
 def _gguf() -> Any:
+    """Imports the package `gguf`.
+
+    Raises:
+        BaseModelError: It is not installed.
+    """
     try:
         import gguf
     except ImportError as cause:

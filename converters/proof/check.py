@@ -17,12 +17,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from converters.bases.folder import Base
+from converters.bases.contract import Base
 from converters.bases.numbers import Number
 from converters.errors import BaseModelError
 from converters.faults import Fault
 from converters.proof.quant_grid import wrong
-from converters.proof.sample import Sketch, Weights, weights_of
+from converters.proof.sample import Sample, Weights, weights_of
 
 MAX_WRONG = 0.01  # share of all sampled values
 MAX_WRONG_IN_ONE = 0.03  # of one weight's: some hundreds, and some weights may have moved more than others
@@ -36,19 +36,19 @@ class Verdict(NamedTuple):
     num_wrong: int
 
 
-def check_base(base: Base, sketch: Sketch) -> Verdict:
+def check_base(base: Base, sample: Sample) -> Verdict:
     """Compares `base` with the sample of an original.
 
     Raises:
         BaseModelError: It is another model, or cannot be told from one, with what differs.
     """
     weights = weights_of(base)
-    faults = [*_number_faults(weights, sketch), *_shape_faults(weights, sketch)]
+    faults = [*_number_faults(weights, sample), *_shape_faults(weights, sample)]
     verdict = Verdict(0, 0)
     if not faults:
-        found = {name: _count(weights, sketch, name) for name in sketch.file.tensors}
+        found = {name: _count(weights, sample, name) for name in sample.file.tensors}
         verdict = Verdict(*(sum(counts) for counts in zip(*found.values(), strict=True)))
-        faults = [*_value_faults(found, weights, sketch)]
+        faults = [*_value_faults(found, weights, sample)]
         if verdict.num_wrong > MAX_WRONG * verdict.num_values:
             share = verdict.num_wrong / verdict.num_values
             text = f"{share:.1%} of {verdict.num_values:,} sampled values are not of its weights"
@@ -60,10 +60,10 @@ def check_base(base: Base, sketch: Sketch) -> Verdict:
     return verdict
 
 
-def _number_faults(weights: Weights, sketch: Sketch) -> Iterator[Fault]:
-    came, expected = weights.numbers, sketch.facts.numbers
+def _number_faults(weights: Weights, sample: Sample) -> Iterator[Fault]:
+    came, expected = weights.numbers, sample.facts.numbers
     if came is None or expected is None:
-        hashes = weights.architecture, sketch.facts.architecture
+        hashes = weights.architecture, sample.facts.architecture
         if None in hashes:
             yield Fault(
                 "its architecture cannot be told from the fleet's; give --fingerprint if you know it is one"
@@ -88,8 +88,8 @@ def _is_same(one: Number | None, other: Number | None) -> bool:
     return one == other
 
 
-def _shape_faults(weights: Weights, sketch: Sketch) -> Iterator[Fault]:
-    came, expected = dict(weights.shapes), dict(sketch.facts.shapes)
+def _shape_faults(weights: Weights, sample: Sample) -> Iterator[Fault]:
+    came, expected = dict(weights.shapes), dict(sample.facts.shapes)
     if _HEAD not in expected:  # tied in the original, and in the copy perhaps written out
         came.pop(_HEAD, None)
     for name in sorted(expected.keys() - came.keys()):
@@ -102,22 +102,22 @@ def _shape_faults(weights: Weights, sketch: Sketch) -> Iterator[Fault]:
             yield Fault(text, "weights have other shapes")
 
 
-def _count(weights: Weights, sketch: Sketch, name: str) -> tuple[int, int]:
+def _count(weights: Weights, sample: Sample, name: str) -> tuple[int, int]:
     """How many values of a weight were looked at, and how many of them are wrong."""
     names = [name]
-    if name == _EMBEDDING and _HEAD not in sketch.facts.shapes and _HEAD in weights.shapes:
+    if name == _EMBEDDING and _HEAD not in sample.facts.shapes and _HEAD in weights.shapes:
         names.append(_HEAD)
     num_values = num_wrong = 0
-    for (row, first), original in sketch.runs(name):
+    for (row, first), original in sample.runs(name):
         for there in names:
             is_wrong = wrong(original, weights.lattice(there, row, first, len(original)))
             num_values, num_wrong = num_values + is_wrong.size, num_wrong + int(is_wrong.sum())
     return num_values, num_wrong
 
 
-def _value_faults(found: Mapping[str, tuple[int, int]], weights: Weights, sketch: Sketch) -> Iterator[Fault]:
+def _value_faults(found: Mapping[str, tuple[int, int]], weights: Weights, sample: Sample) -> Iterator[Fault]:
     for name, (num_values, num_wrong) in found.items():
-        row, first = sketch.facts.places[name][0]
+        row, first = sample.facts.places[name][0]
         held = weights.lattice(name, row, first, 1)
         if num_wrong > (MAX_WRONG_IN_ONE * num_values if held.levels > 1 else 0):
             text = f"{name} ({held.kind}) has {num_wrong} of {num_values} sampled values that are not its own"

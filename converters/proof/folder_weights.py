@@ -13,8 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from converters.bases.folder import BaseModel, fingerprint_of
-from converters.bases.numbers import FACTORS, Number, hub_numbers, rope_factors
+from converters.bases.architectures import find_exact
+from converters.bases.fingerprint import fingerprint_of
+from converters.bases.folder import FolderBase
+from converters.bases.numbers import FACTORS, hub_numbers, rope_factors
 from converters.errors import BaseModelError
 from converters.files.safetensors import FLOATING
 from converters.proof.quant_grid import Floats, Lattice, exact
@@ -23,14 +25,15 @@ _PACKED = "U32"
 _ROUNDING = {"F32": 2.0**-24, "F16": 2.0**-11, "BF16": 2.0**-8}
 
 
-class HubWeights:
+class FolderWeights:
     """See `Weights`."""
 
-    def __init__(self, base: BaseModel) -> None:
+    def __init__(self, base: FolderBase) -> None:
         self.where = str(base.path)
         self._base = base
-        known = hub_numbers(base) is not None
-        self._factors = rope_factors(base.config) if known else None
+        self.numbers = hub_numbers(base)
+        exact = find_exact(base.config.get("model_type"))
+        self._factors = rope_factors(base.config, exact) if exact and self.numbers else None
 
     @cached_property
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
@@ -46,11 +49,6 @@ class HubWeights:
         if self._factors is not None:
             shapes[FACTORS] = self._factors.shape
         return shapes
-
-    @cached_property
-    def numbers(self) -> Mapping[str, Number] | None:
-        """See `Weights.numbers`."""
-        return hub_numbers(self._base)
 
     @property
     def architecture(self) -> str | None:

@@ -11,9 +11,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from converters.bases.architectures import SHIFTED, hub_order
+from converters.bases.architectures import hub_order
 from converters.bases.gguf import FULL_PRECISION, GgufBase
-from converters.bases.numbers import FACTORS, Number, file_numbers
+from converters.bases.gguf_numbers import file_numbers
+from converters.bases.numbers import FACTORS, Number
 from converters.errors import BaseModelError
 from converters.proof.quant_grid import Floats, Lattice, exact
 
@@ -101,11 +102,11 @@ class GgufWeights:
             rows: Floats = self._base.hub_floats(tensor, row, 1)
             return rows.reshape(-1)
         values: Floats = self._base.hub_floats(tensor)
-        is_shifted = self._base.architecture in SHIFTED and name.endswith("norm.weight")
+        is_shifted = self._base.architecture.shifts_norms and name.endswith("norm.weight")
         return values - 1 if is_shifted else values
 
     def _row(self, name: str, row: int) -> int:
-        heads = self._base.heads_of(name.removesuffix(".weight"))
+        heads = self._base.heads.get(self._names[name])
         num_rows = self._base.file.tensors[self._names[name]].shape[0]
         return row if heads is None else int(hub_order(num_rows, heads)[row])
 

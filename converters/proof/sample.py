@@ -17,12 +17,13 @@ from msgspec import Struct
 from numpy.typing import NDArray
 from safetensors.numpy import save
 
-from converters.bases.folder import Base, BaseModel
+from converters.bases.contract import Base
+from converters.bases.folder import FolderBase
 from converters.bases.gguf import GgufBase
 from converters.bases.numbers import Number
 from converters.errors import BaseModelError
 from converters.files.safetensors import TensorFile, parse_tensors
-from converters.proof.folder_weights import HubWeights
+from converters.proof.folder_weights import FolderWeights
 from converters.proof.gguf_weights import GgufWeights
 from converters.proof.quant_grid import Floats, Lattice
 
@@ -78,7 +79,7 @@ class Facts(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 @dataclass(frozen=True)
-class Sketch:
+class Sample:
     """A parsed sample."""
 
     facts: Facts
@@ -93,12 +94,12 @@ def weights_of(base: Base) -> Weights:
     """The weights of a model of any form."""
     if isinstance(base, GgufBase):
         return GgufWeights(base)
-    if isinstance(base, BaseModel):
-        return HubWeights(base)
+    if isinstance(base, FolderBase):
+        return FolderWeights(base)
     raise BaseModelError(f"{base.path}: is neither a model folder nor a GGUF file")
 
 
-def make_sketch(base: Base) -> bytes:
+def make_sample(base: Base) -> bytes:
     """The sample of `base`, as bytes.
 
     Raises:
@@ -111,7 +112,7 @@ def make_sketch(base: Base) -> bytes:
     return payload if len(payload) <= MAX_VALUE_BYTES else _dump(weights, MAX_VALUES // 2)
 
 
-def parse_sketch(payload: bytes) -> Sketch:
+def parse_sample(payload: bytes) -> Sample:
     """The sample in `payload`.
 
     Raises:
@@ -127,7 +128,7 @@ def parse_sketch(payload: bytes) -> Sketch:
         raise BaseModelError(
             f"{file.where}: is of format {facts.format}, or its places do not fit its values"
         )
-    return Sketch(facts, file)
+    return Sample(facts, file)
 
 
 def _fits(facts: Facts, name: str, file: TensorFile) -> bool:

@@ -4,15 +4,11 @@ Logits are computed at labelled positions only: on instruction data that is a fr
 a vocabulary of 32,000 the head is a third of a small model's work.
 """
 
-from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from converters.adapter import LoraAdapter
-from converters.errors import UnsupportedAdapter
-from converters.faults import Fault
 from edge.backends.contract import Batch, Score
 
 
@@ -132,21 +128,3 @@ def group_by_length(batch: Batch) -> list[Batch]:
             group._replace(segments=is_used.astype(np.int32))
         )  # each row's only example is its first
     return groups
-
-
-def check_fit(adapter: LoraAdapter, modules: Mapping[str, tuple[int, int]], base: str) -> None:
-    """Compares an adapter with a base model's linear layers.
-
-    Raises:
-        UnsupportedAdapter: Naming all modules that the base lacks, or whose shapes differ, at once.
-    """
-    faults = []
-    for name, factors in adapter:
-        came, expected = (factors.a.shape[1], factors.b.shape[0]), modules.get(name)
-        if expected is None:
-            faults.append(Fault(f"{name}: no such linear layer", "modules that it does not have", name))
-        elif came != expected:
-            text = f"{name}: has (in, out) {came}, expected {expected}"
-            faults.append(Fault(text, "modules of other shapes"))
-    if faults:
-        raise UnsupportedAdapter.of(f"adapter does not fit {base}", faults)

@@ -20,11 +20,11 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from converters.adapter import Factors, LoraAdapter
+from converters.bases.fit import check_fit
 from converters.errors import BaseModelError
 from edge.backends.batch_layout import (
     Labels,
     average_examples,
-    check_fit,
     find_labels,
     mean_weights,
     sum_score,
@@ -162,7 +162,7 @@ class ToyModel:
 
     def set_adapter(self, adapter: LoraAdapter) -> None:
         """See `Model.set_adapter`."""
-        check_fit(adapter, self.card.modules, "the toy base")
+        check_fit(adapter, self.card.modules, "adapter does not fit the toy base")
         self.scales = {name: factors.scale for name, factors in adapter}
         self.factors = _by_factor(adapter)
         self.begin(weight_decay=0.0, clip_norm=0.0)

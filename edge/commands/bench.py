@@ -29,7 +29,7 @@ from edge.commands.options import (
 from edge.commands.report import print_report
 
 if TYPE_CHECKING:
-    from converters.bases.folder import Base
+    from converters.bases.contract import Base
     from edge.training.data.source import DataSource
     from edge.training.plan import Plan
     from edge.training.requests import Progress
@@ -61,8 +61,8 @@ def device(
     as_json: AsJson = False,
 ) -> None:
     """Trains LoRA of rank 8 on this machine and prints how many tokens a second it did, second by second."""
-    from converters.bases.folder import read_base
     from converters.bases.hub import find_base
+    from converters.bases.read import read_base
     from edge.commands.display import Display
     from edge.training.data.source import DataSource
     from edge.training.plan import Plan
@@ -103,7 +103,7 @@ async def _measure(
     worker: "Worker", base: "Base", source: "DataSource", plan: "Plan", display: Any
 ) -> dict[str, Any]:
     from converters.adapter import initial_adapter
-    from converters.bases.folder import match_targets
+    from converters.bases.targets import match_targets
     from converters.formats.canonical import save_adapter
     from edge.errors import ConfigError
     from edge.training.requests import Training

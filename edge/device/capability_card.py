@@ -4,7 +4,7 @@ import hashlib
 import os
 from pathlib import Path
 
-from converters.bases.folder import read_base
+from converters.bases.read import read_base
 from converters.errors import BaseModelError
 from edge.device.config import DeviceConfig
 from edge.device.state import Memory

@@ -8,10 +8,10 @@ precision, whose hash stands in the manifest; the device holds its own model aga
 import asyncio
 from pathlib import Path
 
-from converters.bases.folder import read_base
+from converters.bases.read import read_base
 from converters.errors import BaseModelError
 from converters.proof.check import Verdict, check_base
-from converters.proof.sample import MAX_BYTES, parse_sketch
+from converters.proof.sample import MAX_BYTES, parse_sample
 from edge.device.blobs import Blobs
 from edge.device.session import Session
 from edge.protocol.messages import Blob, Manifest
@@ -104,4 +104,4 @@ def _has_fingerprint(base: Path, fingerprint: str) -> bool:
 
 
 def _check(base: Path, sketch: Path) -> Verdict:
-    return check_base(read_base(base), parse_sketch(sketch.read_bytes()))
+    return check_base(read_base(base), parse_sample(sketch.read_bytes()))

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
-from converters.formats.canonical import write_atomic
+from converters.files.atomic import write_atomic
 from edge.errors import DiskFull, StateError
 
 # EFBIG and EDQUOT are a full disk to its user: a quota or a file size limit.

@@ -16,13 +16,16 @@ import msgspec
 from msgspec import Meta, Struct, structs
 
 from converters.adapter import LoraAdapter, check_rank, initial_adapter
-from converters.bases.folder import ALL_LAYERS, Base, match_targets, read_base
+from converters.bases.contract import Base
+from converters.bases.gguf_naming import naming_of
 from converters.bases.hub import find_base
+from converters.bases.read import read_base
+from converters.bases.targets import ALL_LAYERS, match_targets
 from converters.formats.about import NOTHING, About
 from converters.formats.canonical import load_adapter, save_adapter
 from converters.formats.card import Lineage
-from converters.formats.detect import Format, load_any, read_about, save_as
-from converters.formats.gguf_naming import naming_of
+from converters.formats.load import load_any, read_about
+from converters.formats.save import Format, save_as
 from edge.backends import BackendName
 from edge.backends.contract import Precision
 from edge.errors import ConfigError, StateError

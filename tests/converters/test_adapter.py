@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from converters.adapter import Factors, LoraAdapter, initial_adapter
+from converters.adapter import Factors, LoraAdapter, check_rank, initial_adapter
 from converters.errors import AdapterError
 
 
@@ -51,3 +51,11 @@ def test_a_seed_gives_the_same_initial_adapter_and_another_seed_another() -> Non
 def test_rank_zero_is_refused() -> None:
     with pytest.raises(AdapterError, match="rank is 0"):
         initial_adapter({"m": (4, 4)}, rank=0, scale=1.0, seed=0)
+
+
+def test_a_rank_is_bounded_by_the_smallest_module() -> None:
+    modules = {"wide": (100, 200), "narrow": (100, 12)}
+    check_rank(modules, 12)
+    for rank in (0, 13):
+        with pytest.raises(AdapterError, match=f"rank is {rank}, expected 1 to 12: .*narrow, has 100 inputs"):
+            check_rank(modules, rank)

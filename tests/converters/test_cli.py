@@ -13,7 +13,9 @@ from typer.testing import CliRunner
 from converters.adapter import Factors, LoraAdapter
 from converters.errors import AdapterError, BaseModelError, UnsupportedAdapter
 from converters.formats.canonical import save_adapter
-from converters.formats.detect import detect_format, load_any, save_as
+from converters.formats.detect import detect_format
+from converters.formats.load import load_any
+from converters.formats.save import save_as
 from tunefleet import app
 
 ADAPTER = LoraAdapter(

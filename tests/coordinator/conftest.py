@@ -268,7 +268,7 @@ class Fleet:
 
     @property
     def fingerprint(self) -> str:
-        from converters.bases.folder import read_base
+        from converters.bases.read import read_base
 
         return read_base(self.base).fingerprint
 

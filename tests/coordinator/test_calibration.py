@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from converters.adapter import Factors, LoraAdapter, initial_adapter
-from converters.bases.folder import match_targets, read_base
+from converters.bases.read import read_base
+from converters.bases.targets import match_targets
 from coordinator.calibration import Calibration
 from edge.backends.toy import make_toy_base
 from edge.errors import DataError

@@ -9,10 +9,11 @@ from safetensors.numpy import load_file, save_file
 from typer.testing import CliRunner
 
 from converters.adapter import Factors, LoraAdapter
-from converters.bases.folder import read_base
+from converters.bases.read import read_base
 from converters.errors import AdapterError, UnsupportedAdapter
 from converters.formats.canonical import load_adapter, save_adapter
-from converters.formats.detect import load_any, save_as
+from converters.formats.load import load_any
+from converters.formats.save import save_as
 from converters.lowrank import change, norm
 from coordinator.commands.cli import app
 from coordinator.config import config_text, read_config

@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from converters.adapter import Factors, LoraAdapter
-from converters.formats.detect import load_any
+from converters.formats.load import load_any
 from coordinator.commands.cli import app
 from edge.errors import ConfigError
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from converters.adapter import Factors, LoraAdapter
-from converters.bases.folder import read_base
-from converters.proof.sample import make_sketch
+from converters.bases.read import read_base
+from converters.proof.sample import make_sample
 from coordinator.intake.roster import read_devices
 from coordinator.ledger.journal import Journal
 from coordinator.ledger.versions import VersionStore
@@ -250,7 +250,7 @@ def test_the_sample_of_the_base_model_is_served_and_outlives_the_versions(fleet)
             await x.transport.publish(x.topics.device("x", "want"), encode_message(want))
             chunks = x.chunks.setdefault(manifest.sketch.sha256, {})
             await x.until(lambda: len(chunks) == min(total, 16))
-            sample = make_sketch(read_base(fleet.base))
+            sample = make_sample(read_base(fleet.base))
             assert all(chunk == sample[n * 1024 : (n + 1) * 1024] for n, chunk in chunks.items())
 
     run(scenario())

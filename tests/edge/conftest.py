@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from converters.adapter import initial_adapter
-from converters.bases.folder import match_targets, read_base
+from converters.bases.read import read_base
+from converters.bases.targets import match_targets
 from converters.formats.canonical import save_adapter
 from edge.backends.toy import load, make_toy_base
 from edge.training.data.dataset import load_dataset

@@ -14,9 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from converters.adapter import LoraAdapter
+from converters.bases.fit import check_fit
 from converters.bases.gguf import GgufBase, read_gguf
+from converters.bases.gguf_naming import naming_of
 from converters.parallel import count_processors
-from edge.backends.batch_layout import average_examples, check_fit, find_labels, flatten, sum_score
+from edge.backends.batch_layout import average_examples, find_labels, flatten, sum_score
 from edge.backends.contract import Batch, ModelCard, OnToken, Precision, Score, Snapshot
 from edge.backends.llama_cpp import native
 from edge.backends.llama_cpp.adamw import AdamW
@@ -57,6 +59,7 @@ class LlamaCppModel:
 
     def __init__(self, gguf: GgufBase, model: native.Model) -> None:
         self.gguf, self.model = gguf, model
+        self.naming = naming_of(gguf)
         self.num_threads = count_processors()
         self.tokenizer = GgufTokenizer(model)
         self.card = ModelCard(
@@ -75,7 +78,7 @@ class LlamaCppModel:
 
     def set_adapter(self, adapter: LoraAdapter) -> None:
         """See `Model.set_adapter`."""
-        check_fit(adapter, self.card.modules, str(self.gguf.path))
+        check_fit(adapter, self.card.modules, f"adapter does not fit {self.gguf.path}")
         self.form = form_of(adapter)
         shapes = [matrix for shape in self.form.values() for matrix in (shape.a, shape.b)]
         self.flat = to_vector(self._in_file_order(adapter))
@@ -89,7 +92,7 @@ class LlamaCppModel:
             for whole in (self.flat, self.summed)
         )
         self.loras = {
-            self.gguf.tensor_of(name).removesuffix(".weight"): Lora(
+            self.naming.tensors[name].removesuffix(".weight"): Lora(
                 values[2 * i],
                 values[2 * i + 1],
                 np.float32(shape.scale),
@@ -195,13 +198,13 @@ class LlamaCppModel:
 
     def _in_file_order(self, adapter: LoraAdapter) -> LoraAdapter:
         """With the rows of b where the file has them."""
-        return LoraAdapter({name: f._replace(b=self.gguf.to_file_rows(name, f.b)) for name, f in adapter})
+        return LoraAdapter({name: f._replace(b=self.naming.to_file_rows(name, f.b)) for name, f in adapter})
 
     def _as_adapter(self, vector: Array) -> LoraAdapter:
         """The adapter whose factors are `vector`, which is in the file's order."""
         return LoraAdapter(
             {
-                name: f._replace(b=self.gguf.to_hub_rows(name, f.b))
+                name: f._replace(b=self.naming.to_hub_rows(name, f.b))
                 for name, f in from_vector(vector, self.form)
             }
         )

@@ -16,7 +16,7 @@ import numpy as np
 
 from converters.errors import TunefleetError
 from converters.faults import sum_up, tell
-from converters.formats.canonical import write_atomic
+from converters.files.atomic import write_atomic
 from converters.gguf_export.toy import MATRICES, VOCAB, make_weights, write_toy
 from edge.backends.llama_cpp import native
 from edge.backends.llama_cpp.graph import make_plan, record_graph

@@ -46,10 +46,10 @@ from mlx_lm.utils import load_model, load_tokenizer, maybe_set_recommended_wired
 from numpy.typing import NDArray
 
 from converters.adapter import LoraAdapter
+from converters.bases.fit import check_fit
 from converters.errors import BaseModelError
 from edge.backends.batch_layout import (
     average_examples,
-    check_fit,
     find_labels,
     group_by_length,
     mean_weights,
@@ -142,7 +142,7 @@ class MlxModel:
 
     def set_adapter(self, adapter: LoraAdapter) -> None:
         """See `Model.set_adapter`."""
-        check_fit(adapter, self.card.modules, self.name)
+        check_fit(adapter, self.card.modules, f"adapter does not fit {self.name}")
         base = {name: self.linears[name] for name in self.form}
         self.layers = {
             name: LoRALinear.from_base(self.linears[name], r=factors.rank, dropout=0.0, scale=factors.scale)

@@ -29,11 +29,11 @@ from transformers import AutoModelForCausalLM, GenerationConfig
 from transformers.utils.logging import disable_progress_bar
 
 from converters.adapter import LoraAdapter
+from converters.bases.fit import check_fit
 from converters.errors import BaseModelError
 from edge.backends.batch_layout import (
     Labels,
     average_examples,
-    check_fit,
     find_labels,
     flatten,
     mean_weights,
@@ -132,7 +132,7 @@ class TorchModel:
         One that looks like the present one is only copied in: a simulation sets thousands, and peft needs
         milliseconds for every module.
         """
-        check_fit(adapter, self.card.modules, self.name)
+        check_fit(adapter, self.card.modules, f"adapter does not fit {self.name}")
         if form_of(adapter) == self.form:
             self.flat.data.copy_(self._tensor(to_vector(adapter)))
             self.begin(weight_decay=0.0, clip_norm=0.0)

@@ -8,10 +8,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from converters.adapter import Factors, LoraAdapter, check_rank
-from converters.bases.folder import BaseModel, match_targets, read_base
-from converters.errors import AdapterError, BaseModelError, UnsupportedAdapter
-from converters.formats.layout import check_fit
+from converters.bases.folder import FolderBase
+from converters.bases.read import read_base
+from converters.errors import BaseModelError
 
 CONFIG: dict[str, Any] = {
     "model_type": "llama",
@@ -155,7 +154,7 @@ def packed(num_out: int, num_in: int, bits: int) -> dict[str, np.ndarray]:
     return {"weight": np.zeros((num_out, num_in * bits // 32), np.uint32), "scales": scales, "biases": scales}
 
 
-def quantized(folder: Path) -> BaseModel:
+def quantized(folder: Path) -> FolderBase:
     q, v = "model.layers.0.self_attn.q_proj", "model.layers.0.self_attn.v_proj"
     settings = {"group_size": 64, "bits": 4, v: {"group_size": 64, "bits": 8}}
     tensors = {f"{q}.{part}": values for part, values in packed(128, 192, 4).items()}
@@ -218,55 +217,3 @@ def test_truncated_weights_are_named(tmp_path: Path, kept: int) -> None:
     path.write_bytes(path.read_bytes()[:kept])
     with pytest.raises(BaseModelError, match="truncated"):
         read_base(tmp_path)
-
-
-def test_targets_are_endings_of_names(tmp_path: Path) -> None:
-    modules = read_base(write(tmp_path)).modules
-    assert set(match_targets(modules, ["q_proj"])) == {f"model.layers.{i}.self_attn.q_proj" for i in (0, 1)}
-    assert set(match_targets(modules, ["0.self_attn.q_proj", "big"])) == {
-        "model.layers.0.self_attn.q_proj",
-        "model.layers.1.mlp.big",
-    }
-
-
-def test_all_linear_is_every_layer_but_the_head(tmp_path: Path) -> None:
-    head = {"lm_head.weight": np.ones((16, 8), np.float32)}
-    untied = {**CONFIG, "tie_word_embeddings": False}
-    modules = read_base(write(tmp_path / "m", untied, model=weights() | head)).modules
-    assert "lm_head" in modules
-    assert match_targets(modules, ["all-linear"]).keys() == modules.keys() - {"lm_head"}
-    assert match_targets(modules, ["all-linear", "lm_head"]) == modules
-
-
-def test_the_last_blocks_alone_can_be_chosen(tmp_path: Path) -> None:
-    modules = read_base(write(tmp_path / "m", CONFIG, model=weights())).modules
-    last = match_targets(modules, ["all-linear"], 1)
-    assert sorted(last) == ["model.layers.1.mlp.big", "model.layers.1.self_attn.q_proj"]
-    assert match_targets(modules, ["q_proj"], 2) == match_targets(modules, ["q_proj"])
-    with pytest.raises(UnsupportedAdapter, match="no module is called v_proj; the model has: big, q_proj"):
-        match_targets(modules, ["v_proj"], 1)
-    for number in (0, 3):
-        with pytest.raises(UnsupportedAdapter, match=f"num_layers is {number}, expected 1 to 2"):
-            match_targets(modules, ["q_proj"], number)
-
-
-def test_a_rank_is_bounded_by_the_smallest_module() -> None:
-    modules = {"wide": (100, 200), "narrow": (100, 12)}
-    check_rank(modules, 12)
-    for rank in (0, 13):
-        with pytest.raises(AdapterError, match=f"rank is {rank}, expected 1 to 12: .*narrow, has 100 inputs"):
-            check_rank(modules, rank)
-
-
-def test_targets_that_match_nothing_are_all_named_beside_what_there_is(tmp_path: Path) -> None:
-    modules = read_base(write(tmp_path)).modules
-    with pytest.raises(UnsupportedAdapter, match=r"called c_attn, proj; the model has: big, q_proj, v_proj"):
-        match_targets(modules, ["q_proj", "c_attn", "proj"])
-    with pytest.raises(UnsupportedAdapter):
-        match_targets(modules, [])
-
-
-def test_all_modules_that_do_not_fit_are_named_at_once() -> None:
-    one = Factors(np.ones((1, 3), np.float32), np.ones((4, 1), np.float32), 1.0)
-    with pytest.raises(UnsupportedAdapter, match=r"no linear layer x; .*y is for \(3, 4\).*has \(4, 3\)"):
-        check_fit(LoraAdapter({"x": one, "y": one, "z": one}), {"y": (4, 3), "z": (3, 4)})

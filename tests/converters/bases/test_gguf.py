@@ -8,9 +8,11 @@ import pytest
 
 gguf = pytest.importorskip("gguf", reason="needs the llama extra")
 
-from converters.bases.architectures import file_name, file_order, hub_names, hub_order  # noqa: E402
-from converters.bases.folder import read_base, read_folder  # noqa: E402
+from converters.bases.folder import read_folder  # noqa: E402
 from converters.bases.gguf import read_gguf  # noqa: E402
+from converters.bases.gguf_names import file_names, hub_names  # noqa: E402
+from converters.bases.gguf_naming import naming_of  # noqa: E402
+from converters.bases.read import read_base  # noqa: E402
 from converters.errors import BaseModelError  # noqa: E402
 
 pytestmark = pytest.mark.llama
@@ -86,7 +88,7 @@ def test_layers_and_values_are_those_of_the_source(make_model, make_gguf, name: 
 def test_only_fewer_than_16_bits_are_called_quantised(make_gguf, quant: str) -> None:
     base = read_gguf(make_gguf("llama-mha", quant, hidden_size=256, intermediate_size=256))
     assert base.is_quantized == quant.startswith("q")
-    assert base.types[base.tensor_of("model.layers.0.self_attn.q_proj")].lower() == quant.removesuffix("_m")
+    assert base.types["blk.0.attn_q.weight"].lower() == quant.removesuffix("_m")
     if base.is_quantized:
         with pytest.raises(BaseModelError, match="is quantised and has no fingerprint of its own"):
             _ = base.fingerprint
@@ -119,41 +121,33 @@ def test_a_file_of_another_converter_has_the_fingerprint_of_its_source() -> None
     assert base.fingerprint == source.fingerprint
 
 
-def test_rows_of_q_and_k_lie_in_turns() -> None:
-    # Two heads of four: Hugging Face rotates row 0 with 2 and 1 with 3, llama.cpp 0 with 1 and 2 with 3.
-    assert file_order(8, 2).tolist() == [0, 2, 1, 3, 4, 6, 5, 7]
-    for num_rows, heads in [(8, 2), (12, 1), (24, 3), (128, 2)]:
-        order = file_order(num_rows, heads)
-        np.testing.assert_array_equal(order[hub_order(num_rows, heads)], np.arange(num_rows))
-
-
 def test_rows_can_be_read_in_either_order(tmp_path: Path) -> None:
     base = read_gguf(write(tmp_path / "x.gguf"))
-    module = "model.layers.0.self_attn.q_proj"
-    assert (base.heads_of(module), base.heads_of(module.replace("q_proj", "k_proj"))) == (2, 1)
-    stored = base.floats(base.tensor_of(module))
-    hub = base.hub_floats(base.tensor_of(module))
-    np.testing.assert_array_equal(base.to_hub_rows(module, stored), hub)
-    np.testing.assert_array_equal(base.to_file_rows(module, hub), stored)
+    naming, module = naming_of(base), "model.layers.0.self_attn.q_proj"
+    assert naming.heads == {module: 2, module.replace("q_proj", "k_proj"): 1}
+    assert naming.tensors[module] == "blk.0.attn_q.weight"
+    stored, hub = base.floats("blk.0.attn_q.weight"), base.hub_floats("blk.0.attn_q.weight")
+    np.testing.assert_array_equal(naming.to_hub_rows(module, stored), hub)
+    np.testing.assert_array_equal(naming.to_file_rows(module, hub), stored)
     for first in range(8):
         for count in range(8 - first + 1):
-            read = base.hub_floats(base.tensor_of(module), first, count)
+            read = base.hub_floats("blk.0.attn_q.weight", first, count)
             np.testing.assert_array_equal(read, hub[first : first + count])
 
 
 @pytest.mark.parametrize("arch", ["qwen2", "qwen3", "olmo2", "phi3", "gemma3"])
 def test_other_families_keep_their_rows(tmp_path: Path, arch: str) -> None:
     base = read_gguf(write(tmp_path / "x.gguf", arch=arch))
-    assert base.heads_of("model.layers.0.self_attn.q_proj") is None
+    assert not base.heads
     rows = np.ones((8, 2), np.float32)
-    assert base.to_file_rows("model.layers.0.self_attn.q_proj", rows) is rows
+    assert naming_of(base).to_file_rows("model.layers.0.self_attn.q_proj", rows) is rows
 
 
 def test_heads_may_differ_from_block_to_block(tmp_path: Path) -> None:
     shapes = {**SHAPES, "blk.1.attn_q.weight": (8, 8), "blk.1.attn_k.weight": (8, 8)}
     numbers = {**LLAMA, "block_count": 2, "attention.head_count_kv": [1, 4]}
     base = read_gguf(write(tmp_path / "x.gguf", numbers, shapes))
-    assert [base.heads_of(f"model.layers.{i}.self_attn.k_proj") for i in (0, 1)] == [1, 4]
+    assert [base.heads[f"blk.{block}.attn_k.weight"] for block in (0, 1)] == [1, 4]
 
 
 def test_names_are_translated_both_ways() -> None:
@@ -169,10 +163,10 @@ def test_names_are_translated_both_ways() -> None:
         "blk.11.ffn_up.bias": "model.layers.11.mlp.up_proj.bias",
         "output.weight": "lm_head.weight",
     }
-    assert file_name("llama", "model.layers.11.mlp.up_proj") == "blk.11.ffn_up"
-    assert file_name("phi3", "model.layers.3.mlp.gate_up_proj") == "blk.3.ffn_up"
-    assert file_name("llama", "lm_head") == "output"
-    assert file_name("llama", "model.layers.0.mlp.experts.0.up_proj") is None
+    modules = ["model.layers.11.mlp.up_proj", "lm_head", "model.layers.0.mlp.experts.0.up_proj"]
+    assert file_names("llama", modules) == {modules[0]: "blk.11.ffn_up", "lm_head": "output"}
+    fused = "model.layers.3.mlp.gate_up_proj"
+    assert file_names("phi3", [fused]) == {fused: "blk.3.ffn_up"}
 
 
 WITHOUT = [(key, f"None for llama.{key}") for key in ("block_count", "attention.head_count_kv")]

@@ -10,10 +10,11 @@ from safetensors.numpy import save_file
 
 from converters.adapter import Factors, LoraAdapter
 from converters.api import convert
-from converters.bases.folder import read_base
 from converters.bases.name import is_hub_name, name_base
+from converters.bases.read import read_base
 from converters.formats.about import About
-from converters.formats.detect import load_any, read_about, save_as
+from converters.formats.load import load_any, read_about
+from converters.formats.save import save_as
 
 Q, V = "model.layers.0.self_attn.q_proj", "model.layers.0.self_attn.v_proj"
 ADAPTER = LoraAdapter(

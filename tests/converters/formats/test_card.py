@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 
 from converters.adapter import Factors, LoraAdapter, initial_adapter
-from converters.bases.folder import match_targets, read_base
 from converters.bases.name import name_base
+from converters.bases.read import read_base
+from converters.bases.targets import match_targets
 from converters.formats.about import About
 from converters.formats.card import Lineage, card_text
-from converters.formats.detect import save_as
+from converters.formats.save import save_as
 
 HERE = Path(__file__).parents[3]
 DEMO = HERE / "coordinator/demo/model"

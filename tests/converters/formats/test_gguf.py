@@ -12,7 +12,7 @@ from safetensors.numpy import save_file
 gguf = pytest.importorskip("gguf", reason="needs the llama extra")
 
 from converters.adapter import Factors, LoraAdapter  # noqa: E402
-from converters.bases.folder import read_base  # noqa: E402
+from converters.bases.read import read_base  # noqa: E402
 from converters.errors import AdapterError, BaseModelError, UnsupportedAdapter  # noqa: E402
 from converters.files.gguf import open_gguf  # noqa: E402
 from converters.formats.gguf import load_gguf_adapter, save_gguf_adapter  # noqa: E402

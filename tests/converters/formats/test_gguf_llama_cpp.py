@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from converters.bases.folder import read_base
+from converters.bases.read import read_base
 from converters.formats.gguf import load_gguf_adapter, save_gguf_adapter
 from converters.formats.mlx import load_mlx, save_mlx
 from converters.formats.peft import load_peft

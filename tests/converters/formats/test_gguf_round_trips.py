@@ -14,8 +14,11 @@ from hypothesis.extra.numpy import arrays
 gguf = pytest.importorskip("gguf", reason="needs the llama extra")
 
 from converters.adapter import Factors, LoraAdapter  # noqa: E402
-from converters.bases.folder import Base, read_base  # noqa: E402
-from converters.formats.detect import detect_format, load_any, save_as  # noqa: E402
+from converters.bases.contract import Base  # noqa: E402
+from converters.bases.read import read_base  # noqa: E402
+from converters.formats.detect import detect_format  # noqa: E402
+from converters.formats.load import load_any  # noqa: E402
+from converters.formats.save import save_as  # noqa: E402
 
 pytestmark = pytest.mark.llama
 

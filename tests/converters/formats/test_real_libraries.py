@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from converters.adapter import LoraAdapter, initial_adapter
-from converters.bases.folder import match_targets, read_base
+from converters.bases.read import read_base
+from converters.bases.targets import match_targets
 from converters.errors import UnsupportedAdapter
 from converters.formats.mlx import load_mlx, save_mlx
 from converters.formats.peft import load_peft, save_peft

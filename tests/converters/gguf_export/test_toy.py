@@ -13,7 +13,7 @@ def test_the_toy_is_a_whole_model_that_llama_cpp_computes(tmp_path, llama):
     weights = make_weights(seed=0)
     write_toy(tmp_path / "toy.gguf", weights)
     base = read_gguf(tmp_path / "toy.gguf")
-    assert (base.architecture, base.num_layers, base.vocab_size) == ("llama", 1, VOCAB)
+    assert (base.architecture.name, base.num_layers, base.vocab_size) == ("llama", 1, VOCAB)
     assert len(base.modules) == len(MATRICES) + 1  # the head is not tied
     assert base.num_parameters == sum(values.size for values in weights.values())
     assert np.array_equal(base.floats("blk.0.attn_k.weight"), weights["blk.0.attn_k.weight"])

@@ -9,9 +9,9 @@ from contextlib import AsyncExitStack
 import pytest
 from typer.testing import CliRunner
 
-from converters.bases.folder import read_base
+from converters.bases.read import read_base
 from converters.errors import AdapterError, BaseModelError
-from converters.formats.detect import load_any
+from converters.formats.load import load_any
 from coordinator.commands.cli import app
 from coordinator.commands.serve import Strategy
 from coordinator.config import read_config

@@ -3,7 +3,7 @@ from importlib.util import find_spec
 
 import pytest
 
-from converters.bases.folder import read_base
+from converters.bases.read import read_base
 from coordinator.demo.files import MODEL, Paths
 from coordinator.demo.household import FLEET
 from coordinator.demo.models import FULL, make_models

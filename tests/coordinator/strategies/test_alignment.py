@@ -8,7 +8,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from converters.adapter import Factors, LoraAdapter, initial_adapter
-from converters.bases.folder import match_targets, read_base
+from converters.bases.read import read_base
+from converters.bases.targets import match_targets
 from coordinator.calibration import Calibration
 from coordinator.errors import MergeError
 from coordinator.strategies.alignment import Misfit, align, carry_over, fit_maps

@@ -8,8 +8,8 @@ import pytest
 from safetensors.numpy import save_file
 
 from converters.adapter import Factors, LoraAdapter
-from converters.bases.folder import match_targets
 from converters.bases.gguf import read_gguf
+from converters.bases.targets import match_targets
 from converters.gguf_export.model import write_gguf
 from edge.backends import load_model
 from edge.backends.toy import make_toy_base

@@ -1,11 +1,8 @@
 import numpy as np
 import pytest
 
-from converters.adapter import Factors, LoraAdapter
-from converters.errors import UnsupportedAdapter
 from edge.backends.batch_layout import (
     average_examples,
-    check_fit,
     find_labels,
     flatten,
     group_by_length,
@@ -75,16 +72,6 @@ def test_a_group_keeps_every_label_once(batch):
         35,
     ]
     assert all(field.dtype == old.dtype for group in groups for field, old in zip(group, batch, strict=True))
-
-
-def test_every_misfit_is_named_at_once():
-    factors = Factors(np.ones((2, 3), np.float32), np.ones((4, 2), np.float32), 1.0)
-    adapter = LoraAdapter({"there": factors, "wide": factors, "gone": factors})
-    with pytest.raises(UnsupportedAdapter) as caught:
-        check_fit(adapter, {"there": (3, 4), "wide": (5, 4)}, "base")
-    assert "wide: has (in, out) (3, 4), expected (5, 4)" in str(caught.value)
-    assert "gone: no such linear layer" in str(caught.value)
-    assert "there" not in str(caught.value)
 
 
 def many_short_and_one_long():

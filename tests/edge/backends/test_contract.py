@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from converters.adapter import Factors, LoraAdapter, initial_adapter
-from converters.bases.folder import match_targets, read_base
+from converters.bases.read import read_base
+from converters.bases.targets import match_targets
 from converters.errors import UnsupportedAdapter
 from edge.errors import DataError
 from edge.training.data.dataset import encode_prompt, load_dataset

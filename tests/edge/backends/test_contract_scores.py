@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from converters.adapter import initial_adapter
-from converters.bases.folder import match_targets
+from converters.bases.targets import match_targets
 from edge.backends import load_model
 from edge.training.data.dataset import load_dataset
 from edge.training.data.source import DataSource

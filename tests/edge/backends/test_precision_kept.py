@@ -13,7 +13,8 @@ from safetensors import safe_open
 from safetensors.numpy import save
 
 from converters.adapter import initial_adapter
-from converters.bases.folder import match_targets, read_base
+from converters.bases.read import read_base
+from converters.bases.targets import match_targets
 from converters.formats.canonical import load_adapter, save_adapter
 from edge.backends import load_model
 from edge.errors import StateError

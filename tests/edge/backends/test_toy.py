@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from converters.adapter import Factors, LoraAdapter
-from converters.bases.folder import read_base
+from converters.bases.read import read_base
 from converters.errors import BaseModelError
 from edge.backends import choose_backend
 from edge.backends.toy import PROJECTIONS, load, make_toy_base

@@ -12,7 +12,8 @@ from msgspec import structs
 from typer.testing import CliRunner
 
 from converters.errors import AdapterError, BaseModelError, UnsupportedAdapter
-from converters.formats.detect import detect_format, load_any
+from converters.formats.detect import detect_format
+from converters.formats.load import load_any
 from edge.commands import cli
 from edge.errors import ConfigError, DataError, StateError
 from edge.training.checkpoint import FILE

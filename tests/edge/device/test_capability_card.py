@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from converters.bases.folder import read_base
+from converters.bases.read import read_base
 from converters.errors import BaseModelError
 from edge.backends.toy import make_toy_base
 from edge.device.capability_card import base_fingerprint, capability_card, device_presence, memory_bytes

@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from converters.bases.folder import read_base
+from converters.bases.read import read_base
 from converters.errors import BaseModelError
 from converters.formats.canonical import load_adapter
 from coordinator.announcing import coordinator_presence

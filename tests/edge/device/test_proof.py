@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from converters.bases.folder import read_base
+from converters.bases.read import read_base
 from converters.errors import BaseModelError
 from converters.proof.sample import MAX_BYTES
 from edge.device.capability_card import base_files, fresh_memory

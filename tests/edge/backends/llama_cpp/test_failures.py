@@ -12,7 +12,8 @@ from msgspec import structs
 from typer.testing import CliRunner
 
 from converters.adapter import initial_adapter
-from converters.bases.folder import match_targets, read_base
+from converters.bases.read import read_base
+from converters.bases.targets import match_targets
 from converters.errors import BaseModelError, TunefleetError, UnsupportedAdapter
 from converters.formats.canonical import load_adapter, save_adapter
 from edge.commands import cli

@@ -16,7 +16,8 @@ import pytest
 from msgspec import structs
 
 from converters.adapter import initial_adapter
-from converters.bases.folder import match_targets, read_base
+from converters.bases.read import read_base
+from converters.bases.targets import match_targets
 from converters.formats.canonical import save_adapter
 from edge.backends.contract import Batch
 from edge.errors import OutOfMemory

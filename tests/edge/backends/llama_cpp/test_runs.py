@@ -13,8 +13,8 @@ import pytest
 from msgspec import structs
 
 from converters.adapter import initial_adapter
-from converters.bases.folder import match_targets
 from converters.bases.gguf import read_gguf
+from converters.bases.targets import match_targets
 from converters.formats.canonical import load_adapter, save_adapter
 from edge.backends import load_model
 from edge.errors import BackendError

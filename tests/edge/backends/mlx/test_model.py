@@ -18,7 +18,8 @@ from mlx_lm.models import granite, qwen
 
 from converters.adapter import Factors, LoraAdapter
 from converters.formats.canonical import save_adapter
-from converters.bases.folder import match_targets, read_base
+from converters.bases.targets import match_targets
+from converters.bases.read import read_base
 from converters.errors import BaseModelError
 from converters.masking import train_mask
 from edge.errors import OutOfMemory, UnsupportedRecipe

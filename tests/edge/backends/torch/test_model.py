@@ -13,7 +13,7 @@ transformers = pytest.importorskip("transformers", reason="needs the torch extra
 from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 
 from converters.adapter import Factors, LoraAdapter  # noqa: E402
-from converters.bases.folder import match_targets  # noqa: E402
+from converters.bases.targets import match_targets  # noqa: E402
 from converters.errors import BaseModelError  # noqa: E402
 from edge.backends import batch_layout as labels  # noqa: E402
 from edge.backends.parameters import to_vector  # noqa: E402

@@ -1,0 +1,62 @@
+"""What config.json says of a model, alike from transformers 4 and 5."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from converters.errors import BaseModelError
+
+Config = Mapping[str, Any]  # of a model with several towers, the text model's part
+SLIDING, FULL = "sliding_attention", "full_attention"  # kinds of layers in the words of transformers
+
+
+def read_json(path: Path, needed_by: str) -> dict[str, Any]:
+    """Reads a JSON object.
+
+    Raises:
+        BaseModelError: There is none; `needed_by` says what cannot do without it.
+    """
+    try:
+        content = json.loads(path.read_bytes())
+    except OSError as cause:
+        raise BaseModelError(f"{path}: cannot be read: {cause.strerror}; {needed_by} needs it") from cause
+    except ValueError as cause:
+        raise BaseModelError(f"{path}: is not JSON: {cause}") from cause
+    if not isinstance(content, dict):
+        raise BaseModelError(f"{path}: holds a {type(content).__name__}, expected a JSON object")
+    return content
+
+
+def rope_of(config: Config, layers: str = "", default_theta: float = 1e4) -> dict[str, Any]:
+    """Returns the rotary embedding's parameters in the words of transformers 5.
+
+    Args:
+        config: Of any model.
+        layers: Of which kind of layers, where they differ.
+        default_theta: Where config.json has none.
+    """
+    given: Config = config.get("rope_parameters") or {}
+    is_local = layers == SLIDING and not given
+    rope = {"rope_theta": config.get("rope_local_base_freq" if is_local else "rope_theta", default_theta)}
+    if not is_local:
+        rope |= config.get("rope_scaling") or {}
+    rope |= given.get(layers, given)
+    kind = rope.pop("type", None) or rope.get("rope_type")
+    partial = rope.pop("partial_rotary_factor", None) or config.get("partial_rotary_factor")
+    if partial not in (None, 1):
+        rope["partial_rotary_factor"] = partial
+    return rope | {"rope_type": kind or "default"}
+
+
+def num_heads_of(config: Config, key: str = "num_attention_heads") -> Any:
+    """Returns how many heads `key` gives; where it is missing, as many as there are queries'."""
+    return config.get(key) or config.get("num_attention_heads")
+
+
+def head_dim_of(config: Config, default: int | None = None) -> Any:
+    """Returns the width of a head; None where config.json does not tell."""
+    if found := config.get("head_dim") or default:
+        return found
+    hidden, heads = config.get("hidden_size"), config.get("num_attention_heads")
+    return hidden // heads if hidden and heads else None
