@@ -19,9 +19,10 @@ from converters.bases.folder import ALL_LAYERS, Base, match_targets, read_base
 from converters.formats.canonical import dump_adapter
 from converters.formats.detect import TOOLS, detect_format, load_any, read_about, weights_file
 from converters.formats.layout import endings
-from coordinator.config import RANKS, SCALE, TARGETS, CoordinatorConfig
+from coordinator.config import RANKS, CoordinatorConfig
 from coordinator.ledger.journal import FILE, Journal
 from coordinator.ledger.versions import Origin
+from edge.choices import SCALE, TARGETS
 from edge.errors import ConfigError
 
 

@@ -7,6 +7,7 @@ import msgspec
 
 from converters.adapter import LoraAdapter
 from converters.bases.folder import Base
+from converters.choices import Format as Format
 from converters.errors import AdapterError
 from converters.files.gguf import is_gguf
 from converters.formats import mlx, peft
@@ -18,7 +19,6 @@ from converters.formats.layout import check_fit
 from converters.formats.mlx import load_mlx, read_mlx_about, save_mlx
 from converters.formats.peft import load_peft, read_peft_about, save_peft
 
-Format = Literal["peft", "mlx", "gguf"]
 TOOLS = {"peft": "PEFT", "mlx": "mlx-lm", "gguf": "llama.cpp", "canonical": "tunefleet"}  # who writes which
 _CONFIG = "adapter_config.json"  # PEFT and mlx-lm both call it that
 
