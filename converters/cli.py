@@ -1,14 +1,14 @@
 """Commands of this package; heavy imports happen inside the command that needs them."""
 
 import json
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from typer import Argument, Option
 
-from converters.command import ALONE, OUTPUT, Command, examples
+from converters.choices import Format
+from converters.command import LOCAL, AsJson, Command, examples
 
 EXAMPLES = examples(
     "tunefleet convert mlx-adapter peft-adapter --to peft",
@@ -19,15 +19,7 @@ FORMAT = "Format"
 app = typer.Typer()
 
 
-class Target(StrEnum):
-    """Formats that can be written."""
-
-    peft = "peft"
-    mlx = "mlx"
-    gguf = "gguf"
-
-
-@app.command(cls=Command, epilog=EXAMPLES, rich_help_panel=ALONE)
+@app.command(cls=Command, epilog=EXAMPLES, rich_help_panel=LOCAL)
 def convert(
     src: Annotated[
         Path,
@@ -41,7 +33,7 @@ def convert(
         Argument(metavar="TO", help="The folder to write, or for gguf the file; nothing may be there yet."),
     ],
     to: Annotated[
-        Target, Option(metavar="NAME", rich_help_panel=FORMAT, help="What to write: peft, mlx or gguf.")
+        Format, Option(metavar="NAME", rich_help_panel=FORMAT, help="What to write: peft, mlx or gguf.")
     ],
     base: Annotated[
         Path | None,
@@ -53,14 +45,12 @@ def convert(
             help="The base model, a folder or a .gguf file, to check the adapter against; gguf needs it.",
         ),
     ] = None,
-    as_json: Annotated[
-        bool, Option("--json", rich_help_panel=OUTPUT, help="Print the report as one line of JSON.")
-    ] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Converts an adapter to another tool's format, to the last bit or not at all."""
     from converters.api import convert as convert_adapter
 
-    done = convert_adapter(src, dst, to=to.value, base=base)
+    done = convert_adapter(src, dst, to=to, base=base)
     adapter = done.adapter
     report = {
         "from": done.source,

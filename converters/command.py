@@ -6,40 +6,62 @@ other commands imports nothing. Examples are printed as they are written, so tha
 """
 
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from enum import StrEnum
-from typing import Annotated, Any
+from functools import wraps
+from inspect import Parameter, Signature, signature
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple, get_type_hints
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+from converters.choices import LogLevel
 from converters.errors import TunefleetError
 
 # Groups of commands.
-FIRST, ALONE, FLEET = "To begin with", "On this machine", "In a fleet"
+FIRST, LOCAL, FLEET = "To begin with", "On this machine", "In a fleet"
 
 OUTPUT = "Output"  # the group of options that --help belongs to
 SETTINGS = "Settings file"
 
+AsJson = Annotated[
+    bool, typer.Option("--json", rich_help_panel=OUTPUT, help="Print the report as one line of JSON.")
+]
 
-class LogLevel(StrEnum):
+
+class SettingsFile(NamedTuple):
+    """Where settings stand beside the command line."""
+
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            rich_help_panel=SETTINGS,
+            help="TOML with any of these settings, and more; the command line goes before it.",
+        ),
+    ] = None
+    print_config: Annotated[
+        bool,
+        typer.Option("--print-config", rich_help_panel=SETTINGS, help="Print all settings as TOML and end."),
+    ] = False
+
+
+class Telling(NamedTuple):
     """What a command that runs for days tells of itself."""
 
-    debug = "debug"
-    info = "info"
-    warning = "warning"
-    error = "error"
-
-
-LogLevelOption = Annotated[
-    LogLevel,
-    typer.Option(
-        metavar="NAME",
-        rich_help_panel=OUTPUT,
-        help="What is told: debug (every message too), info, warning, or error (only what ends it).",
-    ),
-]
+    log_level: Annotated[
+        LogLevel,
+        typer.Option(
+            metavar="NAME",
+            rich_help_panel=OUTPUT,
+            help="What is told: debug (every message too), info, warning, or error (only what ends it).",
+        ),
+    ] = "info"
+    as_json: Annotated[
+        bool,
+        typer.Option("--json", rich_help_panel=OUTPUT, help="Print each event as one JSON object a line."),
+    ] = False
 
 
 class Command(TyperCommand):
@@ -84,6 +106,38 @@ class Program(TyperGroup):
         _shorten(self.get_params(ctx))
         with _examples_last(self):
             super().format_help(ctx, formatter)
+
+
+def unfold(command: Callable[..., None]) -> Callable[..., None]:
+    """Makes an option of every field of a command's records.
+
+    typer reads options from a signature, one parameter each. A parameter that is a `NamedTuple` stands there
+    for all of its fields, so that options that belong together are declared, and passed on, together.
+    """
+    hints = get_type_hints(command, include_extras=True)
+    records = {name: kind for name, kind in hints.items() if hasattr(kind, "_fields")}
+
+    @wraps(command)
+    def run(**given: Any) -> None:
+        for name, kind in records.items():
+            given[name] = kind(**{field: given.pop(field) for field in kind._fields})
+        command(**given)
+
+    parameters: list[Parameter] = []
+    for name, parameter in signature(command).parameters.items():
+        if name in records:
+            parameters += _fields(records[name])
+        else:
+            parameters.append(parameter.replace(kind=Parameter.KEYWORD_ONLY, annotation=hints[name]))
+    run.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return run
+
+
+def _fields(record: Any) -> Iterator[Parameter]:
+    for name, kind in get_type_hints(record, include_extras=True).items():
+        default = record._field_defaults.get(name, Parameter.empty)
+        yield Parameter(name, Parameter.KEYWORD_ONLY, default=default, annotation=kind)
 
 
 def examples(*lines: str) -> str:

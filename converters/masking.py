@@ -4,14 +4,11 @@ FFA-LoRA (arXiv 2403.12313) trains b alone; FedEx-LoRA's carried residual (arXiv
 and columns of b that nobody trains.
 """
 
-from typing import Literal
-
 import numpy as np
 
 from converters.adapter import Factors, LoraAdapter
 from converters.arithmetic import map_entries
-
-Trains = Literal["both", "a", "b"]
+from converters.choices import Trains
 
 
 def train_mask(adapter: LoraAdapter, trains: Trains, train_rank: int) -> LoraAdapter | None:

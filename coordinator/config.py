@@ -3,10 +3,10 @@
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import msgspec
-from msgspec import Meta, Struct, structs
+from msgspec import Meta, structs
 
 from converters.bases.hub import is_hub_name
 from converters.bases.targets import ALL_LAYERS
@@ -14,21 +14,19 @@ from converters.faults import Fault
 from coordinator.strategies.presets import StrategyName, fleet_faults, stage_faults, stages_of
 from coordinator.strategies.spaces import train_rank
 from coordinator.strategies.stages import NEEDS_CALIBRATION, Stages
-from edge.errors import ConfigError
-from edge.protocol.messages import EncodingName, Id, Recipe, Sha256, Space
-from edge.settings import read_toml, type_faults
-from edge.transport.settings import MqttSettings, ProtocolName, from_environment
+from edge.choices import RANK, AskedPrecision, EncodingName, Enrolment, Space
+from edge.protocol.messages import Id, Recipe, Sha256
+from edge.settings import checked, laid_over, path_faults, read_toml, write_toml
+from edge.transport.settings import BrokerConfig, MqttSettings, from_environment, tls_faults
 
 MIB = 1 << 20
-RANKS, SCALE, TARGETS = (8,), 2.0, ("q_proj", "v_proj")  # where nothing else says what they are
+RANKS = (RANK,)  # as `SCALE` and `TARGETS` where nothing else says what they are
 
 
-class CoordinatorConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Everything `tunefleet serve` can be told.
+class CoordinatorConfig(BrokerConfig, frozen=True, kw_only=True):
+    """Everything `tunefleet serve` can be told, beside how the broker is reached.
 
     Attributes:
-        broker: `mqtt://[user[:password]@]host[:port]`, or `mqtts://` for TLS; else `TUNEFLEET_BROKER` of the
-            environment.
         fleet: The fleet's name, one topic level.
         base: Folder of the base model, or its name on the hub; only its headers are read, unless `eval_data`
             is given or the strategy asks for `calibration_data`.
@@ -73,16 +71,8 @@ class CoordinatorConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only
         eval_data: What every version is scored on (needs the torch extra).
         eval_every: Every how many versions.
         precision: In which versions are scored and steps are judged; `auto` is what computes fastest.
-        broker_user: Instead of the URL's; else `TUNEFLEET_BROKER_USER`, where the URL has none.
-        broker_password_file: Its first line is the password; else `TUNEFLEET_BROKER_PASSWORD_FILE`, likewise.
-        protocol: MQTT version: 5, 3.1.1, or auto for the first of them that the broker speaks.
-        waits_for_broker: A broker that cannot be reached at the start is tried again, for ever.
-        tls_ca: Certificates to check the broker against, instead of the system's.
-        tls_cert: The coordinator's certificate, where the broker asks for one.
-        tls_key: Private key of `tls_cert`.
     """
 
-    broker: str
     fleet: str
     base: str
     state: str
@@ -94,7 +84,7 @@ class CoordinatorConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only
     seed: int = 0
     fingerprint: Sha256 | None = None
     strategy: StrategyName | None = None
-    stages: dict[str, Any] = {}
+    stages: dict[str, Any] = {}  # noqa: RUF012 - each record gets its own
     calibration_data: str | None = None
     space: Space | None = None
     buffer_size: int | None = None
@@ -106,8 +96,8 @@ class CoordinatorConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only
     encoding: EncodingName = "f16"
     chunk_bytes: int = 65536
     recipe: Recipe = Recipe(steps=20)
-    enrolment: Literal["open", "closed"] = "open"
-    devices: dict[Id, Sha256] = {}
+    enrolment: Enrolment = "open"
+    devices: dict[Id, Sha256] = {}  # noqa: RUF012
     max_update_bytes: int = 256 * MIB
     max_norm: float = 1000.0
     max_open_uploads: int = 64
@@ -116,14 +106,7 @@ class CoordinatorConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only
     max_versions: int = 0
     eval_data: str | None = None
     eval_every: int = 1
-    precision: Literal["auto", "float32", "bfloat16"] = "float32"
-    broker_user: str | None = None
-    broker_password_file: str | None = None
-    protocol: ProtocolName = "auto"
-    waits_for_broker: bool = False
-    tls_ca: str | None = None
-    tls_cert: str | None = None
-    tls_key: str | None = None
+    precision: AskedPrecision = "float32"
 
     @property
     def strategy_in_force(self) -> StrategyName:
@@ -148,7 +131,7 @@ class CoordinatorConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only
 
 
 def read_config(path: Path | None, overrides: Mapping[str, Any]) -> CoordinatorConfig:
-    """The settings of a TOML file, where there is one, with `overrides` above them.
+    """Reads the settings of a TOML file, where there is one, with `overrides` above them.
 
     Args:
         path: TOML with the fields of `CoordinatorConfig`; `recipe` and `devices` are tables.
@@ -157,57 +140,33 @@ def read_config(path: Path | None, overrides: Mapping[str, Any]) -> CoordinatorC
     Raises:
         ConfigError: Naming every fault at once.
     """
-    settings = read_toml(path) if path else {}
-    given = {name: value for name, value in overrides.items() if value is not None}
-    recipe = {name: value for name, value in given.pop("recipe", {}).items() if value is not None}
-    settings = from_environment(settings | given)
-    if recipe:
-        settings["recipe"] = {**settings.get("recipe", {"steps": 20}), **recipe}
-    faults: list[Fault | str] = list(type_faults(settings, CoordinatorConfig))
-    if not faults:
-        config = msgspec.convert(settings, CoordinatorConfig)
-        faults = list(_value_faults(config))
-    if faults:
-        raise ConfigError.of(str(path or "settings"), faults)
-    return config
+    settings = laid_over(read_toml(path) if path else {}, overrides, CoordinatorConfig)
+    return checked(CoordinatorConfig, from_environment(settings), path, check=_value_faults)
 
 
 def mqtt_settings(config: CoordinatorConfig) -> MqttSettings:
-    """How to reach the broker; the client id is the fleet's coordinator's and stays the same.
+    """Tells how to reach the broker; the client id is the fleet's coordinator's and stays the same.
 
     Raises:
         ConfigError: The broker's URL is malformed.
     """
-    return MqttSettings.from_url(
-        config.broker,
-        f"{config.fleet}-coordinator",
-        user=config.broker_user,
-        password_file=config.broker_password_file,
-        protocol=config.protocol,
-        ca_file=config.tls_ca,
-        cert_file=config.tls_cert,
-        key_file=config.tls_key,
-        wait_for_broker_s=math.inf if config.waits_for_broker else 0.0,
-    )
+    return config.mqtt_settings(f"{config.fleet}-coordinator")
 
 
 def config_text(config: CoordinatorConfig) -> str:
-    """The TOML that `read_config` makes the same settings of; what is None is left out.
+    """Writes the TOML that `read_config` makes the same settings of; what is None is left out.
 
     Stages that are the strategy's own stand there as comments: so a person sees all that is in force, and
     another strategy with the same file has its own.
     """
-    import tomli_w
-
-    table = {name: value for name, value in structs.asdict(config).items() if value is not None}
-    recipe, devices, stages = table.pop("recipe"), table.pop("devices"), table.pop("stages")
-    in_force = {
-        name: value for name, value in structs.asdict(config.stages_in_force).items() if name not in stages
-    }
-    own = "".join(f"# {line}\n" for line in tomli_w.dumps(in_force).splitlines())
+    table = structs.asdict(config)
+    recipe, devices = table.pop("recipe"), table.pop("devices")
+    own = structs.asdict(config.stages_in_force)
+    comments = write_toml({name: value for name, value in own.items() if name not in config.stages})
+    told = "".join(f"# {line}\n" for line in comments.splitlines())
     return (
-        f"{tomli_w.dumps(table | {'stages': stages})}# Of {config.strategy_in_force}:\n{own}\n"
-        f"{tomli_w.dumps({'recipe': structs.asdict(recipe), 'devices': devices})}"
+        f"{write_toml(table)}# Of {config.strategy_in_force}:\n{told}\n"
+        f"{write_toml({'recipe': recipe, 'devices': devices})}"
     )
 
 
@@ -248,12 +207,11 @@ def _value_faults(config: CoordinatorConfig) -> Iterator[Fault | str]:
     for name, value in structs.asdict(config.recipe).items():
         if isinstance(value, float) and not math.isfinite(value):
             yield f"recipe.{name} is {value}, expected a finite number"
-    if bool(config.tls_cert) != bool(config.tls_key):
-        yield "tls_cert and tls_key belong together; one is missing"
-    for name in ("base", "adapter", "eval_data", "calibration_data", "tls_ca", "tls_cert", "tls_key"):
-        value = getattr(config, name)
-        if value is not None and not Path(value).exists() and not (name == "base" and is_hub_name(value)):
-            yield f"{name} is {value!r}, which does not exist"
+    settings = structs.asdict(config)
+    if not is_hub_name(config.base):
+        yield from path_faults(settings, "base")
+    yield from path_faults(settings, "adapter", "eval_data", "calibration_data")
+    yield from tls_faults(settings)
 
 
 def _strategy_faults(config: CoordinatorConfig) -> Iterator[str]:

@@ -21,9 +21,10 @@ from converters.bases.targets import ALL_LAYERS, endings, match_targets
 from converters.formats.canonical import dump_adapter
 from converters.formats.detect import TOOLS, detect_format, weights_file
 from converters.formats.load import load_any, read_about
-from coordinator.config import RANKS, SCALE, TARGETS, CoordinatorConfig
+from coordinator.config import RANKS, CoordinatorConfig
 from coordinator.ledger.journal import FILE, Journal
 from coordinator.ledger.versions import Origin
+from edge.choices import SCALE, TARGETS
 from edge.errors import ConfigError
 
 

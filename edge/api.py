@@ -9,19 +9,30 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 
 from converters.adapter import LoraAdapter
 from converters.bases.hub import find_base
 from converters.bases.read import read_base
+from converters.choices import Format, Trains
 from converters.formats.canonical import save_adapter
 from converters.formats.load import load_any
-from converters.formats.save import Format
-from converters.masking import Trains
-from edge.backends import BackendName
-from edge.backends.contract import Precision
+from edge.choices import (
+    BATCH_TOKENS,
+    CHECKPOINT_EVERY_S,
+    CLIP_NORM,
+    LR,
+    MAX_TOKENS,
+    RANK,
+    SCALE,
+    SEQ_TOKENS,
+    TARGETS,
+    BackendName,
+    Precision,
+    Schedule,
+)
 from edge.running import run_to_end
 from edge.training.data.check import check_source
 from edge.training.data.forms import Asking
@@ -57,25 +68,25 @@ def train(
     steps: int = 0,
     epochs: int = 0,
     seconds: float = 0.0,
-    lr: float = 1e-3,
-    rank: int = 8,
-    scale: float = 2.0,
-    targets: str | Sequence[str] = ("q_proj", "v_proj"),
+    lr: float = LR,
+    rank: int = RANK,
+    scale: float = SCALE,
+    targets: str | Sequence[str] = TARGETS,
     valid: Data | None = None,
     seed: int = 0,
     backend: BackendName = "auto",
     precision: Precision = "auto",
-    schedule: Literal["constant", "linear", "cosine"] = "constant",
+    schedule: Schedule = "constant",
     warmup_steps: int = 0,
     weight_decay: float = 0.0,
-    clip_norm: float = 1.0,
+    clip_norm: float = CLIP_NORM,
     pull: float = 0.0,
     trains: Trains = "both",
     train_rank: int = 0,
-    seq_tokens: int = 512,
-    batch_tokens: int = 2048,
+    seq_tokens: int = SEQ_TOKENS,
+    batch_tokens: int = BATCH_TOKENS,
     micro_batch_tokens: int = 0,
-    checkpoint_every_s: float = 60.0,
+    checkpoint_every_s: float = CHECKPOINT_EVERY_S,
     prompt_column: str | None = None,
     completion_column: str | None = None,
     train_on_prompt: bool = False,
@@ -160,8 +171,8 @@ def evaluate(
     adapter: Adapter | None = None,
     backend: BackendName = "auto",
     precision: Precision = "float32",
-    seq_tokens: int = 512,
-    batch_tokens: int = 2048,
+    seq_tokens: int = SEQ_TOKENS,
+    batch_tokens: int = BATCH_TOKENS,
     prompt_column: str | None = None,
     completion_column: str | None = None,
     train_on_prompt: bool = False,
@@ -223,7 +234,7 @@ def generate(
     adapter: Adapter | None = None,
     asking: Asking = "plain",
     system: str | None = None,
-    max_tokens: int = 128,
+    max_tokens: int = MAX_TOKENS,
     temperature: float = 0.0,
     top_p: float = 1.0,
     seed: int = 0,

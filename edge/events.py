@@ -13,6 +13,8 @@ from typing import Any, Literal, NamedTuple, TextIO
 
 import msgspec
 
+from converters.choices import LogLevel
+
 EventKind = Literal[
     "checked",  # the data; before the broker is asked
     "backend",  # what will train, and why
@@ -29,7 +31,6 @@ EventKind = Literal[
     "warning",
     "stopped",
 ]
-LogLevel = Literal["debug", "info", "warning", "error"]  # error: nothing but what ends the program
 _REPEATED = ("downloading", "training")
 _WARNINGS = ("warning", "rejected", "refused", "discarded", "dropped", "restored")
 _LOGGED = ("edge", "coordinator")  # whose logging is shown

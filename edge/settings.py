@@ -1,11 +1,15 @@
-"""Settings as TOML, every fault named at once; device and coordinator read theirs alike."""
+"""Settings as TOML, every fault named at once; device, coordinator and watcher read theirs alike.
+
+Above what a file holds go the command line's options (`placed`, `laid_over`); then types and values are
+checked (`checked`).
+"""
 
 import tomllib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from types import UnionType
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 import msgspec
 from msgspec import Struct, structs
@@ -13,9 +17,11 @@ from msgspec import Struct, structs
 from converters.faults import Fault
 from edge.errors import ConfigError
 
+S = TypeVar("S", bound=Struct)
+
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """The tables of a TOML file.
+    """Reads the tables of a TOML file.
 
     Raises:
         ConfigError: It cannot be read, or is not TOML.
@@ -28,8 +34,82 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: is not TOML: {error}") from error
 
 
+def write_toml(record: Struct | Mapping[str, Any]) -> str:
+    """Writes settings as TOML; what is None is left out."""
+    import tomli_w  # only `--print-config` writes
+
+    return tomli_w.dumps(_without_none(msgspec.to_builtins(record)))
+
+
+def placed(options: Mapping[str, Any], places: Mapping[str, str]) -> dict[str, Any]:
+    """Turns options into settings; what was not given, a flag among it, is left out.
+
+    Args:
+        options: By their names on the command line.
+        places: As in `defaults_of`.
+    """
+    settings: dict[str, Any] = {}
+    for option, value in options.items():
+        if value is None or value is False:
+            continue
+        table, _, name = places.get(option, option).rpartition(".")
+        if table:
+            settings.setdefault(table, {})[name] = value
+        else:
+            settings[name] = value
+    return settings
+
+
+def laid_over(settings: Mapping[str, Any], given: Mapping[str, Any], kind: type[Struct]) -> dict[str, Any]:
+    """Lays `given` over `settings`, where it is not None; a field that is a record itself, field by field."""
+    result, records = dict(settings), _records(kind)
+    for name, value in given.items():
+        if name in records and isinstance(value, Mapping):
+            inner = {field: entry for field, entry in value.items() if entry is not None}
+            value = {**result.get(name, records[name]), **inner} if inner else None
+        if value is not None:
+            result[name] = value
+    return result
+
+
+def checked(
+    kind: type[S],
+    settings: Mapping[str, Any],
+    path: Path | None = None,
+    faults: Iterable[Fault | str] = (),
+    check: Callable[[S], Iterable[Fault | str]] = lambda _: (),
+) -> S:
+    """Builds a record of settings.
+
+    Args:
+        kind: The record.
+        settings: Its fields.
+        path: Where they stand.
+        faults: Told beside those of the types.
+        check: Finds what is wrong with a record that has no fault so far.
+
+    Raises:
+        ConfigError: Naming every fault at once.
+    """
+    found: list[Fault | str] = [*type_faults(settings, kind), *faults]
+    if not found:
+        record = msgspec.convert(settings, kind)
+        found = list(check(record))
+    if found:
+        raise ConfigError.of(str(path or "settings"), found)
+    return record
+
+
+def path_faults(settings: Mapping[str, Any], *names: str) -> Iterator[str]:
+    """Finds the settings that name a file or folder which is not there."""
+    for name in names:
+        value = settings.get(name)
+        if isinstance(value, str) and not Path(value).exists():
+            yield f"{name} is {value!r}, which does not exist"
+
+
 def type_faults(settings: Mapping[str, Any], kind: type[Struct]) -> Iterator[Fault]:
-    """What keeps `settings` from being a record of `kind`: unknown, missing and mistyped fields."""
+    """Finds what keeps `settings` from being a record of `kind`: unknown, missing and mistyped fields."""
     fields = {field.name: field for field in structs.fields(kind)}
     unknown = sorted(settings.keys() - fields.keys())
     if unknown:
@@ -64,6 +144,18 @@ def defaults_of(kind: type[Struct], options: Iterable[str], places: Mapping[str,
         if isinstance(inner, Struct):
             held |= {f"{field.name}.{name}": value for name, value in structs.asdict(inner).items()}
     return {name: held[places.get(name, name)] for name in options if places.get(name, name) in held}
+
+
+def _records(kind: type[Struct]) -> dict[str, Mapping[str, Any]]:
+    """Finds the fields that are records themselves, with what they hold by default."""
+    fields = [field for field in structs.fields(kind) if isinstance(field.type, type(Struct))]
+    return {field.name: {} if field.required else structs.asdict(field.default) for field in fields}
+
+
+def _without_none(value: Any) -> Any:
+    if not isinstance(value, dict):
+        return value
+    return {name: _without_none(entry) for name, entry in value.items() if entry is not None}
 
 
 def _unknown(name: str, known: Iterable[str]) -> str:

@@ -13,7 +13,8 @@ from msgspec import structs
 from typer.testing import CliRunner
 
 import tunefleet
-from coordinator.config import RANKS, SCALE, TARGETS, CoordinatorConfig
+from coordinator.config import RANKS, CoordinatorConfig
+from edge.choices import SCALE, TARGETS
 from edge.device.config import DeviceConfig
 
 

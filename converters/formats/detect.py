@@ -5,6 +5,7 @@ from typing import Literal
 
 import msgspec
 
+from converters.choices import Format as Format
 from converters.errors import AdapterError
 from converters.files.gguf import is_gguf
 from converters.formats import mlx, peft

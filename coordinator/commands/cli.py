@@ -2,14 +2,14 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer import Argument, Option
 
-from converters.command import FIRST, OUTPUT, Command, examples
+from converters.choices import Format
+from converters.command import FIRST, OUTPUT, AsJson, Command, examples, unfold
 from converters.command import FLEET as COMMANDS
 from coordinator.commands.serve import EXAMPLES as SERVE
 from coordinator.commands.serve import ServeCommand, serve
@@ -46,8 +46,8 @@ FLEET = "Fleet"
 
 app = typer.Typer()
 app.command(cls=Command, epilog=DEMO, rich_help_panel=FIRST)(demo)
-app.command(cls=Command, epilog=WATCH, rich_help_panel=COMMANDS)(watch)
-app.command(cls=ServeCommand, epilog=SERVE, rich_help_panel=COMMANDS)(serve)
+app.command(cls=Command, epilog=WATCH, rich_help_panel=COMMANDS)(unfold(watch))
+app.command(cls=ServeCommand, epilog=SERVE, rich_help_panel=COMMANDS)(unfold(serve))
 
 State = Annotated[
     Path, Option(metavar="FOLDER", rich_help_panel=FLEET, help="The coordinator's --state folder.")
@@ -55,19 +55,10 @@ State = Annotated[
 Watch = Annotated[
     bool, Option("--watch", rich_help_panel=OUTPUT, help="Keep the report up to date until Ctrl-C.")
 ]
-Json = Annotated[bool, Option("--json", rich_help_panel=OUTPUT, help="Print the report as one line of JSON.")]
-
-
-class Form(StrEnum):
-    """Formats of an exported adapter."""
-
-    peft = "peft"
-    mlx = "mlx"
-    gguf = "gguf"
 
 
 @app.command(cls=Command, epilog=STATUS, rich_help_panel=COMMANDS)
-def status(state: State, watch: Watch = False, as_json: Json = False) -> None:
+def status(state: State, watch: Watch = False, as_json: AsJson = False) -> None:
     """Shows the fleet now: its version, what waits to be merged, its devices; also while it runs."""
     import time
 
@@ -95,7 +86,7 @@ def history(
         Option(metavar="N", min=1, rich_help_panel=FLEET, help="The latest N versions, and N rejections."),
     ] = 50,
     watch: Watch = False,
-    as_json: Json = False,
+    as_json: AsJson = False,
 ) -> None:
     """Shows the versions, with who took part and how good they are, and the updates that were rejected."""
     from coordinator.observers.history import rejections, version_status
@@ -119,7 +110,7 @@ def history(
 def rollback(
     state: State,
     version: Annotated[int, Argument(min=0, metavar="VERSION", help="The version to go back to.")],
-    as_json: Json = False,
+    as_json: AsJson = False,
 ) -> None:
     """Makes an older version current again, under a new number, also while the fleet runs."""
     import time
@@ -143,7 +134,7 @@ def backup(
             metavar="FOLDER", rich_help_panel=FLEET, help="The folder to write; nothing may be there yet."
         ),
     ],
-    as_json: Json = False,
+    as_json: AsJson = False,
 ) -> None:
     """Copies a coordinator's state, also while it runs; the copy is a --state folder itself."""
     from coordinator.ledger.backup import make_backup
@@ -171,7 +162,7 @@ def export(
         ),
     ],
     to: Annotated[
-        Form,
+        Format,
         Option(
             "--to",
             "--format",
@@ -179,7 +170,7 @@ def export(
             rich_help_panel=FLEET,
             help="What to write: peft, mlx or gguf.",
         ),
-    ] = Form.peft,
+    ] = "peft",
     version: Annotated[
         int | None,
         Option(
@@ -196,7 +187,7 @@ def export(
             help="The base model, a folder or a .gguf file, to check the adapter against; gguf needs it.",
         ),
     ] = None,
-    as_json: Json = False,
+    as_json: AsJson = False,
 ) -> None:
     """Writes a version as an adapter that other tools load."""
     from converters.bases.hub import find_base
@@ -204,19 +195,19 @@ def export(
     from coordinator.commands.exporting import export_version
     from coordinator.observers.history import caution, num_merged
 
-    check_free(to.value, out)
+    check_free(to, out)
     with _opened(state) as (journal, versions):
         chosen = versions.version(version) if version is not None else versions.history(limit=1)[0]
         told = caution(versions, chosen, versions.whole(chosen))
         num_updates = num_merged(versions, chosen)
-        export_version(journal, versions, chosen, out, to.value, find_base(str(base)) if base else None)
+        export_version(journal, versions, chosen, out, to, find_base(str(base)) if base else None)
     if told:
         typer.echo(f"tunefleet: {told}", err=True)
     if as_json:
-        facts = {"version": chosen.version, "to": to.value, "path": str(out), "sha256": chosen.master}
+        facts = {"version": chosen.version, "to": to, "path": str(out), "sha256": chosen.master}
         _print_json(facts | {"num_updates": num_updates, "caution": told})
     else:
-        typer.echo(f"version {chosen.version} → {out} ({to.value})")
+        typer.echo(f"version {chosen.version} → {out} ({to})")
 
 
 @contextmanager

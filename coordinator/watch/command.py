@@ -21,12 +21,8 @@ def watch(
         str | None,
         Option(metavar="NAME", rich_help_panel=FLEET, help="The fleet's name; without it all fleets."),
     ] = None,
-    broker_user: options.User = None,
-    broker_password_file: options.PasswordFile = None,
-    protocol: options.Protocol = None,
-    tls_ca: options.TlsCa = None,
-    tls_cert: options.TlsCert = None,
-    tls_key: options.TlsKey = None,
+    *,
+    connection: options.Connection,
     as_json: Annotated[
         bool, Option("--json", rich_help_panel=OUTPUT, help="Print one JSON object a line, nothing cut.")
     ] = False,
@@ -38,19 +34,7 @@ def watch(
     from coordinator.watch.settings import mqtt_settings, read_config
     from edge.transport.mqtt.transport import MqttTransport
 
-    config = read_config(
-        {
-            "broker": broker,
-            "fleet": fleet,
-            "broker_user": broker_user,
-            "broker_password_file": broker_password_file,
-            "protocol": protocol,
-            "tls_ca": tls_ca,
-            "tls_cert": tls_cert,
-            "tls_key": tls_key,
-        }
-    )
-    settings = mqtt_settings(config)
+    settings = mqtt_settings(read_config({"broker": broker, "fleet": fleet, **connection._asdict()}))
     run.end_with_the_terminal()
     out = run.open_output()
     way = show.as_json if as_json else show.lines(out.width, names_fleet=fleet is None)

@@ -9,10 +9,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal, NamedTuple, cast
 
-from edge.backends.contract import Loader, Precision, TrainableModel
+from edge.backends.contract import Loader, TrainableModel
+from edge.choices import BackendName as BackendName
+from edge.choices import Precision
 from edge.errors import BackendError, MissingExtra
 
-BackendName = Literal["auto", "toy", "torch", "mlx", "llama_cpp"]
 BaseKind = Literal["toy", "GGUF", "packed by MLX", "folder"]
 _LIBRARY = {"toy": "numpy", "torch": "torch", "mlx": "mlx_lm", "llama_cpp": "llama_cpp"}
 _EXTRA = {"llama_cpp": "llama"}  # the others bear their backend's name

@@ -10,14 +10,14 @@ AdamW is Loshchilov & Hutter's (arXiv 1711.05101) with bias correction, betas (0
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from converters.adapter import LoraAdapter
+from edge.choices import Precision as Precision
 
-Precision = Literal["auto", "float32", "bfloat16", "float16"]  # auto: what trains fastest on this model
 OnToken = Callable[[int, int], object]  # index of the prompt, token
 Snapshot = dict[str, NDArray[Any]]  # flat names to arrays: adapter, both AdamW moments, step counter
 

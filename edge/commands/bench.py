@@ -13,11 +13,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from converters.command import Command, Program, examples
+from converters.command import AsJson, Command, Program, examples
+from edge.choices import BATCH_TOKENS, RANK, SCALE, SEQ_TOKENS, TARGETS
 from edge.commands.options import (
     MACHINE,
-    AsJson,
-    Backend,
     BackendOption,
     BaseOption,
     BatchTokens,
@@ -36,7 +35,6 @@ if TYPE_CHECKING:
     from edge.training.worker.supervisor import Worker
 
 WINDOW_S = 1.0
-RANK, TARGETS = 8, ("q_proj", "v_proj")
 
 DEVICE = examples(
     "tunefleet bench device --base Qwen/Qwen3-0.6B --data chats.jsonl",
@@ -55,9 +53,9 @@ def device(
     seconds: Annotated[
         float, typer.Option(metavar="S", min=1, rich_help_panel=MACHINE, help="How long to train.")
     ] = 30.0,
-    backend: BackendOption = Backend.auto,
-    seq_tokens: SeqTokens = 512,
-    batch_tokens: BatchTokens = 2048,
+    backend: BackendOption = "auto",
+    seq_tokens: SeqTokens = SEQ_TOKENS,
+    batch_tokens: BatchTokens = BATCH_TOKENS,
     as_json: AsJson = False,
 ) -> None:
     """Trains LoRA of rank 8 on this machine and prints how many tokens a second it did, second by second."""
@@ -69,11 +67,11 @@ def device(
     from edge.training.worker.supervisor import Worker
 
     plan = Plan(seconds=seconds, seq_tokens=seq_tokens, batch_tokens=batch_tokens, checkpoint_every_s=seconds)
-    source = DataSource(path=str(data), prompt_column=prompt_column, completion_column=completion_column)
+    source = DataSource(path=data, prompt_column=prompt_column, completion_column=completion_column)
 
     async def measure() -> dict[str, Any]:
         found = find_base(base)
-        async with Worker(found, backend.value) as worker:
+        async with Worker(found, backend) as worker:
             report = await _measure(worker, read_base(found), source, plan, display)
             return {"device": _describe(), "model": found.name, **report}
 
@@ -108,7 +106,7 @@ async def _measure(
     from edge.errors import ConfigError
     from edge.training.requests import Training
 
-    adapter = initial_adapter(match_targets(base.modules, TARGETS), rank=RANK, scale=2.0, seed=0)
+    adapter = initial_adapter(match_targets(base.modules, TARGETS), rank=RANK, scale=SCALE, seed=0)
     display.stage("loading the base model")
     loaded = await worker.load()
     display.stage(f"training with {loaded.described}")

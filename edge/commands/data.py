@@ -7,16 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from converters.command import Command, Program, examples
-from edge.commands.options import (
-    DATA,
-    AsJson,
-    BaseOption,
-    CompletionColumn,
-    PromptColumn,
-    SeqTokens,
-    TrainOnPrompt,
-)
+from converters.command import AsJson, Command, Program, examples, unfold
+from edge.choices import SEQ_TOKENS
+from edge.commands.options import DATA, BaseOption, Columns, SeqTokens
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -42,7 +35,6 @@ def group() -> None:
     """Looks at training data."""
 
 
-@app.command(cls=Command, epilog=CHECK)
 def check(
     file: Annotated[
         Path,
@@ -51,10 +43,9 @@ def check(
         ),
     ],
     base: BaseOption,
-    prompt_column: PromptColumn = None,
-    completion_column: CompletionColumn = None,
-    train_on_prompt: TrainOnPrompt = False,
-    seq_tokens: SeqTokens = 512,
+    *,
+    columns: Columns,
+    seq_tokens: SeqTokens = SEQ_TOKENS,
     as_json: AsJson = False,
 ) -> None:
     """Shows what training makes of a file: counts, lengths, what is cut, faults, and three examples.
@@ -66,26 +57,22 @@ def check(
     from converters.bases.hub import find_base
     from edge.backends.tokenizer import context_tokens, load_tokenizer
     from edge.commands.display import Display
-    from edge.training.data.source import DataSource
     from edge.training.data.summary import summarise
 
-    source = DataSource(
-        path=str(file),
-        prompt_column=prompt_column,
-        completion_column=completion_column,
-        train_on_prompt=train_on_prompt,
-    )
     with Display() as display:
         display.stage(f"reading {file}")
         found = find_base(base)
         room = min(seq_tokens, context_tokens(found) or seq_tokens)
-        summary = summarise(source, load_tokenizer(found), seq_tokens=room)
+        summary = summarise(columns.source(str(file)), load_tokenizer(found), seq_tokens=room)
     if as_json:
         typer.echo(msgspec.json.encode(summary))
     else:
         _print(summary)
     if summary.num_unusable or not summary.num_rows:
         raise typer.Exit(1)
+
+
+app.command(cls=Command, epilog=CHECK)(unfold(check))
 
 
 def _print(summary: "Summary") -> None:

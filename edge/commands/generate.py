@@ -12,14 +12,8 @@ import typer
 from typer import Argument, Option
 
 from converters.command import OUTPUT, examples
-from edge.commands.options import (
-    AdapterOption,
-    Backend,
-    BackendOption,
-    BaseOption,
-    Precision,
-    PrecisionOption,
-)
+from edge.choices import MAX_TOKENS
+from edge.commands.options import AdapterOption, BackendOption, BaseOption, PrecisionOption
 
 if TYPE_CHECKING:
     from edge.training.data.forms import Asking
@@ -79,7 +73,7 @@ def generate(
             rich_help_panel=SAMPLING,
             help="The most tokens of an answer; prompt and answer together fit the model's context.",
         ),
-    ] = 128,
+    ] = MAX_TOKENS,
     temperature: Annotated[
         float,
         Option(
@@ -110,8 +104,8 @@ def generate(
             help="Of the draws: the same seed gives the same answer again, on the same backend.",
         ),
     ] = 0,
-    backend: BackendOption = Backend.auto,
-    precision: PrecisionOption = Precision.auto,
+    backend: BackendOption = "auto",
+    precision: PrecisionOption = "auto",
     as_json: Annotated[
         bool,
         Option(
@@ -134,17 +128,18 @@ def generate(
         raise ConfigError("--system is a turn of a chat; leave it out, or --raw")
     if top_p == 0:
         raise ConfigError("--top-p is 0, which leaves no token; expected more, at most 1")
+    begin = Path(adapter) if adapter else None
     sampling = Sampling(max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed)
     texts = _texts(prompts or [])
 
     async def answer() -> None:
         found = find_base(base)
-        with canonical_file(adapter, found) as path:
-            async with Worker(found, backend.value, precision.value) as worker:
+        with canonical_file(begin, found) as path:
+            async with Worker(found, backend, precision) as worker:
                 with Display() as display:
                     display.stage(f"loading {base}")
                     loaded = await worker.load()
-                asking = _asking(loaded, adapter, raw, system)
+                asking = _asking(loaded, begin, raw, system)
                 ask = partial(worker.complete, sampling=sampling, adapter=path, asking=asking, system=system)
                 for text in texts:
                     await (_print_json(ask, text) if as_json else _print_text(ask, text, max_tokens))

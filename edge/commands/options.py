@@ -1,140 +1,100 @@
 """Options that several commands of a device share, and the groups that their help stands in."""
 
-from enum import StrEnum
-from pathlib import Path
-from typing import Annotated
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 from typer import Option
 
-from converters.command import OUTPUT
+from edge.choices import AskedPrecision, BackendName
+
+if TYPE_CHECKING:
+    from edge.training.data.source import DataSource
 
 DATA, ADAPTER = "Model and data", "Adapter"
 MACHINE = "Speed and memory"
 LEAST_TOKENS = 2  # of a row: one to predict the other from
-
-
-class Backend(StrEnum):
-    """Backends that train; `auto` chooses by machine and base model."""
-
-    auto = "auto"
-    torch = "torch"
-    mlx = "mlx"
-    llama_cpp = "llama_cpp"
-    toy = "toy"
-
-
-class Precision(StrEnum):
-    """Of the forward and backward pass; factors are always float32."""
-
-    auto = "auto"
-    float32 = "float32"
-    bfloat16 = "bfloat16"
-
-
-class Schedule(StrEnum):
-    """How the learning rate goes on after the warm-up."""
-
-    constant = "constant"
-    linear = "linear"
-    cosine = "cosine"
-
-
-class Trained(StrEnum):
-    """Which factors are trained; the other stays as it is."""
-
-    both = "both"
-    a = "a"
-    b = "b"
-
-
-class Form(StrEnum):
-    """Formats that an adapter is written in."""
-
-    peft = "peft"
-    mlx = "mlx"
-    gguf = "gguf"
+_data, _machine = partial(Option, rich_help_panel=DATA), partial(Option, rich_help_panel=MACHINE)
 
 
 BaseOption = Annotated[
     str,
-    Option(
+    _data(
         "--base",
         "--model",
         metavar="MODEL",
-        rich_help_panel=DATA,
         help="The base model: a Hugging Face or MLX folder, a .gguf file, or a name on the hub.",
     ),
 ]
 DataOption = Annotated[
-    Path,
-    Option(
+    str,
+    _data(
         metavar="FILE",
-        rich_help_panel=DATA,
         help="Examples: JSONL, a JSON array, CSV, Parquet, or a folder. `tunefleet data check` shows them.",
     ),
 ]
 BackendOption = Annotated[
-    Backend,
-    Option(
+    BackendName,
+    _machine(
         metavar="NAME",
-        rich_help_panel=MACHINE,
         help="What computes: torch, mlx, llama_cpp (for .gguf files), toy, or auto, which fits the model.",
     ),
 ]
 PrecisionOption = Annotated[
-    Precision,
-    Option(
+    AskedPrecision,
+    _machine(
         metavar="NAME",
-        rich_help_panel=MACHINE,
         help="What the model computes in: float32, bfloat16, or auto. llama_cpp computes in float32 always.",
     ),
 ]
 AdapterOption = Annotated[
-    Path | None,
-    Option(
+    str | None,
+    _data(
         "--adapter",
         "--adapter-path",
         metavar="PATH",
-        rich_help_panel=DATA,
         help="The adapter to use: a folder of PEFT or mlx-lm, a .gguf file, or tunefleet's own file.",
     ),
 ]
 PromptColumn = Annotated[
-    str | None,
-    Option(metavar="NAME", rich_help_panel=DATA, help="The data's column of prompts, if not `prompt`."),
+    str | None, _data(metavar="NAME", help="The data's column of prompts, if not `prompt`.")
 ]
 CompletionColumn = Annotated[
-    str | None,
-    Option(metavar="NAME", rich_help_panel=DATA, help="Its column of completions, if not `completion`."),
-]
-TrainOnPrompt = Annotated[
-    bool,
-    Option(
-        "--train-on-prompt",
-        rich_help_panel=DATA,
-        help="Count the prompts' tokens in the loss too, not the completions' alone.",
-    ),
+    str | None, _data(metavar="NAME", help="Its column of completions, if not `completion`.")
 ]
 SeqTokens = Annotated[
     int,
-    Option(
+    _machine(
         "--seq-tokens",
         "--max-seq-length",
         metavar="N",
         min=LEAST_TOKENS,
-        rich_help_panel=MACHINE,
         help="The longest sequence, in tokens; longer examples are cut, and counted.",
     ),
 ]
 BatchTokens = Annotated[
     int,
-    Option(
+    _machine(
         metavar="N",
         min=LEAST_TOKENS,
-        rich_help_panel=MACHINE,
         help="Tokens of one step, over all of its sequences.",
     ),
 ]
-AsJson = Annotated[
-    bool, Option("--json", rich_help_panel=OUTPUT, help="Print the report as one line of JSON.")
-]
+
+
+class Columns(NamedTuple):
+    """What of the data is read, and trained on."""
+
+    prompt_column: PromptColumn = None
+    completion_column: CompletionColumn = None
+    train_on_prompt: Annotated[
+        bool,
+        _data(
+            "--train-on-prompt", help="Count the prompts' tokens in the loss too, not the completions' alone."
+        ),
+    ] = False
+
+    def source(self, path: str) -> "DataSource":
+        """Tells how the data at `path` is read."""
+        from edge.training.data.source import DataSource
+
+        return DataSource(path=path, **self._asdict())

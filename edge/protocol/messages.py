@@ -10,6 +10,10 @@ from typing import Annotated, Literal, TypeVar
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
+from converters.choices import Trains
+from edge.choices import BATCH_TOKENS, CLIP_NORM, LR, SEQ_TOKENS
+from edge.choices import EncodingName as EncodingName
+from edge.choices import Space as Space
 from edge.errors import ProtocolError
 
 Id = Annotated[str, Meta(pattern=r"^[a-z0-9]([a-z0-9-]{0,62}[a-z0-9])?\Z")]
@@ -19,8 +23,6 @@ Nonce = Annotated[str, Meta(pattern=r"^[0-9a-f]{32}\Z")]
 HostName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9._-]{0,64}\Z")]  # it is shown on other people's terminals
 Count = Annotated[int, Meta(ge=0, le=2**53)]
 Seconds = Annotated[float, Meta(ge=0)]
-EncodingName = Literal["f32", "f16", "int8", "int4"]
-Space = Literal["product", "factors"]
 Range = tuple[Count, Count]  # first chunk, and the one after the last
 ChunkBytes = Annotated[int, Meta(ge=1024, le=1 << 20)]
 WINDOW = 16  # chunks that are asked for, or under way, at a time
@@ -82,14 +84,14 @@ class Recipe(Record, frozen=True):
 
     steps: Count  # optimizer steps of one task; 0 leaves it to `seconds`
     seconds: Seconds = 0.0
-    lr: float = 1e-3
+    lr: float = LR
     weight_decay: float = 0.0
-    clip_norm: float = 1.0
-    seq_tokens: Count = 512
-    batch_tokens: Count = 2048
+    clip_norm: float = CLIP_NORM
+    seq_tokens: Count = SEQ_TOKENS
+    batch_tokens: Count = BATCH_TOKENS
     attempts: Count = 1  # tasks a device may do on one version; 0 is no bound
     pull: Annotated[float, Meta(ge=0)] = 0.0  # towards the dispatched features: `TrainableModel.begin`
-    trains: Literal["both", "a", "b"] = "both"  # what is not trained stays as dispatched, and is not sent
+    trains: Trains = "both"  # what is not trained stays as dispatched, and is not sent
     train_rank: Count = 0  # only the first rows of a and columns of b are trained; 0: all
     keeps: Literal["none", "b"] = "none"
 

@@ -16,7 +16,8 @@ from safetensors.numpy import save
 
 from converters.adapter import LoraAdapter
 from converters.formats.canonical import dump_adapter
-from edge.backends.contract import ModelCard, Precision, Snapshot
+from edge.backends.contract import ModelCard, Snapshot
+from edge.choices import Precision
 from edge.errors import StateError
 from edge.storage.disk import write_file
 from edge.training.plan import Plan

@@ -21,13 +21,13 @@ from converters.bases.gguf_naming import naming_of
 from converters.bases.hub import find_base
 from converters.bases.read import read_base
 from converters.bases.targets import ALL_LAYERS, match_targets
+from converters.choices import Format
 from converters.formats.about import NOTHING, About
 from converters.formats.canonical import load_adapter, save_adapter
 from converters.formats.card import Lineage
 from converters.formats.load import load_any, read_about
-from converters.formats.save import Format, save_as
-from edge.backends import BackendName
-from edge.backends.contract import Precision
+from converters.formats.save import save_as
+from edge.choices import RANK, SCALE, TARGETS, BackendName, Precision
 from edge.errors import ConfigError, StateError
 from edge.storage.disk import room_for, write_file
 from edge.training.checkpoint import FILE
@@ -61,9 +61,9 @@ class Run(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     plan: Plan
     backend: BackendName = "auto"
     precision: Precision = "auto"
-    rank: Annotated[int, Meta(ge=1)] = 8
-    scale: Annotated[float, Meta(gt=0, le=MOST_SCALE)] = 2.0
-    targets: tuple[str, ...] = ("q_proj", "v_proj")
+    rank: Annotated[int, Meta(ge=1)] = RANK
+    scale: Annotated[float, Meta(gt=0, le=MOST_SCALE)] = SCALE
+    targets: tuple[str, ...] = TARGETS
     num_layers: Annotated[int, Meta(ge=-1)] = ALL_LAYERS  # the last so many blocks
     adapter: str | None = None  # to begin with
     valid: str | None = None  # scored before, while and after it trains

@@ -5,11 +5,11 @@ A plan is one record, so that a checkpoint can tell whether it belongs to it (`e
 
 import math
 from collections.abc import Iterator
-from typing import Literal
 
 from msgspec import Struct, structs
 
-from converters.masking import Trains
+from converters.choices import Trains
+from edge.choices import BATCH_TOKENS, CHECKPOINT_EVERY_S, CLIP_NORM, LR, SEQ_TOKENS, Schedule
 from edge.errors import ConfigError
 
 MOST = 2**53  # of a whole number; JSON holds no larger one
@@ -43,19 +43,19 @@ class Plan(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     steps: int = 0
     seconds: float = 0.0
     epochs: int = 0
-    lr: float = 1e-3
-    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    lr: float = LR
+    schedule: Schedule = "constant"
     warmup_steps: int = 0
     weight_decay: float = 0.0
-    clip_norm: float = 1.0
+    clip_norm: float = CLIP_NORM
     pull: float = 0.0
     trains: Trains = "both"
     train_rank: int = 0
-    seq_tokens: int = 512
-    batch_tokens: int = 2048
+    seq_tokens: int = SEQ_TOKENS
+    batch_tokens: int = BATCH_TOKENS
     micro_batch_tokens: int = 0
     seed: int = 0
-    checkpoint_every_s: float = 60.0
+    checkpoint_every_s: float = CHECKPOINT_EVERY_S
 
     def __post_init__(self) -> None:
         faults = list(_faults(self))

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
 
-from edge.backends.contract import Precision
+from edge.choices import MAX_TOKENS, Precision
 from edge.training.data.forms import Asking
 from edge.training.data.source import DataSource
 from edge.training.plan import Plan
@@ -103,7 +103,7 @@ class Sampling(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
         seed: Of the drawing; each prompt begins with it.
     """
 
-    max_tokens: Annotated[int, Meta(ge=1)] = 128
+    max_tokens: Annotated[int, Meta(ge=1)] = MAX_TOKENS
     temperature: Annotated[float, Meta(ge=0)] = 0.0
     top_p: Annotated[float, Meta(gt=0, le=1)] = 1.0
     seed: Annotated[int, Meta(ge=0)] = 0

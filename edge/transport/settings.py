@@ -4,19 +4,21 @@ A password belongs neither on a command line, which every user of a machine can 
 comes from a file or from the environment, and URLs are told without it.
 """
 
+import math
 import os
 import re
 import ssl
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
-import msgspec
+from msgspec import Struct
 
+from edge.choices import ProtocolName
 from edge.errors import ConfigError, TlsFailure
+from edge.settings import path_faults
 
-ProtocolName = Literal["auto", "5", "3.1.1"]
 ENVIRONMENT = {  # settings to the variables that stand in for them
     "broker": "TUNEFLEET_BROKER",
     "broker_user": "TUNEFLEET_BROKER_USER",
@@ -29,7 +31,7 @@ _SCHEMES = ("mqtt", "mqtts", "http", "https", "tcp", "ssl", "ws", "wss")
 _PLACE = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^:/?#\[\]]+)(:[0-9]+)?/?")
 
 
-class MqttSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class MqttSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Where the broker is and how to speak to it.
 
     Attributes:
@@ -69,24 +71,16 @@ class MqttSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
         *,
         user: str | None = None,
         password_file: str | None = None,
-        protocol: ProtocolName = "auto",
-        ca_file: str | None = None,
-        cert_file: str | None = None,
-        key_file: str | None = None,
-        wait_for_broker_s: float = 0.0,
+        **others: Any,
     ) -> "MqttSettings":
-        """Settings from `mqtt://user:password@host:1883`, or `mqtts://…` for TLS; %-escapes are undone.
+        """Reads settings from `mqtt://user:password@host:1883`, or `mqtts://…` for TLS; %-escapes are undone.
 
         Args:
             url: The broker's.
             client_id: As the attribute.
             user: Instead of the URL's.
             password_file: Its first line goes instead of the URL's password.
-            protocol: As the attributes from here on.
-            ca_file: …
-            cert_file: …
-            key_file: …
-            wait_for_broker_s: …
+            others: Attributes that no URL tells.
 
         Raises:
             ConfigError: If `url` is not of that form, or the password's file holds none.
@@ -111,21 +105,17 @@ class MqttSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
             client_id=client_id,
             username=username,
             password=_read_password(password_file) if password_file else password,
-            protocol=protocol,
             is_encrypted=parts.scheme == "mqtts",
-            ca_file=ca_file,
-            cert_file=cert_file,
-            key_file=key_file,
-            wait_for_broker_s=wait_for_broker_s,
+            **others,
         )
 
     @property
     def place(self) -> str:
-        """Host and port, for messages; never the password."""
+        """Tells host and port, for messages; never the password."""
         return f"{self.host}:{self.port}"
 
     def tls_context(self) -> ssl.SSLContext | None:
-        """What the broker's certificate is checked with; None without TLS.
+        """Builds what the broker's certificate is checked with; None without TLS.
 
         Raises:
             TlsFailure: A certificate or key file is missing or unreadable.
@@ -147,6 +137,56 @@ class MqttSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
         return context
 
 
+class BrokerConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How a program reaches its broker: what the settings of all programs share.
+
+    Attributes:
+        broker: `mqtt://[user[:password]@]host[:port]`, or `mqtts://` for TLS; else `TUNEFLEET_BROKER` of the
+            environment.
+        broker_user: Instead of the URL's; else `TUNEFLEET_BROKER_USER`, where the URL has none.
+        broker_password_file: Its first line is the password; else `TUNEFLEET_BROKER_PASSWORD_FILE`, likewise.
+        protocol: MQTT version: 3.1.1, 5, or auto, the newest the broker takes.
+        waits_for_broker: A broker that cannot be reached at the start is tried again, for ever.
+        tls_ca: Certificates to check the broker against, instead of the system's.
+        tls_cert: This program's certificate, where the broker asks for one.
+        tls_key: Private key of `tls_cert`.
+    """
+
+    broker: str
+    broker_user: str | None = None
+    broker_password_file: str | None = None
+    protocol: ProtocolName = "auto"
+    waits_for_broker: bool = False
+    tls_ca: str | None = None
+    tls_cert: str | None = None
+    tls_key: str | None = None
+
+    def mqtt_settings(self, client_id: str) -> MqttSettings:
+        """Tells how the client of that id reaches the broker.
+
+        Raises:
+            ConfigError: The broker's URL is malformed, or the password's file holds none.
+        """
+        return MqttSettings.from_url(
+            self.broker,
+            client_id,
+            user=self.broker_user,
+            password_file=self.broker_password_file,
+            protocol=self.protocol,
+            ca_file=self.tls_ca,
+            cert_file=self.tls_cert,
+            key_file=self.tls_key,
+            wait_for_broker_s=math.inf if self.waits_for_broker else 0.0,
+        )
+
+
+def tls_faults(settings: Mapping[str, Any]) -> Iterator[str]:
+    """Finds what is wrong with the TLS settings of a `BrokerConfig`."""
+    yield from path_faults(settings, "tls_ca", "tls_cert", "tls_key")
+    if bool(settings.get("tls_cert")) != bool(settings.get("tls_key")):
+        yield "tls_cert and tls_key belong together; one is missing"
+
+
 def from_environment(settings: Mapping[str, Any], environ: Mapping[str, str] = os.environ) -> dict[str, Any]:
     """Fills in from `TUNEFLEET_BROKER` and the like what neither command line nor file says of the broker.
 
@@ -161,12 +201,12 @@ def from_environment(settings: Mapping[str, Any], environ: Mapping[str, str] = o
 
 
 def has_password(url: str) -> bool:
-    """Whether a URL holds a password, be the rest of it well-formed or not."""
+    """Tells whether a URL holds a password, be the rest of it well-formed or not."""
     return ":" in url.partition("://")[2].rpartition("@")[0]
 
 
 def without_password(url: str) -> str:
-    """A URL as it may be shown, also where it is malformed: scheme, host and port, never user or password."""
+    """Shows a URL, also a malformed one: scheme, host and port, never user or password."""
     scheme, mark, rest = url.partition("://")
     if scheme not in _SCHEMES:
         scheme, mark, rest = "", "", url

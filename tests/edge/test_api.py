@@ -12,8 +12,11 @@ from pathlib import Path
 import pytest
 
 import tunefleet
+from converters.command import unfold
 from edge.backends.toy import make_toy_base
-from edge.commands import cli
+from edge.commands.evaluate import evaluate
+from edge.commands.generate import generate
+from edge.commands.train import train
 from edge.errors import ConfigError, DataError
 
 ROWS = [{"prompt": f"light {n} on", "completion": f" set({n}, 1)"} for n in range(8)]
@@ -64,9 +67,9 @@ def test_an_adapter_in_memory_can_be_trained_on_scored_and_asked(base):
 
 def test_defaults_are_the_commands():
     for function, command in (
-        (tunefleet.train, cli.train),
-        (tunefleet.evaluate, cli.evaluate),
-        (tunefleet.generate, cli.generate),
+        (tunefleet.train, unfold(train)),
+        (tunefleet.evaluate, unfold(evaluate)),
+        (tunefleet.generate, unfold(generate)),
     ):
         ours, theirs = (defaults(one) for one in (function, command))
         shared = ours.keys() & theirs.keys() - {"out"}

@@ -8,7 +8,8 @@ import gc
 from collections.abc import Callable
 from pathlib import Path
 
-from edge.backends.contract import Precision, TrainableModel
+from edge.backends.contract import TrainableModel
+from edge.choices import Precision
 from edge.training.checkpoint import checkpoint_precision
 
 

@@ -21,7 +21,8 @@ import msgspec
 
 from converters.errors import TunefleetError
 from edge.backends import load_model
-from edge.backends.contract import Precision, TrainableModel
+from edge.backends.contract import TrainableModel
+from edge.choices import Precision
 from edge.training.requests import (
     Failed,
     Loaded,

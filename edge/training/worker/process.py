@@ -16,8 +16,8 @@ from msgspec import structs
 import converters.errors
 import edge.errors
 from converters.errors import TunefleetError
-from edge.backends import BackendName, resolve_backend
-from edge.backends.contract import Precision
+from edge.backends import resolve_backend
+from edge.choices import BackendName, Precision
 from edge.errors import BackendError, OutOfMemory
 from edge.training.requests import Completions, Evaluation, Failed, Loaded, Part, Reply, Request, Result
 

@@ -13,8 +13,9 @@ from threading import Event
 from types import TracebackType
 from typing import Self
 
-from edge.backends import BackendName, load_model
-from edge.backends.contract import Precision, TrainableModel
+from edge.backends import load_model
+from edge.backends.contract import TrainableModel
+from edge.choices import BackendName, Precision
 from edge.training.requests import Evaluation, Progress, Reply, Request, Result, Scoring, Training
 from edge.training.worker.held_model import HeldModel
 from edge.training.worker.model_server import ModelServer

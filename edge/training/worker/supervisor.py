@@ -12,8 +12,7 @@ from typing import Protocol, Self, TypeVar
 
 from msgspec import structs
 
-from edge.backends import BackendName
-from edge.backends.contract import Precision
+from edge.choices import BATCH_TOKENS, MAX_TOKENS, SEQ_TOKENS, BackendName, Precision
 from edge.errors import OutOfMemory
 from edge.training.data.forms import Asking
 from edge.training.data.source import DataSource
@@ -162,8 +161,8 @@ class Worker:
         adapter: Path | str | None,
         data: DataSource,
         *,
-        seq_tokens: int = 512,
-        batch_tokens: int = 2048,
+        seq_tokens: int = SEQ_TOKENS,
+        batch_tokens: int = BATCH_TOKENS,
         precision: Precision = "float32",
     ) -> Evaluation:
         """Loss, accuracy and exact match of the base with `adapter` (a canonical file), or without one.
@@ -194,7 +193,7 @@ class Worker:
         prompts: Sequence[str],
         *,
         adapter: Path | str | None = None,
-        max_tokens: int = 128,
+        max_tokens: int = MAX_TOKENS,
         temperature: float = 0.0,
         seed: int = 0,
     ) -> list[str]:

@@ -11,10 +11,12 @@ import pytest
 from msgspec import structs
 from typer.testing import CliRunner
 
+from converters.command import unfold
 from converters.errors import AdapterError, BaseModelError, UnsupportedAdapter
 from converters.formats.detect import detect_format
 from converters.formats.load import load_any
 from edge.commands import cli
+from edge.commands.train import train
 from edge.errors import ConfigError, DataError, StateError
 from edge.training.checkpoint import FILE
 from edge.training.local_run import CHECKPOINT, Run
@@ -149,7 +151,7 @@ def test_print_config_shows_every_setting_and_trains_nothing(command, tmp_path):
 
 
 def test_the_command_line_has_the_defaults_of_the_records():
-    options = inspect.signature(cli.train).parameters
+    options = inspect.signature(unfold(train)).parameters
     records = {
         field.name: field.default
         for kind in (Plan, Run)

@@ -1,8 +1,9 @@
 import pytest
 import tomli_w
 
-from edge.device.config import config_table, mqtt_settings, read_config
+from edge.device.config import mqtt_settings, read_config
 from edge.errors import ConfigError
+from edge.settings import write_toml
 
 
 @pytest.fixture
@@ -21,7 +22,7 @@ def settings(tmp_path):
 
 def test_what_is_printed_reads_back_as_the_same_settings(settings, tmp_path):
     given = read_config(None, {**settings, "max_rank": 8, "slowdown": 2.5, "coordinator_key": "a" * 64})
-    (tmp_path / "config.toml").write_text(tomli_w.dumps(config_table(given)))
+    (tmp_path / "config.toml").write_text(write_toml(given))
     assert read_config(tmp_path / "config.toml", {}) == given
 
 

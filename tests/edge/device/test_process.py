@@ -16,12 +16,11 @@ from contextlib import asynccontextmanager, closing
 from pathlib import Path
 
 import pytest
-import tomli_w
 
 from coordinator.announcing import coordinator_presence
 from edge.backends.toy import make_toy_base
-from edge.device.config import config_table
 from edge.protocol.topics import Topics
+from edge.settings import write_toml
 from edge.transport.mqtt.transport import MqttTransport
 from edge.transport.settings import MqttSettings
 
@@ -78,7 +77,7 @@ class Program:
     def __init__(self, home, broker, *flags, device_id="lamp", **settings):
         config = home.device_config(device_id, broker=broker.url, **settings)
         path = home.folder / f"{device_id}.toml"
-        path.write_text(tomli_w.dumps(config_table(config)))
+        path.write_text(write_toml(config))
         self.command = [sys.executable, "-m", "tunefleet", "join", "--config", path, "--json", *flags]
         self.events = []
 
