@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 from contextlib import AsyncExitStack
+from typing import get_args
 
 import pytest
 from typer.testing import CliRunner
@@ -13,11 +14,10 @@ from converters.bases.read import read_base
 from converters.errors import AdapterError, BaseModelError
 from converters.formats.load import load_any
 from coordinator.commands.cli import app
-from coordinator.commands.serve import Strategy
 from coordinator.config import read_config
 from coordinator.errors import UnknownVersion
 from coordinator.observers.status import fleet_status
-from coordinator.strategies.presets import PRESETS
+from coordinator.strategies.presets import PRESETS, StrategyName
 from edge.errors import StateError
 
 
@@ -178,7 +178,7 @@ def test_a_folder_that_is_none_of_a_coordinators_is_told(tmp_path):
 
 
 def test_every_strategy_can_be_named_on_the_command_line():
-    assert {one.value for one in Strategy} == set(PRESETS)
+    assert set(get_args(StrategyName)) == set(PRESETS)
 
 
 def test_the_printed_configuration_is_what_the_command_line_said(fleet, tmp_path):
