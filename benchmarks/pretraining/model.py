@@ -77,7 +77,8 @@ def batches(
 ) -> Iterator[torch.Tensor]:
     """Yields (rows, CONTEXT) token ids without end: documents between their marks, end to end."""
     bos, eos = 1, 2
-    texts, tokens, needed = documents(stories, seed), [], rows * CONTEXT
+    texts, needed = documents(stories, seed), rows * CONTEXT
+    tokens: list[int] = []
     while True:
         while len(tokens) < needed:
             for encoding in tokenizer.backend_tokenizer.encode_batch(list(islice(texts, 64))):

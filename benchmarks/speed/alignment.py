@@ -21,8 +21,9 @@ import numpy as np
 
 from benchmarks.measuring import timed
 from benchmarks.models import SHAPES, find_model
-from converters.adapter import Factors, LoraAdapter, initial_adapter
 from converters.bases.targets import match_targets
+from converters.adapter import LoraAdapter, initial_adapter
+from converters.arithmetic import add, map_entries
 from coordinator.calibration import Calibration
 from coordinator.strategies.alignfed import STAGES
 from coordinator.strategies.alignment import align
@@ -45,43 +46,24 @@ def write_examples(path: Path, count: int) -> None:
 def random_adapter(like: LoraAdapter, seed: int, size: float) -> LoraAdapter:
     """Draws entries of about `size`, in the shapes of `like`."""
     random = np.random.default_rng(seed)
-    return LoraAdapter(
-        {
-            name: Factors(
-                np.float32(size) * random.standard_normal(f.a.shape, np.float32),
-                np.float32(size) * random.standard_normal(f.b.shape, np.float32),
-                f.scale,
-            )
-            for name, f in like
-        }
+    return map_entries(
+        lambda entries: np.float32(size) * random.standard_normal(entries.shape, np.float32), like
     )
 
 
-def add(x: LoraAdapter, y: LoraAdapter) -> LoraAdapter:
-    """Factor by factor."""
-    return LoraAdapter(
-        {name: Factors(f.a + y.modules[name].a, f.b + y.modules[name].b, f.scale) for name, f in x}
+def draw_update(number: int, versions: list[LoraAdapter]) -> Contribution:
+    """Draws an update on one of the versions, in turns; the last version is the present one."""
+    version = number % NUM_VERSIONS
+    delta = random_adapter(versions[version], 100 + number, 2e-3)
+    return Contribution(
+        update=str(number),
+        device=f"device-{number}",
+        base_version=version,
+        staleness=NUM_VERSIONS - 1 - version,
+        num_examples=1,
+        load_delta=lambda: delta,
+        load_base=lambda: versions[version],
     )
-
-
-def make_buffer(versions: list[LoraAdapter]) -> list[Contribution]:
-    """Draws as many updates on each version; the last version is the present one."""
-    buffer = []
-    for number in range(NUM_UPDATES):
-        version = number % NUM_VERSIONS
-        delta = random_adapter(versions[version], 100 + number, 2e-3)
-        buffer.append(
-            Contribution(
-                update=str(number),
-                device=f"device-{number}",
-                base_version=version,
-                staleness=NUM_VERSIONS - 1 - version,
-                num_examples=1,
-                load_delta=lambda delta=delta: delta,
-                load_base=lambda base=versions[version]: base,
-            )
-        )
-    return buffer
 
 
 def measure(name: str, folder: Path, repeats: int, num_examples: int) -> dict[str, Any]:
@@ -96,7 +78,8 @@ def measure(name: str, folder: Path, repeats: int, num_examples: int) -> dict[st
     for number in range(1, NUM_VERSIONS):
         versions.append(add(versions[-1], random_adapter(versions[-1], number, 2e-3)))
     num_probed = len(calibration.features(versions[-1]))
-    work = begin(State(NUM_VERSIONS - 1, versions[-1]), make_buffer(versions), STAGES, "factors", calibration)
+    buffer = [draw_update(number, versions) for number in range(NUM_UPDATES)]
+    work = begin(State(NUM_VERSIONS - 1, versions[-1]), buffer, STAGES, "factors", calibration)
     turns = [timed(lambda: align(group(work))) for _ in range(repeats)]
     aligned = turns[-1][0]
     seconds = [took.seconds for _, took in turns]

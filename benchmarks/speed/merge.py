@@ -28,6 +28,7 @@ from benchmarks.measuring import Spread, as_json, last_line, run_module, spread,
 from benchmarks.memory import memory_bytes
 from benchmarks.speed.flower import NUM_UPDATES, RANK, checksum, draw_arrays, time_runs
 from converters.adapter import Factors, LoraAdapter
+from converters.arithmetic import zeros_like
 from converters.formats.canonical import load_adapter, save_adapter
 from coordinator.strategies.base import State
 from coordinator.strategies.factors import add_increments
@@ -88,8 +89,7 @@ def merge_products(case: str) -> dict[str, float]:
 def sum_factors() -> dict[str, float]:
     """Adds the mean of the updates to nothing, several times."""
     deltas = [draw_adapter(1 + number) for number in range(NUM_UPDATES)]
-    like = deltas[0]
-    nothing = LoraAdapter({name: Factors(0 * one.a, 0 * one.b, one.scale) for name, one in like})
+    nothing = zeros_like(deltas[0])
     buffer = [Update(delta, nothing) for delta in deltas]
     weights = [1 / NUM_UPDATES] * NUM_UPDATES
     mean = add_increments(State(0, nothing), buffer, weights, 1.0).adapter

@@ -48,7 +48,7 @@ def read_examples(work: Work) -> list[Example]:
     from edge.backends.transformers import HubTokenizer
 
     tokenizer = HubTokenizer(AutoTokenizer.from_pretrained(work.base))
-    return load_dataset(DataSource(path=work.data), tokenizer, seq_tokens=SEQ_TOKENS).examples
+    return list(load_dataset(DataSource(path=work.data), tokenizer, seq_tokens=SEQ_TOKENS).examples)
 
 
 def first_adapter(work: Work) -> LoraAdapter:
@@ -143,14 +143,13 @@ def _run_trainer(name: str, work: Work, *, bf16: bool) -> Timing:
 
 def run_mlx_lm(work: Work) -> list[Timing]:
     """Runs what `mlx_lm.lora` runs once it has read its options; of two epochs the first compiles."""
+    import edge.backends.mlx.model as _openblas  # the rival gets OpenBLAS, too  # noqa: F401, I001
     import mlx.core as mx
     import mlx.optimizers
     from mlx.utils import tree_unflatten
     from mlx_lm.tuner import trainer
     from mlx_lm.tuner.utils import linear_to_lora_layers
     from mlx_lm.utils import load_model
-
-    from edge.backends import too  # noqa: F401
 
     class Watch(trainer.TrainingCallback):  # type: ignore[misc]
         def on_train_loss_report(self, info: dict[str, Any]) -> None:

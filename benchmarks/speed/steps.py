@@ -125,8 +125,8 @@ def draw_batch(random: np.random.Generator, vocab_size: int, num_tokens: int, la
 
 def draw_row(random: np.random.Generator, vocab_size: int, work: Work) -> Batch:
     """Draws some examples end to end, short ones as likely as long ones."""
-    bounds = np.log([SHORTEST_FLAT, work.num_tokens + 1])
-    lengths = np.exp(random.uniform(*bounds, random.integers(1, MOST_EXAMPLES + 1))).astype(int)
+    low, high = np.log([SHORTEST_FLAT, work.num_tokens + 1])
+    lengths = np.exp(random.uniform(low, high, int(random.integers(1, MOST_EXAMPLES + 1)))).astype(int)
     alone = [draw_batch(random, vocab_size, length, work.labelled) for length in lengths]
     row = Batch._make(np.concatenate(fields, axis=1) for fields in zip(*alone, strict=True))
     return row._replace(segments=np.repeat(np.arange(1, len(lengths) + 1, dtype=np.int32), lengths)[None])

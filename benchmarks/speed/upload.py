@@ -120,14 +120,14 @@ def receive_file(upload: Upload, pipe: Connection) -> None:
     """Writes the chunks to their places."""
     with upload.path.with_suffix(".bare").open("wb", buffering=0) as file:
 
-        def keep(number: int, chunk: bytes) -> None:
+        def keep(number: int, chunk: bytes | bytearray) -> None:
             file.seek(number * CHUNK_BYTES)
             file.write(chunk)
 
         _receive_bare(upload, pipe, keep)
 
 
-def _receive_bare(upload: Upload, pipe: Connection, keep: Callable[[int, bytes], None]) -> None:
+def _receive_bare(upload: Upload, pipe: Connection, keep: Callable[[int, bytes | bytearray], None]) -> None:
     client = Client(CallbackAPIVersion.VERSION2, f"{upload.topic}-receiver")
     left = [upload.num_chunks]
 
@@ -139,7 +139,7 @@ def _receive_bare(upload: Upload, pipe: Connection, keep: Callable[[int, bytes],
             client.disconnect()
 
     client.on_message = received
-    client.on_connect = lambda *_: client.subscribe(f"{upload.topic}/+", qos=1)
+    client.on_connect = lambda *_: client.subscribe(f"{upload.topic}/+", qos=1)  # type: ignore[assignment]
     client.on_subscribe = lambda *_: pipe.send("ready")
     client.connect("127.0.0.1", upload.port)
     client.loop_forever()

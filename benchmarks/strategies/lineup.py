@@ -166,7 +166,7 @@ def poison() -> list[Entry]:
 
 def filters() -> list[Entry]:
     """Tries every robust filter by itself on the baseline, where a fifth of the devices is hostile."""
-    rows = {BASELINE: ROWS[BASELINE], DEFAULT: ROWS[DEFAULT]} | ROBUST
+    rows = {BASELINE: ROWS[BASELINE], DEFAULT: ROWS[DEFAULT], **ROBUST}
     return [
         Entry(row, dict(settings), Setting(SIDE_TASK, poison="sign-flipped"))
         for row, settings in rows.items()

@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 import msgspec
-import numpy as np
 
 from benchmarks.strategies.fleet_tasks import FleetTask, Row
-from converters.adapter import Factors, LoraAdapter, initial_adapter
 from converters.bases.read import read_base
 from converters.bases.targets import match_targets
+from converters.adapter import LoraAdapter, initial_adapter
+from converters.arithmetic import add, multiply, subtract
 from converters.formats.canonical import load_adapter, save_adapter
 from coordinator.calibration import Calibration
 from edge.backends import load_model
@@ -160,15 +160,7 @@ def poison(kind: Poison, dispatched: Path, result: Result) -> Result:
     """Does what a hostile device does to its trained adapter before it is sent."""
     if kind == "label-flipped":
         return result  # its data did it
-    factor = np.float32(-1.0 if kind == "sign-flipped" else POISON_SCALE)
-    base = load_adapter(dispatched)
-    moved = {
-        name: Factors(
-            base.modules[name].a + factor * (trained.a - base.modules[name].a),
-            base.modules[name].b + factor * (trained.b - base.modules[name].b),
-            trained.scale,
-        )
-        for name, trained in load_adapter(Path(result.adapter))
-    }
-    save_adapter(LoraAdapter(moved), Path(result.adapter))
+    base, trained = load_adapter(dispatched), load_adapter(Path(result.adapter))
+    moved = multiply(subtract(trained, base), -1.0 if kind == "sign-flipped" else POISON_SCALE)
+    save_adapter(add(base, moved), Path(result.adapter))
     return result

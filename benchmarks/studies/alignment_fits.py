@@ -28,7 +28,8 @@ from benchmarks.strategies.outcome import Settings
 from benchmarks.strategies.population import make_population
 from benchmarks.strategies.simulation import Fleet
 from benchmarks.strategies.workbench import Workbench, load_base, memory_folder
-from converters.adapter import Factors, LoraAdapter
+from converters.adapter import LoraAdapter
+from converters.arithmetic import add, multiply, square
 from coordinator.calibration import Calibration
 from coordinator.strategies.alignment import Misfit, Vector, carry_over, fit_maps, group_misfit
 from coordinator.strategies.base import Contribution, Pace, Report, State, Strategy, Waiting
@@ -99,23 +100,20 @@ class Watched:
                 self._measure_group(state, group_misfit(items, target, self.calibrator))
 
     def _measure_group(self, state: State, misfit: Misfit) -> None:
-        as_it_is = _square(misfit.residual(misfit.identity))
+        as_it_is = square(misfit.residual(misfit.identity))
         loss = self._loss(state, misfit.mean)
         for name, solve in SOLVERS.items():
             self.calibrator.num_passes, began = 0, time.perf_counter()
             vector = solve(misfit)
             seconds, num_passes = time.perf_counter() - began, self.calibrator.num_passes
             carried = carry_over(misfit.mean, misfit.maps(vector))
-            left = _square(misfit.residual(vector)) / as_it_is
+            left = square(misfit.residual(vector)) / as_it_is
             gain = self._loss(state, carried) - loss
             self.found.setdefault(name, []).append(Found(left, num_passes, seconds, gain))
 
     def _loss(self, state: State, update: LoraAdapter) -> float:
-        stepped = dict(state.adapter)
-        for name, f in update:
-            old = stepped[name]
-            stepped[name] = Factors(old.a + WEIGHT * f.a, old.b + WEIGHT * f.b, old.scale)
-        return self.bench.score(LoraAdapter(stepped), self.bench.test).loss
+        stepped = add(state.adapter, multiply(update, WEIGHT))
+        return self.bench.score(stepped, self.bench.test).loss
 
 
 def fit_by_adam(misfit: Misfit, num_steps: int, lr: float) -> Vector:
@@ -125,8 +123,8 @@ def fit_by_adam(misfit: Misfit, num_steps: int, lr: float) -> Vector:
     least = np.inf
     for step in range(1, num_steps + 2):
         residual = misfit.residual(vector)
-        if _square(residual) < least:
-            least, best = _square(residual), vector
+        if square(residual) < least:
+            least, best = square(residual), vector
         if step <= num_steps:
             gradient = -misfit.descent(vector, residual)
             first, second = 0.9 * first + 0.1 * gradient, 0.999 * second + 0.001 * gradient**2
@@ -157,10 +155,6 @@ def measure(task_name: str, num_updates: int, num_groups: int, seed: int = 0) ->
         fleet.strategy = watched
         fleet.run()
     return watched.found
-
-
-def _square(matrix: NDArray[np.float64]) -> float:
-    return float(np.vdot(matrix, matrix))
 
 
 def main() -> int:

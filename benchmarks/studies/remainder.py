@@ -74,7 +74,9 @@ def train(base: LoraAdapter, target: Matrix, fleet: Fleet, rng: np.random.Genera
     for _ in range(fleet.local_steps):
         gradient = b @ a - target + NOISE / WIDTH * rng.standard_normal((WIDTH, WIDTH))
         a, b = a - fleet.local_lr * b.T @ gradient, b - fleet.local_lr * gradient @ a.T
-    return Change(base, LoraAdapter({"m": Factors(a - old.a, b - old.b, 1.0)}))
+    return Change(
+        base, LoraAdapter({"m": Factors((a - old.a).astype(np.float32), (b - old.b).astype(np.float32), 1.0)})
+    )
 
 
 def simulate(fleet: Fleet, decay: float, seed: int) -> dict[str, float]:
