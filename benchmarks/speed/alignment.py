@@ -21,9 +21,9 @@ import numpy as np
 
 from benchmarks.measuring import timed
 from benchmarks.models import SHAPES, find_model
-from converters.bases.targets import match_targets
 from converters.adapter import LoraAdapter, initial_adapter
 from converters.arithmetic import add, map_entries
+from converters.bases.targets import match_targets
 from coordinator.calibration import Calibration
 from coordinator.strategies.alignfed import STAGES
 from coordinator.strategies.alignment import align

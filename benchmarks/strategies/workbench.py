@@ -17,10 +17,10 @@ from typing import Literal, NamedTuple
 import msgspec
 
 from benchmarks.strategies.fleet_tasks import FleetTask, Row
-from converters.bases.read import read_base
-from converters.bases.targets import match_targets
 from converters.adapter import LoraAdapter, initial_adapter
 from converters.arithmetic import add, multiply, subtract
+from converters.bases.read import read_base
+from converters.bases.targets import match_targets
 from converters.formats.canonical import load_adapter, save_adapter
 from coordinator.calibration import Calibration
 from edge.backends import load_model
