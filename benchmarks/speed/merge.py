@@ -94,10 +94,7 @@ def sum_factors() -> dict[str, float]:
     weights = [1 / NUM_UPDATES] * NUM_UPDATES
     mean = add_increments(State(0, nothing), buffer, weights, 1.0).adapter
     seconds = time_runs(lambda: add_increments(State(0, nothing), buffer, weights, 1.0))
-    return {
-        "seconds": seconds,
-        "checksum": checksum([array for _, one in mean for array in (one.a, one.b)]),
-    }
+    return {"seconds": seconds, "checksum": checksum([array for _, one in mean for array in (one.a, one.b)])}
 
 
 def sum_files(folder: Path, count: int) -> dict[str, float]:

@@ -67,11 +67,7 @@ def plot_task(task: str, cells: Sequence[Cell], path: Path) -> None:
 
 
 def _draw(
-    axes: "Axes",
-    cell: Cell,
-    read: Callable[[Point], float],
-    measure: Callable[[Point], float],
-    number: int,
+    axes: "Axes", cell: Cell, read: Callable[[Point], float], measure: Callable[[Point], float], number: int
 ) -> None:
     import matplotlib
 

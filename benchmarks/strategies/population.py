@@ -91,12 +91,7 @@ class Population(NamedTuple):
 
 
 def make_population(
-    name: PopulationName,
-    num_devices: int,
-    seed: int,
-    *,
-    drop_out: float = 0.0,
-    traces: Sequence[Trace] = (),
+    name: PopulationName, num_devices: int, seed: int, *, drop_out: float = 0.0, traces: Sequence[Trace] = ()
 ) -> Population:
     """Draws a fleet of `num_devices`.
 

@@ -85,10 +85,7 @@ class Workbench:
         self.test = self._load(task.test)
         self.calibration_path = self._write(task.calibration, "calibration.jsonl")
         self.calibration = Calibration(
-            task.base,
-            self.calibration_path,
-            seq_tokens=task.recipe.seq_tokens,
-            batch_tokens=SCORE_TOKENS,
+            task.base, self.calibration_path, seq_tokens=task.recipe.seq_tokens, batch_tokens=SCORE_TOKENS
         )
 
     def first_adapter(self, seed: int) -> LoraAdapter:

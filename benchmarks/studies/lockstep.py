@@ -48,12 +48,7 @@ class Lockstep:
     """
 
     def __init__(
-        self,
-        devices: Sequence[Device],
-        recipe: Recipe,
-        adapter: LoraAdapter,
-        fingerprint: str,
-        folder: Path,
+        self, devices: Sequence[Device], recipe: Recipe, adapter: LoraAdapter, fingerprint: str, folder: Path
     ) -> None:
         self._devices, self._recipe = devices, recipe
         self._fingerprint, self._folder = fingerprint, folder
