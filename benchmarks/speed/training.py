@@ -163,16 +163,13 @@ def measure(backend: str, work: Work, repeats: int) -> dict[str, Any]:
     }
 
 
-def compare(ours: Sequence[Timing], theirs: Sequence[Timing]) -> dict[str, float]:
+def compare(ours: Sequence[Timing], theirs: Sequence[Timing]) -> dict[str, Any]:
     """Returns medians, the spread of the ratios within each turn, and how far the losses are apart."""
     pairs = list(zip(ours, theirs, strict=True))
-    ratio = spread([one.tokens_per_s / other.tokens_per_s for one, other in pairs])
     losses = zip(ours[0].losses, theirs[0].losses, strict=True)
     return {
         "tokens_per_s": statistics.median(one.tokens_per_s for one in ours),
-        "ratio": ratio.median,
-        "lowest": ratio.lowest,
-        "highest": ratio.highest,
+        "ratio": spread([one.tokens_per_s / other.tokens_per_s for one, other in pairs]),
         "cpu_ratio": statistics.median(one.tokens_per_cpu_s / other.tokens_per_cpu_s for one, other in pairs),
         "first_loss": ours[0].losses[0],
         "last_loss": ours[0].losses[-1],
@@ -273,8 +270,9 @@ def render(report: dict[str, Any], backend: str) -> str:
             f"{model:34s}   tok/s  ratio (lowest, highest)  by cpu   loss, first to last  differs by"
         )
         for name, row in rows.items():
-            spread = f"({row['lowest']:6.2f}, {row['highest']:6.2f})"
-            speed = f"{row['tokens_per_s']:8,.0f} {row['ratio']:6.2f} {spread}"
+            ratio = row["ratio"]
+            ends = f"({ratio.lowest:6.2f}, {ratio.highest:6.2f})"
+            speed = f"{row['tokens_per_s']:8,.0f} {ratio.median:6.2f} {ends}"
             losses = f"{row['first_loss']:8.4f} {row['last_loss']:8.4f}"
             losses += f" {row['largest_loss_difference']:11.1e}"
             lines.append(f"  {name:32s} {speed} {row['cpu_ratio']:9.2f}   {losses}")

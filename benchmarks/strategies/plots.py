@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 AXES: Mapping[str, Callable[[Point], float]] = {
     "virtual seconds": lambda point: point.time_s,
-    "MB up and down": lambda point: (point.bytes_up + point.bytes_down) / 1e6,
+    "MB up and down": lambda point: point.megabytes,
     "device seconds of compute": lambda point: point.compute_s,
 }
 LINEAR_S = 10.0  # up to here time is drawn to a linear scale, beyond to a logarithmic one

@@ -34,17 +34,9 @@ def train_pooled(bench: Workbench, settings: Settings) -> Outcome:
     accuracy = sum(one.accuracy for one in own) / len(own)
     return Outcome(
         points=points,
-        weights={},
         slow_loss=sum(one.loss for one in own) / len(own),
         slow_accuracy=accuracy,
         own_accuracy=accuracy,
-        num_merges=0,
-        num_harmful=0,
-        merge_s=0.0,
-        rejected={},
-        staleness_mean=0.0,
-        staleness_max=0,
-        num_lost=0,
         cpu_s=time.process_time() - began,
     )
 
@@ -53,11 +45,7 @@ def _point(bench: Workbench, step: int, num_updates: int) -> Point:
     test = bench.score_present(bench.test)
     return Point(
         version=step,
-        time_s=0.0,
         num_updates=num_updates,
-        bytes_up=0,
-        bytes_down=0,
-        compute_s=0.0,
         calibration_loss=bench.calibration.loss(bench.model.adapter()),
         loss=test.loss,
         accuracy=test.accuracy,

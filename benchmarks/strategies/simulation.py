@@ -15,7 +15,6 @@ A run ends when `num_updates` tasks have been trained and delivered, so that all
 batches; how long that takes by the virtual clock is the strategy's.
 """
 
-import hashlib
 import heapq
 import itertools
 import shutil
@@ -27,23 +26,21 @@ from typing import NamedTuple
 
 from msgspec import structs
 
+from benchmarks.played import make_offer, plan_of, received
 from benchmarks.strategies.outcome import Outcome, Point, Settings
 from benchmarks.strategies.population import Accident, Population
 from benchmarks.strategies.workbench import Quality, Workbench, poison
 from converters.adapter import LoraAdapter
 from converters.formats.canonical import save_adapter
-from converters.masking import leading_rows
 from coordinator.config import CoordinatorConfig
 from coordinator.strategies.base import Contribution, Pace, Report, State, Strategy, Waiting
 from coordinator.strategies.choice import choose_strategy
 from coordinator.strategies.spaces import dispatch
-from edge.device.assignment import Assignment, Update, make_plan, make_update, start_adapter, task_seed
+from edge.device.assignment import Assignment, Update, make_update, start_adapter
 from edge.errors import ConfigError
-from edge.protocol.codec import decode_adapter, max_payload_bytes
-from edge.protocol.messages import Manifest
-from edge.protocol.tiers import tier_name
+from edge.protocol.codec import max_payload_bytes
+from edge.training.plan import Plan
 
-NO_CHECKPOINT_S = 1e9
 LATE = 0.6  # of the run: from here on the slowest quarter is scored,
 NUM_LAST = 3  # and so many of its last scores count
 
@@ -56,7 +53,7 @@ class Held(NamedTuple):
     paths: dict[int, Path]
 
 
-class Job(NamedTuple):
+class DeviceTask(NamedTuple):
     """A device's task under way."""
 
     device: int
@@ -102,7 +99,7 @@ class Fleet:
         self.order = itertools.count()
         self.waiting: list[Arrival] = []
         self.on_the_way: list[Arrival] = []
-        self.under_way: dict[int, Job] = {}
+        self.under_way: dict[int, DeviceTask] = {}
         self.is_away: set[int] = set()
         self.done_version = [-1] * len(names)
         self.num_tasks = [0] * len(names)
@@ -141,6 +138,11 @@ class Fleet:
             self._record(is_scored=True)
         return self._outcome(time.process_time() - began)
 
+    def plan(self, device: int, held: Held) -> Plan:
+        """Returns how a device trains on a version."""
+        name = f"{self.population.machines[device].name}-{self.settings.seed}"
+        return plan_of(name, self._offer_of(device, held))
+
     def _offer(self) -> None:
         for device, done in enumerate(self.done_version):
             is_free = device not in self.under_way and device not in self.is_away
@@ -150,13 +152,12 @@ class Fleet:
     def _start(self, device: int) -> None:
         held, number = self.current, self.num_tasks[device]
         self.num_tasks[device] += 1
-        task = self._assignment(device, held)
-        plan = make_plan(task.manifest.recipe, self._seed(device, task), 0, NO_CHECKPOINT_S)
-        compute_s = self.population.duration_s(device, number, self.bench.num_tokens(device, plan))
+        num_tokens = self.bench.num_tokens(device, self.plan(device, held))
+        compute_s = self.population.duration_s(device, number, num_tokens)
         down = held.paths[self._rank(device)].stat().st_size
         self.bytes_down += down
         download_s = down / self.population.machines[device].bytes_per_s
-        job = Job(device, number, held, compute_s)
+        job = DeviceTask(device, number, held, compute_s)
         self.under_way[device] = job
         accident = self.population.accident(device, number)
         if accident:
@@ -164,7 +165,7 @@ class Fleet:
         else:
             self._after(download_s + compute_s, lambda: self._finish(job))
 
-    def _drop_out(self, job: Job, accident: Accident) -> None:
+    def _drop_out(self, job: DeviceTask, accident: Accident) -> None:
         away_s = accident.away * job.compute_s
         if not accident.is_lost:
             self._after(away_s + (1 - accident.at) * job.compute_s, lambda: self._finish(job))
@@ -179,7 +180,7 @@ class Fleet:
         self.is_away.discard(device)
         self._offer()
 
-    def _finish(self, job: Job) -> None:
+    def _finish(self, job: DeviceTask) -> None:
         device = job.device
         self.compute_s += job.compute_s
         self.done_version[device] = job.held.number
@@ -233,12 +234,12 @@ class Fleet:
         self._forget()
         self._record(is_scored=self.num_updates >= self.next_score)
 
-    def _train(self, job: Job) -> Update:
+    def _train(self, job: DeviceTask) -> Update:
         device, rank = job.device, self._rank(job.device)
-        task = self._assignment(device, job.held)
+        task = self._offer_of(device, job.held)
         folder = self.bench.folder / f"task-{device}"
         folder.mkdir()
-        plan = make_plan(task.manifest.recipe, self._seed(device, task), 0, NO_CHECKPOINT_S)
+        plan = self.plan(device, job.held)
         start = start_adapter(task.manifest.recipe, job.held.adapters[rank], self.personal.get(device))
         result = self.bench.train(device, plan, start, folder)
         path = job.held.paths[rank]
@@ -253,18 +254,9 @@ class Fleet:
         return update
 
     def _contribution(self, one: Arrival) -> Contribution:
-        rank = self._rank(one.device)
-        adapter = one.held.adapters[rank]
-        like = leading_rows(adapter, self.config.recipe_in_force(rank).train_rank)
-        return Contribution(
-            update=one.update.header.update,
-            device=one.update.header.device_id,
-            base_version=one.held.number,
-            staleness=self.state.version - one.held.number,
-            num_examples=one.update.header.num_examples,
-            load_delta=lambda: decode_adapter(one.update.payload, like=like),
-            load_base=lambda: adapter,
-        )
+        rank, staleness = self._rank(one.device), self.state.version - one.held.number
+        train_rank = self.config.recipe_in_force(rank).train_rank
+        return received(one.update, one.held.adapters[rank], train_rank, staleness)
 
     def _outline(self, one: Arrival) -> Waiting:
         name = self.population.machines[one.device].name
@@ -300,26 +292,17 @@ class Fleet:
         """Returns a device's rank; every rank of the configuration has as many devices, in turns."""
         return self._ranks[device % len(self._ranks)]
 
-    def _seed(self, device: int, task: Assignment) -> int:
-        return task_seed(f"{self.population.machines[device].name}-{self.settings.seed}", task)
-
-    def _assignment(self, device: int, held: Held) -> Assignment:
+    def _offer_of(self, device: int, held: Held) -> Assignment:
         rank = self._rank(device)
-        manifest = Manifest(
-            fleet=self.config.fleet,
-            tier=tier_name(rank),
-            version=held.number,
-            parent=held.number - 1 if held.number else None,
-            sha256=hashlib.sha256(b"").hexdigest(),  # nobody downloads it
-            size_bytes=held.paths[rank].stat().st_size,
-            chunk_bytes=self.config.chunk_bytes,
-            encoding=self.config.encoding,
-            base=self.bench.fingerprint,
+        return make_offer(
+            held.number,
+            held.paths[rank],
             rank=rank,
+            base=self.bench.fingerprint,
             space=self.config.stages_in_force.space,
             recipe=self.config.recipe_in_force(rank),
+            encoding=self.config.encoding,
         )
-        return Assignment(manifest, attempt=1)
 
     def _after(self, seconds: float, happen: Callable[[], None]) -> None:
         heapq.heappush(self.events, (self.now_s + seconds, next(self.order), happen))

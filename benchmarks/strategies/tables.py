@@ -10,6 +10,8 @@ import itertools
 import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from operator import attrgetter
 from typing import NamedTuple
 
 from benchmarks.paired import Difference, paired_difference
@@ -76,16 +78,6 @@ def time_to(outcome: Outcome, target: float, of: Callable[[Point], float] = lamb
     return NEVER
 
 
-def megabytes(point: Point) -> float:
-    """Returns what all devices sent and received."""
-    return (point.bytes_up + point.bytes_down) / 1e6
-
-
-def compute_s(point: Point) -> float:
-    """Returns the seconds that all devices together computed."""
-    return point.compute_s
-
-
 def times_as_fast(outcome: Outcome, synchronous: Outcome) -> float:
     """Compares virtual times to a loss that both reach, the synchronous fleet's over the other's."""
     target = max(final_loss(outcome), final_loss(synchronous))
@@ -110,8 +102,8 @@ COLUMNS: Sequence[Column] = (
     ),
     Column("slowest quarter", lambda outcome, _: outcome.slow_accuracy, ".1%", is_compared=True),
     Column("virtual s to target", time_to, ".0f"),
-    Column("MB to target", lambda outcome, target: time_to(outcome, target, megabytes), ".1f"),
-    Column("device s to target", lambda outcome, target: time_to(outcome, target, compute_s), ".0f"),
+    Column("MB to target", partial(time_to, of=attrgetter("megabytes")), ".1f"),
+    Column("device s to target", partial(time_to, of=attrgetter("compute_s")), ".0f"),
     Column("Jain", lambda outcome, _: fairness(outcome), ".2f"),
     Column("harmful", lambda outcome, _: harmful_share(outcome), ".0%"),
     Column("rejected", lambda outcome, _: sum(outcome.rejected.values()), ".1f"),

@@ -159,30 +159,15 @@ class Fleet:
         await self._children.stop(COORDINATOR)
 
     def _serve(self) -> list[str]:
-        options = {
-            "broker": self._broker.url,
-            "fleet": "dolly",
-            "base": BASE,
-            "state": self._folder.state,
-            "rank": 8,
-            "buffer-size": 4,
-            "steps": STEPS,
-            "seed": self._seed,
-        }
-        return ["serve", *as_arguments(options | TRAINING), "--wait"]
+        options = {"broker": self._broker.url, "fleet": "dolly", "base": BASE, "state": self._folder.state}
+        options |= {"rank": 8, "buffer-size": 4, "steps": STEPS, "seed": self._seed, **TRAINING}
+        return ["serve", *as_arguments(options), "--wait"]
 
     def _join(self, name: str) -> list[str]:
         role = FLEET[NAMES.index(name)]
-        options = {
-            "broker": self._broker.url,
-            "fleet": "dolly",
-            "base": self._folder.base(role),
-            "data": self._folder.data(name),
-            "device-id": name,
-            "state": self._folder.path / name,
-            "backend": role.backend,
-            "slowdown": role.slowdown,
-        }
+        options: dict[str, object] = {"broker": self._broker.url, "fleet": "dolly", "device-id": name}
+        options |= {"base": self._folder.base(role), "data": self._folder.data(name)}
+        options |= {"state": self._folder.path / name, "backend": role.backend, "slowdown": role.slowdown}
         return ["join", *as_arguments(options), "--json"]
 
 
@@ -278,12 +263,8 @@ async def run_once(out: Path, num_versions: int, seed: int) -> dict[str, Any]:
     accepted = read_record(folder.state).accepted
     steps = [STEPS * accepted[name] for name in NAMES]
     loss = await score_all(folder, steps, seed)
-    return result | {
-        "audit": audit(folder),
-        "versions": current_version(folder.state),
-        "steps": steps,
-        "loss": loss,
-    }
+    found = {"audit": audit(folder), "versions": current_version(folder.state), "steps": steps, "loss": loss}
+    return result | found
 
 
 def is_won(result: dict[str, Any]) -> bool:

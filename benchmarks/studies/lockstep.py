@@ -11,20 +11,18 @@ from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from benchmarks.played import make_offer, plan_of, received
 from converters.adapter import LoraAdapter
 from converters.formats.canonical import save_adapter
-from coordinator.strategies.base import Contribution, State
+from coordinator.strategies.base import State
 from coordinator.strategies.pipeline import Pipeline
 from coordinator.strategies.presets import stages_of
-from edge.device.assignment import Assignment, Update, make_plan, make_update, task_seed
-from edge.protocol.chunks import CHUNK_BYTES
-from edge.protocol.codec import decode_adapter
-from edge.protocol.messages import Manifest, Recipe, Space
+from edge.device.assignment import Assignment, Update, make_update
+from edge.protocol.messages import Recipe, Space
 from edge.training.data.source import DataSource
 from edge.training.requests import Training
 from edge.training.worker.supervisor import Worker
 
-NO_CHECKPOINT_S = 1e9
 SPACE: Space = "factors"  # the demo's
 
 
@@ -51,7 +49,7 @@ class Lockstep:
         self, devices: Sequence[Device], recipe: Recipe, adapter: LoraAdapter, fingerprint: str, folder: Path
     ) -> None:
         self._devices, self._recipe = devices, recipe
-        self._fingerprint, self._folder = fingerprint, folder
+        self._base, self._folder = fingerprint, folder
         self._strategy = Pipeline("fedbuff", stages_of("fedbuff", {}, SPACE), len(devices))
         self._residuals: dict[str, LoraAdapter] = {}
         self._state = State(0, adapter)
@@ -69,8 +67,12 @@ class Lockstep:
             TunefleetError: As the workers', the encoding's or the strategy's.
         """
         while self._state.version < num_versions:
-            task = Assignment(self._manifest(), attempt=1)
-            buffer = [self._contribution(await self._train(device, task)) for device in self._devices]
+            version, adapter = self._state.version, self._state.adapter  # of the fleet's rank, as all devices
+            task = make_offer(
+                version, self.path, rank=adapter.max_rank, base=self._base, space=SPACE, recipe=self._recipe
+            )
+            updates = [await self._train(device, task) for device in self._devices]
+            buffer = [received(update, adapter, self._recipe.train_rank, staleness=0) for update in updates]
             self._state, _ = self._strategy.merge(self._state, buffer)
             save_adapter(self._state.adapter, self.path)
             yield self._state.version
@@ -81,7 +83,7 @@ class Lockstep:
         order = Training(
             adapter=str(self.path),
             data=DataSource(path=str(device.data)),
-            plan=make_plan(self._recipe, task_seed(device.name, task), 0, NO_CHECKPOINT_S),
+            plan=plan_of(device.name, task),
             folder=str(folder),
         )
         result = await device.worker.train(order)
@@ -89,32 +91,3 @@ class Lockstep:
         self._residuals[device.name] = update.residual
         shutil.rmtree(folder)
         return update
-
-    def _contribution(self, update: Update) -> Contribution:
-        dispatched = self._state.adapter  # of the fleet's rank, as all devices here
-        return Contribution(
-            update=update.header.update,
-            device=update.header.device_id,
-            base_version=update.header.base_version,
-            staleness=0,
-            num_examples=update.header.num_examples,
-            load_delta=lambda: decode_adapter(update.payload, like=dispatched),
-            load_base=lambda: dispatched,
-        )
-
-    def _manifest(self) -> Manifest:
-        rank = self._state.adapter.max_rank
-        return Manifest(
-            fleet="lockstep",
-            tier=f"r{rank}",
-            version=self._state.version,
-            parent=self._state.version - 1 if self._state.version else None,
-            sha256="0" * 64,  # nobody downloads it
-            size_bytes=self.path.stat().st_size,
-            chunk_bytes=CHUNK_BYTES,
-            encoding="f16",
-            base=self._fingerprint,
-            rank=rank,
-            space=SPACE,
-            recipe=self._recipe,
-        )

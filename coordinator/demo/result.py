@@ -99,8 +99,3 @@ class DemoResult(Struct, frozen=True, kw_only=True):
 def save_result(result: DemoResult, path: Path) -> None:
     """Writes the record as JSON."""
     path.write_bytes(msgspec.json.format(msgspec.json.encode(result), indent=2))
-
-
-def load_result(path: Path) -> DemoResult:
-    """Reads a record that `save_result` wrote."""
-    return msgspec.json.decode(path.read_bytes(), type=DemoResult)

@@ -63,21 +63,11 @@ class Scoring:
         name, plan = member.home.device_id, self._plan
         if not steps:
             return await self.score(f"{name} alone", None, member.quant)
-        options = {
-            "base": self._paths.base(member.quant),
-            "data": self._paths.data(name),
-            "valid": self._paths.data(HELD_OUT),
-            "out": self._paths.alone(name),
-            "backend": member.backend,
-            "rank": RANK,
-            "scale": SCALE,
-            "targets": ",".join(plan.targets),
-            "steps": steps,
-            "lr": plan.lr,
-            "seq-tokens": plan.seq_tokens,
-            "batch-tokens": plan.batch_tokens,
-            "seed": plan.seed,
-        }
+        files = {"base": self._paths.base(member.quant), "data": self._paths.data(name)}
+        files |= {"valid": self._paths.data(HELD_OUT), "out": self._paths.alone(name)}
+        shape = {"rank": RANK, "scale": SCALE, "targets": ",".join(plan.targets)}
+        steps_of = {"steps": steps, "seq-tokens": plan.seq_tokens, "batch-tokens": plan.batch_tokens}
+        options = {**files, **shape, **steps_of, "backend": member.backend, "lr": plan.lr, "seed": plan.seed}
         (report,) = await self._run(f"alone-{name}", ["train", *as_arguments(options), "--json"])
         return self._show(f"{name} alone", report["valid_after"])
 

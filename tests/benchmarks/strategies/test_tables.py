@@ -38,8 +38,6 @@ def outcome(losses, *, weights=None, num_harmful=0):
             version=number,
             time_s=10.0 * number,
             num_updates=number,
-            bytes_up=0,
-            bytes_down=0,
             compute_s=float(number),
             calibration_loss=1.0,
             loss=loss,
@@ -48,9 +46,15 @@ def outcome(losses, *, weights=None, num_harmful=0):
         for number, loss in enumerate(losses)
     ]
     return Outcome(
-        points, weights or {"d-0": 1.0, "d-1": 1.0}, 1.0, 0.5, 0.5, len(losses) - 1, num_harmful,
-        0.1, {}, 0.0, 0, 0, 1.0,
-    )  # fmt: skip
+        points=points,
+        weights=weights or {"d-0": 1.0, "d-1": 1.0},
+        slow_loss=1.0,
+        slow_accuracy=0.5,
+        own_accuracy=0.5,
+        cpu_s=1.0,
+        num_merges=len(losses) - 1,
+        num_harmful=num_harmful,
+    )
 
 
 def entry(row, **changes):

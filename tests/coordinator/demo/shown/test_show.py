@@ -3,11 +3,12 @@ import io
 import struct
 from pathlib import Path
 
+import msgspec
 import pytest
 from msgspec import structs
 from rich.console import Console
 
-from coordinator.demo.result import VersionPoint, load_result, save_result
+from coordinator.demo.result import DemoResult, VersionPoint, save_result
 from coordinator.demo.shown.page import render_page
 from coordinator.demo.shown.screen import open_screen, result_table
 from coordinator.demo.shown.views import Activity, DeviceView, FleetView
@@ -21,7 +22,7 @@ def text_of(renderable, width: int) -> str:
 
 def test_a_result_survives_its_file(tmp_path, recorded):
     save_result(recorded, tmp_path / "result.json")
-    assert load_result(tmp_path / "result.json") == recorded
+    assert msgspec.json.decode((tmp_path / "result.json").read_bytes(), type=DemoResult) == recorded
 
 
 def test_the_fleet_wins_only_above_the_best_device(recorded_with):
