@@ -5,6 +5,7 @@ it takes longer: the fleet stops for what it has learnt, and the clock only ends
 """
 
 import os
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
@@ -85,14 +86,17 @@ class DemoPlan(NamedTuple):
         return max(1, (os.cpu_count() or 1) // len(self.members))
 
 
-def make_plan() -> DemoPlan:
+def make_plan(find: Callable[[str], object] = find_spec) -> DemoPlan:
     """Returns the plan for this machine: torch takes the place of a backend that is not installed.
+
+    Args:
+        find: Finds a library by its name; None where it is not installed.
 
     Raises:
         MissingExtra: Naming every library that the demo needs and does not find, and the command that
             installs them.
     """
-    missing = {library: extra for library, extra in _NEEDED.items() if not find_spec(library)}
+    missing = {library: extra for library, extra in _NEEDED.items() if not find(library)}
     if missing:
         raise MissingExtra(f"for the demo: {', '.join(missing)}", ",".join(dict.fromkeys(missing.values())))
     members = (
@@ -101,7 +105,7 @@ def make_plan() -> DemoPlan:
         Member(WORKSHOP, "llama_cpp", 2.0, "q8_0"),
         Member(BOAT, "llama_cpp", 1.5, "q4_0"),
     )
-    absent = [backend for backend, (*_, libraries) in _OPTIONAL.items() if not all(map(find_spec, libraries))]
+    absent = [backend for backend, (*_, libraries) in _OPTIONAL.items() if not all(map(find, libraries))]
     present = tuple(
         member._replace(backend="torch", quant=None) if member.backend in absent else member
         for member in members

@@ -1,3 +1,5 @@
+from functools import partial
+
 import pytest
 
 from coordinator.demo import plan
@@ -5,9 +7,12 @@ from coordinator.demo.command import demo
 from edge.errors import MissingExtra
 
 
+def without(*absent):
+    return lambda name: None if name in absent else name
+
+
 def test_missing_libraries_are_named_at_once(monkeypatch, tmp_path):
-    absent = {"torch", "amqtt"}
-    monkeypatch.setattr(plan, "find_spec", lambda name: None if name in absent else name)
+    monkeypatch.setattr(plan, "make_plan", partial(plan.make_plan, find=without("torch", "amqtt")))
     with pytest.raises(
         MissingExtra, match=r"torch, amqtt is not installed; run: pip install 'tunefleet\[torch,broker\]'"
     ):
@@ -23,17 +28,14 @@ def test_missing_libraries_are_named_at_once(monkeypatch, tmp_path):
         ("gguf", "llama", ["torch", "mlx", "torch", "torch"]),
     ],
 )
-def test_torch_takes_the_place_of_a_missing_backend_and_a_note_says_so(monkeypatch, library, extra, left):
-    monkeypatch.setattr(plan, "find_spec", lambda name: None if name == library else name)
-    chosen = plan.make_plan()
+def test_torch_takes_the_place_of_a_missing_backend_and_a_note_says_so(library, extra, left):
+    chosen = plan.make_plan(without(library))
     assert [member.trains_with for member in chosen.members] == left
     assert [f"pip install 'tunefleet[{extra}]'" in note for note in chosen.notes] == [True]
 
 
-def test_with_torch_alone_the_demo_runs_and_names_both_extras(monkeypatch):
-    absent = {"mlx_lm", "llama_cpp", "gguf"}
-    monkeypatch.setattr(plan, "find_spec", lambda name: None if name in absent else name)
-    chosen = plan.make_plan()
+def test_with_torch_alone_the_demo_runs_and_names_both_extras():
+    chosen = plan.make_plan(without("mlx_lm", "llama_cpp", "gguf"))
     assert {member.trains_with for member in chosen.members} == {"torch"}
     assert chosen.quants == []
     assert ["[mlx]" in note or "[llama]" in note for note in chosen.notes] == [True, True]
