@@ -11,12 +11,13 @@ from types import MappingProxyType
 
 import numpy as np
 
+from converters.adapter import Array
 from converters.bases.architectures import ARCHITECTURES, Architecture, find_gguf, hub_order
 from converters.bases.contract import Modules
 from converters.bases.fingerprint import fingerprint_of
 from converters.bases.gguf_names import block_of, count_blocks, find_rotated, hub_names
 from converters.errors import BaseModelError
-from converters.files.gguf import Array, GgufFile, Value, open_gguf
+from converters.files.gguf import GgufFile, Value, open_gguf
 
 FULL_PRECISION = ("F32", "F16", "BF16")
 EMBEDDINGS, HEAD = "token_embd.weight", "output.weight"

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from converters.adapter import Array
 from converters.errors import ConverterError
 
 MAGIC = b"GGUF"
@@ -31,7 +32,6 @@ MAX_DIMENSIONS = 4
 _STRING, _ARRAY = 8, 9
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 
-Array = NDArray[np.float32]
 Value = int | float | bool | str | list[str] | NDArray[Any]
 
 

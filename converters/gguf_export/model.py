@@ -23,7 +23,8 @@ from converters.bases.gguf_naming import Naming, naming_of
 from converters.bases.numbers import EMBEDDING, FACTORS, Number, read_numbers, rope_factors
 from converters.errors import BaseModelError, TunefleetError
 from converters.files.safetensors import TensorFile
-from converters.gguf_export.tokenizer import Vocabulary, read_vocabulary
+from converters.gguf_export.tokenizer import read_vocabulary
+from converters.gguf_export.vocabulary import Vocabulary
 
 PREFIX_KEY = "tunefleet.tokenizer.prefix"  # see Vocabulary.prefix; other programs pass it over
 _ROLES = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}

@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
-Array = NDArray[np.float32]
+from converters.adapter import Array
+
 VOCAB, HIDDEN, INNER, HEADS, KV_HEADS = 64, 32, 48, 4, 2
 MATRICES = {  # (out, in)
     "attn_q": (HIDDEN, HIDDEN),

@@ -21,8 +21,9 @@ from converters.bases.contract import Base
 from converters.bases.numbers import Number
 from converters.errors import BaseModelError
 from converters.faults import Fault
-from converters.proof.quant_grid import wrong
-from converters.proof.sample import Sample, Weights, weights_of
+from converters.proof.quant_grid import find_wrong
+from converters.proof.sample import Sample
+from converters.proof.weights import Weights, weights_of
 
 MAX_WRONG = 0.01  # share of all sampled values
 MAX_WRONG_IN_ONE = 0.03  # of one weight's: some hundreds, and some weights may have moved more than others
@@ -110,7 +111,7 @@ def _count(weights: Weights, sample: Sample, name: str) -> tuple[int, int]:
     num_values = num_wrong = 0
     for (row, first), original in sample.runs(name):
         for there in names:
-            is_wrong = wrong(original, weights.lattice(there, row, first, len(original)))
+            is_wrong = find_wrong(original, weights.grid(there, row, first, len(original)))
             num_values, num_wrong = num_values + is_wrong.size, num_wrong + int(is_wrong.sum())
     return num_values, num_wrong
 
@@ -118,7 +119,7 @@ def _count(weights: Weights, sample: Sample, name: str) -> tuple[int, int]:
 def _value_faults(found: Mapping[str, tuple[int, int]], weights: Weights, sample: Sample) -> Iterator[Fault]:
     for name, (num_values, num_wrong) in found.items():
         row, first = sample.facts.places[name][0]
-        held = weights.lattice(name, row, first, 1)
+        held = weights.grid(name, row, first, 1)
         if num_wrong > (MAX_WRONG_IN_ONE * num_values if held.levels > 1 else 0):
             text = f"{name} ({held.kind}) has {num_wrong} of {num_values} sampled values that are not its own"
             yield Fault(text, "weights have sampled values that are not their own")

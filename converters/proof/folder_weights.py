@@ -1,4 +1,4 @@
-"""The weights of a Hugging Face folder, or of one that MLX quantised, as lattices.
+"""The weights of a Hugging Face folder, or of one that MLX quantised, as grids.
 
 MLX packs the codes of a row one after the other into 32-bit words, lowest bits first, and has a scale and a
 bias for every group of them: value = scale · code + bias.
@@ -13,13 +13,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from converters.adapter import Array
 from converters.bases.architectures import find_exact
 from converters.bases.fingerprint import fingerprint_of
 from converters.bases.folder import FolderBase
 from converters.bases.numbers import FACTORS, hub_numbers, rope_factors
 from converters.errors import BaseModelError
 from converters.files.safetensors import FLOATING
-from converters.proof.quant_grid import Floats, Lattice, exact
+from converters.proof.quant_grid import QuantGrid, full_precision
 
 _PACKED = "U32"
 _ROUNDING = {"F32": 2.0**-24, "F16": 2.0**-11, "BF16": 2.0**-8}
@@ -60,22 +61,22 @@ class FolderWeights:
         """None: the names are Hugging Face's own."""
         return []
 
-    def lattice(self, name: str, row: int, first: int, count: int) -> Lattice:
-        """See `Weights.lattice`.
+    def grid(self, name: str, row: int, first: int, count: int) -> QuantGrid:
+        """See `Weights.grid`.
 
         Raises:
             BaseModelError: The packed form is not MLX's affine one.
         """
         if name == FACTORS and self._factors is not None:
-            return exact("F32", self._factors[first : first + count])
+            return full_precision("F32", self._factors[first : first + count])
         file = self._base.weights[name]
         tensor = file.tensors[name]
         if tensor.dtype == _PACKED:
             return self._packed(name, row, slice(first, first + count))
         width = tensor.shape[-1] if len(tensor.shape) > 1 else 0
-        return exact(tensor.dtype, file.floats(name, row * width + first, count))
+        return full_precision(tensor.dtype, file.floats(name, row * width + first, count))
 
-    def _packed(self, name: str, row: int, columns: slice) -> Lattice:
+    def _packed(self, name: str, row: int, columns: slice) -> QuantGrid:
         stem, bits, group = (
             name.removesuffix("weight"),
             self._setting(name, "bits"),
@@ -90,14 +91,14 @@ class FolderWeights:
         step, low = (np.repeat(self._row(part, row), group)[columns] for part in parts)
         code = self._codes(name, row, bits)[columns]
         kind = self._base.weights[parts[0]].tensors[parts[0]].dtype
-        return Lattice(f"MLX {bits} bits", low + step * code, low, step, 1 << bits, _ROUNDING[kind])
+        return QuantGrid(f"MLX {bits} bits", low + step * code, low, step, 1 << bits, _ROUNDING[kind])
 
-    def _row(self, name: str, row: int) -> Floats:
+    def _row(self, name: str, row: int) -> Array:
         file = self._base.weights[name]
         width = file.tensors[name].shape[-1]
         return file.floats(name, row * width, width)
 
-    def _codes(self, name: str, row: int, bits: int) -> Floats:
+    def _codes(self, name: str, row: int, bits: int) -> Array:
         file = self._base.weights[name]
         tensor = file.tensors[name]
         num_bytes = 4 * tensor.shape[-1]

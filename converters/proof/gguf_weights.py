@@ -1,4 +1,4 @@
-"""A GGUF file's weights as lattices, in Hugging Face's names and order of rows.
+"""A GGUF file's weights as grids, in Hugging Face's names and order of rows.
 
 A block's range is found without knowing its layout: with all codes set to the lowest, and to the highest, the
 `gguf` package dequantises it to the two ends.
@@ -11,12 +11,13 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from converters.adapter import Array
 from converters.bases.architectures import hub_order
 from converters.bases.gguf import FULL_PRECISION, GgufBase
 from converters.bases.gguf_numbers import file_numbers
 from converters.bases.numbers import FACTORS, Number
 from converters.errors import BaseModelError
-from converters.proof.quant_grid import Floats, Lattice, exact
+from converters.proof.quant_grid import QuantGrid, full_precision
 
 
 class Codes(NamedTuple):
@@ -76,15 +77,15 @@ class GgufWeights:
         """Tensors that have no name in Hugging Face's words."""
         return sorted(set(self._base.file.tensors) - set(self._names.values()))
 
-    def lattice(self, name: str, row: int, first: int, count: int) -> Lattice:
-        """See `Weights.lattice`.
+    def grid(self, name: str, row: int, first: int, count: int) -> QuantGrid:
+        """See `Weights.grid`.
 
         Raises:
             BaseModelError: The tensor is of a type whose codes are not known here.
         """
         tensor = self._base.file.tensors[self._names[name]]
         if tensor.type in FULL_PRECISION:
-            return exact(tensor.type, self._floats(name, row)[first : first + count])
+            return full_precision(tensor.type, self._floats(name, row)[first : first + count])
         if tensor.type not in TYPES:
             raise BaseModelError(
                 f"{self.where}: {self._names[name]} is of type {tensor.type}, expected one of "
@@ -94,14 +95,14 @@ class GgufWeights:
             ends[first : first + count] for ends in self._dequantised(self._names[name], self._row(name, row))
         )
         levels = TYPES[tensor.type].levels
-        return Lattice(tensor.type, values, low, (high - low) / np.float32(levels - 1), levels, _ROUNDING)
+        return QuantGrid(tensor.type, values, low, (high - low) / np.float32(levels - 1), levels, _ROUNDING)
 
-    def _floats(self, name: str, row: int) -> Floats:
+    def _floats(self, name: str, row: int) -> Array:
         tensor = self._names[name]
         if len(self._base.file.tensors[tensor].shape) > 1:
-            rows: Floats = self._base.hub_floats(tensor, row, 1)
+            rows: Array = self._base.hub_floats(tensor, row, 1)
             return rows.reshape(-1)
-        values: Floats = self._base.hub_floats(tensor)
+        values: Array = self._base.hub_floats(tensor)
         is_shifted = self._base.architecture.shifts_norms and name.endswith("norm.weight")
         return values - 1 if is_shifted else values
 
@@ -110,7 +111,7 @@ class GgufWeights:
         num_rows = self._base.file.tensors[self._names[name]].shape[0]
         return row if heads is None else int(hub_order(num_rows, heads)[row])
 
-    def _dequantised(self, tensor: str, row: int) -> list[Floats]:
+    def _dequantised(self, tensor: str, row: int) -> list[Array]:
         """One row as it is, with lowest and with highest codes; each of shape (columns,)."""
         from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
         from gguf.quants import dequantize

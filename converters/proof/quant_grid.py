@@ -11,31 +11,32 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-Floats = NDArray[np.float32]
+from converters.adapter import Array
+
 SLACK = 0.03  # steps, beside what rounding takes; the worst seen of a copy is 0.02 beside it
 MAX_BEYOND = 0.1  # of a run's largest value, where a block's step was too small to be stored
 
 
-class Lattice(NamedTuple):
-    """A run of one row's values, all arrays of shape (count,)."""
+class QuantGrid(NamedTuple):
+    """A run of one row's values and what their block could hold instead, all arrays of shape (count,)."""
 
     kind: str  # the type's name, for messages
-    values: Floats  # what the weights are taken for
-    low: Floats  # the least that the block can hold
-    step: Floats  # negative where codes count downwards, 0 where the block holds one value only
+    values: Array  # what the weights are taken for
+    low: Array  # the least that the block can hold
+    step: Array  # negative where codes count downwards, 0 where the block holds one value only
     levels: int  # 1: full precision, low and step have no meaning
     rounding: float  # relative, of values in full precision; else of low and step before they were stored
 
 
-def exact(kind: str, values: Floats) -> Lattice:
-    """Values in full precision: F32, F16 or BF16."""
+def full_precision(kind: str, values: Array) -> QuantGrid:
+    """Wraps values in full precision: F32, F16 or BF16."""
     # A float32 may have gone through a sum, as Gemma's norms do (their weight is stored plus one).
     rounding = {"F16": 2.0**-11, "BF16": 2.0**-8}.get(kind, 2.0**-22)
-    return Lattice(kind, values, values, values, 1, rounding)
+    return QuantGrid(kind, values, values, values, 1, rounding)
 
 
-def wrong(original: Floats, held: Lattice) -> NDArray[np.bool_]:
-    """Which of `held` cannot have come from `original`, by rounding to the nearest.
+def find_wrong(original: Array, held: QuantGrid) -> NDArray[np.bool_]:
+    """Marks which values of `held` cannot have come from `original`, by rounding to the nearest.
 
     Values beyond the ends of a block's range are cut off there by some quantisers; that is the nearest, too.
     """

@@ -6,10 +6,10 @@ type that has them exactly. The same model gives the same bytes.
 """
 
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from math import gcd
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -17,15 +17,12 @@ from msgspec import Struct
 from numpy.typing import NDArray
 from safetensors.numpy import save
 
+from converters.adapter import Array
 from converters.bases.contract import Base
-from converters.bases.folder import FolderBase
-from converters.bases.gguf import GgufBase
 from converters.bases.numbers import Number
 from converters.errors import BaseModelError
 from converters.files.safetensors import TensorFile, parse_tensors
-from converters.proof.folder_weights import FolderWeights
-from converters.proof.gguf_weights import GgufWeights
-from converters.proof.quant_grid import Floats, Lattice
+from converters.proof.weights import Weights, weights_of
 
 FORMAT = 1
 MAX_BYTES = 1 << 20  # what a device downloads at most; the file is smaller by design
@@ -36,36 +33,6 @@ _FACTS = "tunefleet.sketch"
 _BFLOAT16 = "U16"  # numpy, and so the safetensors package's numpy side, has no bfloat16
 
 Place = tuple[int, int]  # row and first column of a run
-
-
-class Weights(Protocol):
-    """A model's weights under Hugging Face's names, in its order of rows."""
-
-    where: str
-
-    @property
-    def shapes(self) -> Mapping[str, tuple[int, ...]]:
-        """Of all weights; those of packed ones unpacked."""
-        ...
-
-    @property
-    def numbers(self) -> Mapping[str, Number] | None:
-        """What llama.cpp would be told of the architecture; None where it does not have it exactly."""
-        ...
-
-    @property
-    def architecture(self) -> str | None:
-        """A hash of the architecture's numbers in config.json; None of a GGUF file."""
-        ...
-
-    @property
-    def unnamed(self) -> list[str]:
-        """What the model holds besides."""
-        ...
-
-    def lattice(self, name: str, row: int, first: int, count: int) -> Lattice:
-        """`count` values of a row from column `first` on; a vector is row 0."""
-        ...
 
 
 class Facts(Struct, frozen=True, forbid_unknown_fields=True):
@@ -85,18 +52,9 @@ class Sample:
     facts: Facts
     file: TensorFile
 
-    def runs(self, name: str) -> Iterator[tuple[Place, Floats]]:
+    def runs(self, name: str) -> Iterator[tuple[Place, Array]]:
         """Where a run of a weight begins, and its values."""
         yield from zip(self.facts.places[name], _restored(self.file, name), strict=True)
-
-
-def weights_of(base: Base) -> Weights:
-    """The weights of a model of any form."""
-    if isinstance(base, GgufBase):
-        return GgufWeights(base)
-    if isinstance(base, FolderBase):
-        return FolderWeights(base)
-    raise BaseModelError(f"{base.path}: is neither a model folder nor a GGUF file")
 
 
 def make_sample(base: Base) -> bytes:
@@ -136,13 +94,13 @@ def _fits(facts: Facts, name: str, file: TensorFile) -> bool:
     tensor, places, shape = file.tensors[name], facts.places.get(name), facts.shapes.get(name)
     if not places or not shape or len(shape) > 2 or tensor.dtype not in ("F32", "F16", _BFLOAT16):
         return False
-    (num_rows, num_columns), width = _grid(shape), tensor.shape[-1]
+    (num_rows, num_columns), width = _rows_and_columns(shape), tensor.shape[-1]
     return tensor.shape == (len(places), width) and all(
         0 <= row < num_rows and 0 <= first <= num_columns - width for row, first in places
     )
 
 
-def _grid(shape: tuple[int, ...]) -> tuple[int, int]:
+def _rows_and_columns(shape: tuple[int, ...]) -> tuple[int, int]:
     return (1, shape[0]) if len(shape) == 1 else (shape[0], shape[1])
 
 
@@ -161,7 +119,7 @@ def _dump(weights: Weights, num_values: int) -> bytes:
 
 def _places(name: str, shape: tuple[int, ...], num_values: int) -> list[Place]:
     """Runs all over a weight, whole superblocks where it has such, in order of a golden section."""
-    num_rows, num_columns = _grid(shape)
+    num_rows, num_columns = _rows_and_columns(shape)
     width = min(RUN_VALUES, num_columns)
     per_row = num_columns // width
     num_runs = num_rows * per_row
@@ -175,12 +133,12 @@ def _places(name: str, shape: tuple[int, ...], num_values: int) -> list[Place]:
     return [(run // per_row, run % per_row * width) for run in chosen]
 
 
-def _sample(weights: Weights, name: str, places: list[Place]) -> Floats:
+def _sample(weights: Weights, name: str, places: list[Place]) -> Array:
     width = min(RUN_VALUES, weights.shapes[name][-1])
-    return np.stack([weights.lattice(name, row, first, width).values for row, first in places])
+    return np.stack([weights.grid(name, row, first, width).values for row, first in places])
 
 
-def _stored(values: Floats) -> NDArray[Any]:
+def _stored(values: Array) -> NDArray[Any]:
     """The values in the shortest type that loses nothing; bfloat16 as its bits."""
     with np.errstate(over="ignore"):
         halves = values.astype("<f2")
@@ -190,7 +148,7 @@ def _stored(values: Floats) -> NDArray[Any]:
     return values if (bits & 0xFFFF).any() else (bits >> 16).astype("<u2")
 
 
-def _restored(file: TensorFile, name: str) -> Floats:
+def _restored(file: TensorFile, name: str) -> Array:
     """What `_stored` was given."""
     tensor = file.tensors[name]
     if tensor.dtype != _BFLOAT16:

@@ -11,7 +11,7 @@ from safetensors.numpy import load_file, save_file
 from converters.bases.read import read_base
 from converters.errors import BaseModelError
 from converters.proof.check import Verdict, check_base
-from converters.proof.quant_grid import Lattice, exact, wrong
+from converters.proof.quant_grid import QuantGrid, find_wrong, full_precision
 from converters.proof.sample import MAX_BYTES, make_sample, parse_sample
 
 pytest.importorskip("gguf", reason="needs the llama extra")
@@ -234,7 +234,7 @@ def test_a_copy_with_other_scales_is_refused(make_model, make_gguf, tmp_path, da
         check_base(read_base(path), sample)
 
 
-def test_a_type_without_a_known_lattice_is_said(llama, demo_copy, demo_sample, tmp_path):
+def test_a_type_without_a_known_grid_is_said(llama, demo_copy, demo_sample, tmp_path):
     path = demo_copy("q4_0")
     content = bytearray(path.read_bytes())
     at = content.index(b"blk.0.attn_v.weight") + len("blk.0.attn_v.weight") + 4 + 2 * 8
@@ -319,9 +319,9 @@ def test_an_architecture_unknown_to_llama_cpp_goes_by_its_configuration(make_mod
 
 def test_a_value_is_wrong_where_another_code_is_nearer():
     low, step = np.zeros(5, np.float32), np.ones(5, np.float32)
-    held = Lattice("Q4_0", np.array([1, 1, 1, 15, 15], np.float32), low, step, 16, 0.0)
+    held = QuantGrid("Q4_0", np.array([1, 1, 1, 15, 15], np.float32), low, step, 16, 0.0)
     original = np.array([1.4, 1.51, 1.7, 40.0, 14.2], np.float32)  # the second by less than the slack
-    assert wrong(original, held).tolist() == [False, False, True, False, True]
+    assert find_wrong(original, held).tolist() == [False, False, True, False, True]
 
 
 def test_full_precision_allows_its_own_rounding_and_no_more():
@@ -332,7 +332,7 @@ def test_full_precision_allows_its_own_rounding_and_no_more():
         ("F16", [True, False, False]),
         ("BF16", [False] * 3),
     ):
-        assert wrong(original, exact(kind, values)).tolist() == expected
+        assert find_wrong(original, full_precision(kind, values)).tolist() == expected
 
 
 def test_the_sample_is_small_and_always_the_same(demo_sample):
