@@ -34,13 +34,14 @@ from edge.choices import (
     Schedule,
 )
 from edge.running import run_to_end
-from edge.training.data.check import check_source
 from edge.training.data.forms import Asking
 from edge.training.data.in_memory import Data, data_file
 from edge.training.data.source import DataSource
-from edge.training.local_run import METRICS, canonical_file, make_run, score_alone, train_alone
+from edge.training.local_run.model import evaluate_locally, open_model
+from edge.training.local_run.output import METRICS
+from edge.training.local_run.run import make_run
+from edge.training.local_run.train import train_locally
 from edge.training.requests import Evaluation, Progress, Sampling
-from edge.training.worker.supervisor import Worker
 
 Adapter = LoraAdapter | str | Path
 
@@ -156,7 +157,7 @@ def train(
                 "out": str(folder),
             }
             run = make_run(given | paths)
-            run_to_end(lambda: train_alone(run, on_progress, takes_signals=False))
+            run_to_end(lambda: train_locally(run, on_progress, takes_signals=False))
         trained = load_any(run.adapter_path, read_base(find_base(run.base)))
         metrics = msgspec.json.decode((folder / METRICS).read_bytes(), type=dict[str, Any])
     if out is None:
@@ -202,29 +203,25 @@ def evaluate(
         >>> tunefleet.evaluate("base", "data.jsonl").num_examples
         2
     """
-    found = find_base(str(base))
-
-    async def score(path: Path) -> Evaluation:
+    with data_file(data) as path:
         source = DataSource(
             path=str(path),
             prompt_column=prompt_column,
             completion_column=completion_column,
             train_on_prompt=train_on_prompt,
         )
-        check_source(source)  # before the model is loaded
-        async with Worker(found, backend, precision) as worker:
-            return await score_alone(
-                worker,
-                found,
-                _path_or(adapter),
+        scored = run_to_end(
+            lambda: evaluate_locally(
+                str(base),
                 source,
+                _path_or(adapter),
+                backend=backend,
+                precision=precision,
                 seq_tokens=seq_tokens,
                 batch_tokens=batch_tokens,
-                precision=precision,
             )
-
-    with data_file(data) as path:
-        return run_to_end(lambda: score(path))
+        )
+        return scored.evaluation
 
 
 def generate(
@@ -268,18 +265,17 @@ def generate(
         >>> len(tunefleet.generate("base", ["lamp: ", "pump: "], max_tokens=4))
         2
     """
-    found = find_base(str(base))
     texts = [prompts] if isinstance(prompts, str) else list(prompts)
-
     sampling = Sampling(max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed)
 
-    async def complete() -> list[str]:
-        with canonical_file(_path_or(adapter), found) as path:
-            async with Worker(found, backend, precision) as worker:
-                answers = await worker.complete(texts, sampling, adapter=path, asking=asking, system=system)
-                return [answer.text for answer in answers]
+    async def ask() -> list[str]:
+        async with open_model(str(base), _path_or(adapter), backend, precision) as model:
+            answers = await model.worker.generate(
+                texts, sampling, adapter=model.adapter, asking=asking, system=system
+            )
+            return [answer.text for answer in answers]
 
-    return run_to_end(complete)
+    return run_to_end(ask)
 
 
 @contextmanager

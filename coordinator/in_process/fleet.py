@@ -33,7 +33,7 @@ from edge.backends.contract import Precision
 from edge.errors import ConfigError, DataError
 from edge.training.data.in_memory import Data, save_rows
 from edge.training.data.source import DataSource
-from edge.training.local_run import canonical_file
+from edge.training.local_run.model import canonical_file
 from edge.training.requests import Evaluation, Scoring
 
 BROKER = "mqtt://memory"  # settings ask for one; nobody connects to it

@@ -2,7 +2,6 @@
 
 import asyncio
 from pathlib import Path
-from typing import Any
 
 from converters.command import AsJson, examples
 from edge.choices import BATCH_TOKENS, SEQ_TOKENS
@@ -37,35 +36,22 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Scores a base model on data, with an adapter or without: loss, perplexity, accuracy, exact match."""
-    from converters.bases.hub import find_base
     from edge.commands.display import Display
-    from edge.training.data.check import check_source
-    from edge.training.data.readers.folders import locate
-    from edge.training.local_run import evaluation_report, score_alone
-    from edge.training.worker.supervisor import Worker
-
-    source = columns.source(str(locate(Path(data), is_held_out=True)))
-
-    async def score() -> dict[str, Any]:
-        found = find_base(base)
-        async with Worker(found, backend, precision) as worker:
-            loaded = await worker.load()
-            display.stage(f"scoring {source.path} with {loaded.described}")
-            evaluation = await score_alone(
-                worker,
-                found,
-                Path(adapter) if adapter else None,
-                source,
-                seq_tokens=seq_tokens,
-                batch_tokens=batch_tokens,
-                precision=precision,
-            )
-            why = {"backend": loaded.backend, "backend_why": loaded.backend_why}
-            return {**why, **evaluation_report(evaluation)}
+    from edge.training.local_run.model import evaluate_locally
+    from edge.training.local_run.report import evaluation_report
 
     with Display() as display:
-        display.stage(f"reading {source.path}")
-        display.stage(f"reads {check_source(source)}")
-        display.stage(f"loading {base}")
-        report = asyncio.run(score())
-    print_report(report, as_json)
+        scored = asyncio.run(
+            evaluate_locally(
+                base,
+                columns.source(data),
+                Path(adapter) if adapter else None,
+                backend=backend,
+                precision=precision,
+                seq_tokens=seq_tokens,
+                batch_tokens=batch_tokens,
+                on_stage=display.stage,
+            )
+        )
+    why = {"backend": scored.loaded.backend, "backend_why": scored.loaded.backend_why}
+    print_report(why | evaluation_report(scored.evaluation), as_json)

@@ -29,7 +29,7 @@ NOTES = {
     "plain": "with the prompt as it stands; --chat asks through the chat template",
     "alpaca": "with Alpaca's prompt around the instruction; --raw asks with the prompt as it stands",
 }
-Ask = Callable[..., Awaitable[list["Completion"]]]  # `Worker.complete`, its settings given
+Ask = Callable[..., Awaitable[list["Completion"]]]  # `Worker.generate`, its settings given
 
 
 def generate(
@@ -117,12 +117,10 @@ def generate(
     ] = False,
 ) -> None:
     """Answers prompts, with an adapter or without; the text appears as it is generated."""
-    from converters.bases.hub import find_base
     from edge.commands.display import Display
     from edge.errors import ConfigError
-    from edge.training.local_run import canonical_file
+    from edge.training.local_run.model import open_model
     from edge.training.requests import Sampling
-    from edge.training.worker.supervisor import Worker
 
     if raw and system is not None:
         raise ConfigError("--system is a turn of a chat; leave it out, or --raw")
@@ -133,16 +131,16 @@ def generate(
     texts = _texts(prompts or [])
 
     async def answer() -> None:
-        found = find_base(base)
-        with canonical_file(begin, found) as path:
-            async with Worker(found, backend, precision) as worker:
-                with Display() as display:
-                    display.stage(f"loading {base}")
-                    loaded = await worker.load()
-                asking = _asking(loaded, begin, raw, system)
-                ask = partial(worker.complete, sampling=sampling, adapter=path, asking=asking, system=system)
-                for text in texts:
-                    await (_print_json(ask, text) if as_json else _print_text(ask, text, max_tokens))
+        async with open_model(base, begin, backend, precision) as model:
+            with Display() as display:
+                display.stage(f"loading {base}")
+                loaded = await model.worker.load()
+            asking = _asking(loaded, begin, raw, system)
+            ask = partial(
+                model.worker.generate, sampling=sampling, adapter=model.adapter, asking=asking, system=system
+            )
+            for text in texts:
+                await (_print_json(ask, text) if as_json else _print_text(ask, text, max_tokens))
 
     asyncio.run(answer())
 
@@ -173,7 +171,7 @@ def _read() -> str:
 def _asking(loaded: "Loaded", adapter: Path | None, raw: bool | None, system: str | None) -> "Asking":
     """How to ask: as told, or as the adapter was trained, or through the chat template where there is one."""
     from edge.errors import ConfigError
-    from edge.training.local_run import trained_asking
+    from edge.training.local_run.output import trained_asking
 
     wants_chat = raw is False or system is not None
     if wants_chat and not loaded.has_chat_template:

@@ -211,7 +211,8 @@ def train(
     """Fine-tunes an adapter on this machine, without a fleet."""
     from edge.commands.display import Display
     from edge.settings import write_toml
-    from edge.training.local_run import make_run, train_alone
+    from edge.training.local_run.run import make_run
+    from edge.training.local_run.train import train_locally
 
     _check_new(context)
     given = held_out._asdict() | columns._asdict() | output._asdict() | adapter._asdict()
@@ -221,7 +222,7 @@ def train(
         typer.echo(write_toml(run), nl=False)
         return
     with Display(run.plan.seconds) as display:
-        report = asyncio.run(train_alone(run, display.step, display.stage, display.validated))
+        report = asyncio.run(train_locally(run, display.step, display.stage, display.validated))
     print_report(report, as_json)
     if not report["is_complete"]:
         typer.echo(f"stopped at step {report['num_steps']}; --resume goes on", err=True)

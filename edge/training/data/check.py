@@ -6,12 +6,16 @@ model for that: its chat template, which stands with the tokenizer.
 
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
+
+from msgspec import structs
 
 from edge.backends.contract import Tokenizer
 from edge.training.data.conversations import Conversation
 from edge.training.data.faults import Faults, Unusable
 from edge.training.data.forms import recognise, wanted_columns
+from edge.training.data.readers.folders import locate
 from edge.training.data.readers.rows import open_rows
 from edge.training.data.source import DataSource
 from edge.training.data.turns import mark_turns
@@ -57,3 +61,12 @@ def check_source(source: DataSource, load_tokenizer: Callable[[], Tokenizer] | N
             faults.add(number, error)
     faults.check()
     return Checked(rows.path, faults.num_rows, dict(forms))
+
+
+def held_out(source: DataSource) -> DataSource:
+    """Names the part of a folder that is for validation or tests, and else the file itself.
+
+    Raises:
+        DataError: There is nothing, or no such part, and what there is instead.
+    """
+    return structs.replace(source, path=str(locate(Path(source.path), is_held_out=True)))

@@ -25,7 +25,7 @@ LINE_BYTES = 64 << 20  # a long run's result holds the loss of every step
 LAST_WORDS = 8  # lines of stderr
 CLOSING_S = 30.0  # for a checkpoint; a process that is still there then is killed
 _NOT_PLAIN = ("MissingExtra", "Rejected")  # built from more than a message
-VMSTAT = Path("/proc/vmstat")
+VMSTAT = Path("/proc/vmstat")  # where Linux counts what it killed for want of memory
 # What Python, C++, ggml and OpenBLAS say where they end the process, too, instead of raising an error.
 _WANT_OF_MEMORY = ("memoryerror", "bad_alloc", "allocate", "memory allocation", "insufficient memory")
 R = TypeVar("R", Loaded, Result, Evaluation, Completions)
@@ -40,17 +40,23 @@ class WorkerProcess:
 
     loaded: Loaded
 
-    def __init__(self, process: asyncio.subprocess.Process) -> None:
-        self.process = process
+    def __init__(self, process: asyncio.subprocess.Process, vmstat: Path) -> None:
+        self.process, self.vmstat = process, vmstat
         self.pid = process.pid
         self.is_over = False
-        self.num_kills = _count_kills()
+        self.num_kills = _count_kills(vmstat)
         self.last_words: deque[str] = deque(maxlen=LAST_WORDS)
         self.listener = asyncio.create_task(self._listen())
 
     @classmethod
-    async def start(cls, base: str, backend: BackendName, precision: Precision) -> Self:
-        """Starts a process and waits until it has loaded the base model."""
+    async def start(cls, base: str, backend: BackendName, precision: Precision, vmstat: Path) -> Self:
+        """Starts a process and waits until it has loaded the base model.
+
+        Raises:
+            MissingExtra: The backend's library is not installed.
+            BaseModelError: The base model cannot be loaded.
+            OutOfMemory: It does not fit.
+        """
         chosen = resolve_backend(backend, Path(base))
         worker = cls(
             await asyncio.create_subprocess_exec(
@@ -62,7 +68,8 @@ class WorkerProcess:
                 limit=LINE_BYTES,
                 # Idle threads must not spin beside another pool's; to be set before a library is loaded.
                 env={"OMP_WAIT_POLICY": "passive", "TOKENIZERS_PARALLELISM": "false", **os.environ},
-            )
+            ),
+            vmstat,
         )
         try:
             worker.loaded = structs.replace(await worker.receive(Loaded), backend_why=chosen.why)
@@ -75,12 +82,12 @@ class WorkerProcess:
         return worker
 
     def send(self, request: Request) -> None:
-        """Sends a line; to a process that is over, in vain."""
+        """Sends a request; a process that is over does not read it."""
         assert self.process.stdin
         self.process.stdin.write(msgspec.json.encode(request) + b"\n")
 
     async def receive(self, kind: type[R], on_part: Callable[[Part], None] = lambda _: None) -> R:
-        """The next whole reply.
+        """Waits for the next whole reply.
 
         Raises:
             TunefleetError: As the process reports it.
@@ -134,16 +141,16 @@ class WorkerProcess:
         if code not in (-signal.SIGKILL, 128 + signal.SIGKILL):
             kind = Killed if any(word in words.lower() for word in _WANT_OF_MEMORY) else BackendError
             return kind(f"the training process ended with status {code}; its last words: {words}")
-        kills = _count_kills()
+        kills = _count_kills(self.vmstat)
         if kills is not None and kills == self.num_kills:
             return BackendError("the training process was killed (SIGKILL), and not for want of memory")
         return Killed("the training process was killed (SIGKILL), most likely for want of memory")
 
 
-def _count_kills() -> int | None:
+def _count_kills(vmstat: Path) -> int | None:
     # How often Linux has killed for want of memory: it tells such a death from another SIGKILL.
     try:
-        counts = dict(line.split() for line in VMSTAT.read_text().splitlines())
+        counts = dict(line.split() for line in vmstat.read_text().splitlines())
         return int(counts["oom_kill"])
     except (OSError, KeyError, ValueError):
         return None

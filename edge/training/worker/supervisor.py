@@ -12,7 +12,7 @@ from typing import Protocol, Self, TypeVar
 
 from msgspec import structs
 
-from edge.choices import BATCH_TOKENS, MAX_TOKENS, SEQ_TOKENS, BackendName, Precision
+from edge.choices import BATCH_TOKENS, SEQ_TOKENS, BackendName, Precision
 from edge.errors import OutOfMemory
 from edge.training.data.forms import Asking
 from edge.training.data.source import DataSource
@@ -35,7 +35,7 @@ from edge.training.requests import (
     Validated,
     Validation,
 )
-from edge.training.worker.process import Killed, WorkerProcess
+from edge.training.worker.process import VMSTAT, Killed, WorkerProcess
 
 R = TypeVar("R", Loaded, Result, Evaluation, Completions)
 
@@ -68,6 +68,7 @@ class Worker:
         backend: `auto` chooses by machine and base.
         precision: Of the forward and backward pass.
         on_loaded: Called when a process has loaded the model.
+        vmstat: Where Linux counts the processes that it killed for want of memory.
     """
 
     def __init__(
@@ -76,8 +77,9 @@ class Worker:
         backend: BackendName = "auto",
         precision: Precision = "auto",
         on_loaded: Callable[[Loaded], None] = lambda _: None,
+        vmstat: Path = VMSTAT,
     ) -> None:
-        self._on_loaded = on_loaded
+        self._on_loaded, self._vmstat = on_loaded, vmstat
         self._base, self._backend, self._precision = str(base), backend, precision
         self._process: WorkerProcess | None = None
         self._turn = asyncio.Lock()
@@ -95,7 +97,7 @@ class Worker:
 
     @property
     def pid(self) -> int | None:
-        """Process id of the process, where one runs."""
+        """Tells the id of the process, where one runs."""
         return self._process.pid if self._process else None
 
     async def load(self) -> Loaded:
@@ -165,7 +167,7 @@ class Worker:
         batch_tokens: int = BATCH_TOKENS,
         precision: Precision = "float32",
     ) -> Evaluation:
-        """Loss, accuracy and exact match of the base with `adapter` (a canonical file), or without one.
+        """Scores the base with `adapter` (a canonical file), or without one: loss, accuracy, exact match.
 
         In float32 whatever is trained in, so that scores of different runs and devices can be compared:
         rounding to bfloat16 decides many an exact match. `auto` is what is trained in.
@@ -189,19 +191,6 @@ class Worker:
                 raise
 
     async def generate(
-        self,
-        prompts: Sequence[str],
-        *,
-        adapter: Path | str | None = None,
-        max_tokens: int = MAX_TOKENS,
-        temperature: float = 0.0,
-        seed: int = 0,
-    ) -> list[str]:
-        """Continuations of texts, one for each; temperature 0 is greedy."""
-        sampling = Sampling(max_tokens=max_tokens, temperature=temperature, seed=seed)
-        return [found.text for found in await self.complete(prompts, sampling, adapter=adapter)]
-
-    async def complete(
         self,
         prompts: Sequence[str],
         sampling: Sampling,
@@ -266,12 +255,15 @@ class Worker:
             await self._process.close()
             self._process = None
         if self._process is None:
-            self._process = await WorkerProcess.start(self._base, self._backend, self._precision)
+            self._process = await WorkerProcess.start(
+                self._base, self._backend, self._precision, self._vmstat
+            )
             self._on_loaded(self._process.loaded)
         return self._process
 
 
 def _halved(task: Training, error: OutOfMemory) -> Training:
+    """Returns the order with half the micro-batch, where it is not the smallest."""
     half = (task.plan.micro_batch_tokens or task.plan.batch_tokens) // 2
     if half < WIDTH_STEP:
         raise OutOfMemory(f"{error}; lower seq_tokens, {task.plan.seq_tokens}") from error

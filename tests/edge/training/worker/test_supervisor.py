@@ -13,8 +13,7 @@ from edge.errors import BackendError, DataError, OutOfMemory, StateError
 from edge.training.checkpoint import FILE
 from edge.training.data.source import DataSource
 from edge.training.plan import Plan
-from edge.training.requests import Training
-from edge.training.worker import process
+from edge.training.requests import Sampling, Training
 from edge.training.worker.supervisor import Worker
 
 PLAN = Plan(steps=40, lr=0.02, seq_tokens=64, batch_tokens=128, checkpoint_every_s=0.0)
@@ -116,13 +115,12 @@ def test_stopping_an_idle_worker_does_nothing(base, task):
     assert asyncio.run(run()).is_complete
 
 
-def test_a_killed_run_is_resumed_to_the_same_adapter(base, slow, tmp_path, monkeypatch):
+def test_a_killed_run_is_resumed_to_the_same_adapter(base, slow, tmp_path):
     vmstat = tmp_path / "vmstat"
     vmstat.write_text("oom_kill 3\n")
-    monkeypatch.setattr(process, "VMSTAT", vmstat)
 
     async def run():
-        async with Worker(base) as worker:
+        async with Worker(base, vmstat=vmstat) as worker:
             training = await started(worker, slow)
             os.kill(worker.pid, signal.SIGKILL)
             with pytest.raises(BackendError, match="not for want of memory"):
@@ -132,14 +130,13 @@ def test_a_killed_run_is_resumed_to_the_same_adapter(base, slow, tmp_path, monke
     assert_same(asyncio.run(run()), whole_run(base, slow, tmp_path))
 
 
-def test_a_run_killed_for_want_of_memory_goes_on_with_smaller_parts(base, slow, tmp_path, monkeypatch):
+def test_a_run_killed_for_want_of_memory_goes_on_with_smaller_parts(base, slow, tmp_path):
     vmstat = tmp_path / "vmstat"
     vmstat.write_text("oom_kill 3\n")
-    monkeypatch.setattr(process, "VMSTAT", vmstat)
     sizes = []
 
     async def run():
-        async with Worker(base) as worker:
+        async with Worker(base, vmstat=vmstat) as worker:
             has_begun = asyncio.Event()
 
             def tell(progress):
@@ -159,12 +156,11 @@ def test_a_run_killed_for_want_of_memory_goes_on_with_smaller_parts(base, slow, 
     assert set(sizes) == {0, 64}
 
 
-def test_a_run_that_memory_never_suffices_for_gives_up(base, task, slow, tmp_path, monkeypatch):
-    monkeypatch.setattr(process, "VMSTAT", tmp_path / "none")  # as on macOS: the cause is unknown
+def test_a_run_that_memory_never_suffices_for_gives_up(base, slow, tmp_path):
     smallest = structs.replace(slow, plan=structs.replace(PLAN, micro_batch_tokens=32))
 
     async def run():
-        async with Worker(base) as worker:
+        async with Worker(base, vmstat=tmp_path / "none") as worker:  # as on macOS: the cause is unknown
             training = await started(worker, smallest)
             os.kill(worker.pid, signal.SIGKILL)
             with pytest.raises(OutOfMemory, match="lower seq_tokens"):
@@ -191,7 +187,7 @@ def test_a_cancelled_call_does_not_answer_the_next_one(base, slow):
             training.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await training
-            return await worker.generate(["turn "], max_tokens=2)
+            return await worker.generate(["turn "], Sampling(max_tokens=2))
 
     assert len(asyncio.run(run())) == 1
 
@@ -218,13 +214,13 @@ def test_scores_and_completions_are_those_of_the_adapter(base, task, source):
             plan = structs.replace(PLAN, steps=900, schedule="linear", checkpoint_every_s=60.0)
             result = await worker.train(structs.replace(task, plan=plan))
             scores = await worker.score(None, source), await worker.score(result.adapter, source)
-            texts = await worker.generate(["turn left "], adapter=result.adapter, max_tokens=8)
+            texts = await worker.generate(["turn left "], Sampling(max_tokens=8), adapter=result.adapter)
             return *scores, texts
 
     plain, trained, texts = asyncio.run(run())
     assert trained.loss < 0.2 * plain.loss
     assert trained.num_examples == plain.num_examples == 8
-    assert texts == ["LEFT"]
+    assert [answer.text for answer in texts] == ["LEFT"]
 
 
 @pytest.mark.parametrize("kind", ["mlx-lm", "saved-dict"])
