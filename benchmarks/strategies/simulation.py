@@ -37,7 +37,7 @@ from coordinator.config import CoordinatorConfig
 from coordinator.strategies.base import Contribution, Pace, Report, State, Strategy, Waiting
 from coordinator.strategies.choice import choose_strategy
 from coordinator.strategies.spaces import dispatch
-from edge.device.assignment import Assignment, Update, make_plan, make_update, start_adapter, task_seed
+from edge.device.task import Learnt, Task, make_plan, make_update, start_adapter, task_seed
 from edge.errors import ConfigError
 from edge.protocol.codec import decode_adapter, max_payload_bytes
 from edge.protocol.messages import Manifest
@@ -68,7 +68,7 @@ class Job(NamedTuple):
 class Arrival(NamedTuple):
     """An update that waits to be merged."""
 
-    update: Update
+    update: Learnt
     device: int
     held: Held
     received_s: float
@@ -233,7 +233,7 @@ class Fleet:
         self._forget()
         self._record(is_scored=self.num_updates >= self.next_score)
 
-    def _train(self, job: Job) -> Update:
+    def _train(self, job: Job) -> Learnt:
         device, rank = job.device, self._rank(job.device)
         task = self._assignment(device, job.held)
         folder = self.bench.folder / f"task-{device}"
@@ -300,10 +300,10 @@ class Fleet:
         """Returns a device's rank; every rank of the configuration has as many devices, in turns."""
         return self._ranks[device % len(self._ranks)]
 
-    def _seed(self, device: int, task: Assignment) -> int:
+    def _seed(self, device: int, task: Task) -> int:
         return task_seed(f"{self.population.machines[device].name}-{self.settings.seed}", task)
 
-    def _assignment(self, device: int, held: Held) -> Assignment:
+    def _assignment(self, device: int, held: Held) -> Task:
         rank = self._rank(device)
         manifest = Manifest(
             fleet=self.config.fleet,
@@ -319,7 +319,7 @@ class Fleet:
             space=self.config.stages_in_force.space,
             recipe=self.config.recipe_in_force(rank),
         )
-        return Assignment(manifest, attempt=1)
+        return Task(manifest, attempt=1)
 
     def _after(self, seconds: float, happen: Callable[[], None]) -> None:
         heapq.heappush(self.events, (self.now_s + seconds, next(self.order), happen))

@@ -16,7 +16,7 @@ from converters.formats.canonical import save_adapter
 from coordinator.strategies.base import Contribution, State
 from coordinator.strategies.pipeline import Pipeline
 from coordinator.strategies.presets import stages_of
-from edge.device.assignment import Assignment, Update, make_plan, make_update, task_seed
+from edge.device.task import Learnt, Task, make_plan, make_update, task_seed
 from edge.protocol.chunks import CHUNK_BYTES
 from edge.protocol.codec import decode_adapter
 from edge.protocol.messages import Manifest, Recipe, Space
@@ -74,13 +74,13 @@ class Lockstep:
             TunefleetError: As the workers', the encoding's or the strategy's.
         """
         while self._state.version < num_versions:
-            task = Assignment(self._manifest(), attempt=1)
+            task = Task(self._manifest(), attempt=1)
             buffer = [self._contribution(await self._train(device, task)) for device in self._devices]
             self._state, _ = self._strategy.merge(self._state, buffer)
             save_adapter(self._state.adapter, self.path)
             yield self._state.version
 
-    async def _train(self, device: Device, task: Assignment) -> Update:
+    async def _train(self, device: Device, task: Task) -> Learnt:
         folder = self._folder / device.name
         folder.mkdir()
         order = Training(
@@ -95,7 +95,7 @@ class Lockstep:
         shutil.rmtree(folder)
         return update
 
-    def _contribution(self, update: Update) -> Contribution:
+    def _contribution(self, update: Learnt) -> Contribution:
         dispatched = self._state.adapter  # of the fleet's rank, as all devices here
         return Contribution(
             update=update.header.update,

@@ -63,7 +63,7 @@ def times(outcome):
 
 def task_s(fleet, speed, device=0, version=0):
     """Seconds of a task: its useful tokens by the device's seconds a token."""
-    from edge.device.assignment import make_plan
+    from edge.device.task import make_plan
 
     task = fleet._assignment(device, fleet.versions[version])
     plan = make_plan(task.manifest.recipe, fleet._seed(device, task), 0, 1e9)
