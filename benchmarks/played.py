@@ -5,7 +5,7 @@ from pathlib import Path
 from converters.adapter import LoraAdapter
 from converters.masking import leading_rows
 from coordinator.strategies.base import Contribution
-from edge.device.assignment import Assignment, Update, make_plan, task_seed
+from edge.device.task import Learnt, Task, make_plan, task_seed
 from edge.protocol.chunks import CHUNK_BYTES
 from edge.protocol.codec import decode_adapter
 from edge.protocol.messages import EncodingName, Manifest, Recipe, Space
@@ -24,7 +24,7 @@ def make_offer(
     space: Space,
     recipe: Recipe,
     encoding: EncodingName = "f16",
-) -> Assignment:
+) -> Task:
     """Returns the task that devices of a tier would be offered: to train on the version in a file."""
     manifest = Manifest(
         fleet="played",
@@ -40,15 +40,15 @@ def make_offer(
         space=space,
         recipe=recipe,
     )
-    return Assignment(manifest, attempt=1)
+    return Task(manifest, attempt=1)
 
 
-def plan_of(name: str, task: Assignment) -> Plan:
+def plan_of(name: str, task: Task) -> Plan:
     """Returns how a device trains: its name and the version decide the order of its data."""
     return make_plan(task.manifest.recipe, task_seed(name, task), 0, NO_CHECKPOINT_S)
 
 
-def received(update: Update, dispatched: LoraAdapter, train_rank: int, staleness: int) -> Contribution:
+def received(update: Learnt, dispatched: LoraAdapter, train_rank: int, staleness: int) -> Contribution:
     """Returns an update as a strategy takes it; rows behind `train_rank` were not sent."""
     like = leading_rows(dispatched, train_rank)
     return Contribution(

@@ -10,7 +10,7 @@ from coordinator.intake.roster import Roster
 from coordinator.intake.updates import Intake
 from coordinator.ledger.head import Head
 from coordinator.place import Place
-from coordinator.publisher import Publisher
+from edge.delivery.publisher import Publisher
 from edge.errors import DiskFull, ProtocolError
 from edge.protocol.messages import Telemetry, Want, decode_message
 from edge.protocol.topics import (

@@ -31,10 +31,10 @@ from coordinator.ledger.state import CoordinatorState
 from coordinator.merging.loop import RETRY_S, Hands, MergeLoop
 from coordinator.merging.merger import Merger, check_calibration
 from coordinator.place import Place
-from coordinator.publisher import Publisher
 from coordinator.routing import Offices, Router
 from coordinator.scoring import Score, Scorer
 from coordinator.strategies.base import Calibrator, Strategy
+from edge.delivery.publisher import Publisher
 from edge.errors import DiskFull
 from edge.protocol.signing import public_key
 from edge.protocol.tiers import tier_name
@@ -101,7 +101,7 @@ class Coordinator:
         )  # fmt: skip
         self._intake = Intake(desk)
         self._announcer = announcer
-        self._publisher = Publisher(transport, topics, versions, config.chunk_bytes)
+        self._publisher = Publisher(transport, topics, versions.path, config.chunk_bytes)
         self._scorer = Scorer(score, versions, config.eval_every, self._tell, self._complain)
         offices = Offices(
             intake=self._intake, arrivals=Arrivals(self._roster, self._tell), roster=self._roster,

@@ -82,7 +82,7 @@ def receive_ours(upload: Upload, pipe: Connection) -> None:
             part = PartFile(upload.path.with_suffix(".part"), upload.size_bytes, CHUNK_BYTES, upload.sha256)
             async for message in transport.messages():
                 part.write(int(message.topic.rpartition("/")[2]), message.payload)
-                if part.is_complete:
+                if part.received.is_complete:
                     break
             pipe.send(time.monotonic())
             part.finish(upload.path.with_suffix(".received"))

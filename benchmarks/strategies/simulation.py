@@ -36,7 +36,7 @@ from coordinator.config import CoordinatorConfig
 from coordinator.strategies.base import Contribution, Pace, Report, State, Strategy, Waiting
 from coordinator.strategies.choice import choose_strategy
 from coordinator.strategies.spaces import dispatch
-from edge.device.assignment import Assignment, Update, make_update, start_adapter
+from edge.device.task import Learnt, Task, make_update, start_adapter
 from edge.errors import ConfigError
 from edge.protocol.codec import max_payload_bytes
 from edge.training.plan import Plan
@@ -65,7 +65,7 @@ class DeviceTask(NamedTuple):
 class Arrival(NamedTuple):
     """An update that waits to be merged."""
 
-    update: Update
+    update: Learnt
     device: int
     held: Held
     received_s: float
@@ -234,7 +234,7 @@ class Fleet:
         self._forget()
         self._record(is_scored=self.num_updates >= self.next_score)
 
-    def _train(self, job: DeviceTask) -> Update:
+    def _train(self, job: DeviceTask) -> Learnt:
         device, rank = job.device, self._rank(job.device)
         task = self._offer_of(device, job.held)
         folder = self.bench.folder / f"task-{device}"
@@ -292,7 +292,7 @@ class Fleet:
         """Returns a device's rank; every rank of the configuration has as many devices, in turns."""
         return self._ranks[device % len(self._ranks)]
 
-    def _offer_of(self, device: int, held: Held) -> Assignment:
+    def _offer_of(self, device: int, held: Held) -> Task:
         rank = self._rank(device)
         return make_offer(
             held.number,

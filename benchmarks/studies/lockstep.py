@@ -17,7 +17,7 @@ from converters.formats.canonical import save_adapter
 from coordinator.strategies.base import State
 from coordinator.strategies.pipeline import Pipeline
 from coordinator.strategies.presets import stages_of
-from edge.device.assignment import Assignment, Update, make_update
+from edge.device.task import Learnt, Task, make_update
 from edge.protocol.messages import Recipe, Space
 from edge.training.data.source import DataSource
 from edge.training.requests import Training
@@ -77,7 +77,7 @@ class Lockstep:
             save_adapter(self._state.adapter, self.path)
             yield self._state.version
 
-    async def _train(self, device: Device, task: Assignment) -> Update:
+    async def _train(self, device: Device, task: Task) -> Learnt:
         folder = self._folder / device.name
         folder.mkdir()
         order = Training(

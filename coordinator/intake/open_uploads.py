@@ -30,7 +30,7 @@ class Upload(NamedTuple):
     @property
     def is_whole(self) -> bool:
         """Every chunk has come."""
-        return self.part is None or self.part.is_complete
+        return self.part is None or self.part.received.is_complete
 
 
 class Uploads:

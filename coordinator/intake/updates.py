@@ -103,7 +103,7 @@ class Intake:
         if upload.is_whole:
             await self._admit(upload)
         elif upload.part is not None:
-            update, missing = upload.header.update, upload.part.missing()
+            update, missing = upload.header.update, upload.part.received.missing()
             receipt = Receipt(update=update, status="missing", missing=missing)
             await self._answer(upload.header.device_id, receipt)
 

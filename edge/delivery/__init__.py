@@ -1,1 +1,1 @@
-"""Transfers in chunks, as coroutines over a transport."""
+"""Transfers in chunks over a transport: coroutines around `edge.protocol.sending` and `receiving`."""

@@ -1,60 +1,70 @@
-"""A file of the coordinator's on its way to this device: pulled in windows, kept on disk chunk by chunk."""
+"""Files on their way to this device: pulled in windows, kept on disk chunk by chunk."""
 
 import asyncio
+import time
 from collections.abc import Callable
 
+from edge.delivery.window import heard
 from edge.errors import DiskFull, Rejected
-from edge.protocol.chunks import num_chunks
-from edge.protocol.messages import Want, encode_message
+from edge.protocol.messages import WINDOW, Want, encode_message
+from edge.protocol.receiving import Pull
 from edge.protocol.topics import Topics
 from edge.storage.parts import PartFile
 from edge.transport.base import Transport
 
-WINDOW = 16  # chunks asked for at a time, the wire's bound
 
-
-class Download:
-    """A blob being received; chunks count whoever asked for them.
+class Downloader:
+    """Fetches files, one at a time; chunks count whoever asked for them.
 
     Args:
         transport: A connected one.
-        part: What to fetch, and where it grows; what is there already is not asked for again.
-        want_topic: Where this device asks.
+        topics: The fleet's.
+        device_id: Who asks.
         patience_s: Without a chunk for this long, the window is asked for again.
+        clock: Seconds of any beginning.
     """
 
-    def __init__(self, transport: Transport, part: PartFile, want_topic: str, patience_s: float) -> None:
-        self.sha256 = part.sha256
-        self.num_chunks = num_chunks(part.size_bytes, part.chunk_bytes)
+    def __init__(
+        self,
+        transport: Transport,
+        topics: Topics,
+        device_id: str,
+        patience_s: float,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._transport = transport
-        self._part = part
-        self._want_topic = want_topic
+        self._topics = topics
+        self._want_topic = topics.device(device_id, "want")
         self._patience_s = patience_s
-        self._received = 0
-        self._news = asyncio.Event()
+        self._clock = clock
+        self._part: PartFile | None = None
+        self._pull: Pull | None = None
         self._fault: DiskFull | None = None
-        self._is_interrupted = False
+        self._chunk_came = asyncio.Event()
 
-    def receive(self, number: int, chunk: bytes) -> None:
-        """Takes a chunk as it came from the broker."""
+    def receive(self, sha256: str, number: int, chunk: bytes) -> None:
+        """Takes a chunk as it came from the broker; those of other files are left out."""
+        if self._part is None or sha256 != self._part.sha256:
+            return
         try:
-            self._received += self._part.write(number, chunk)
+            self._part.write(number, chunk)
         except Rejected:
-            return  # not of this blob: the rest of it is still to come
+            return  # not of this file: the rest of it is still to come
         except DiskFull as error:
             self._fault = error
-        self._news.set()
+        self._chunk_came.set()
 
     def interrupt(self) -> None:
-        """Has `run` return: the coordinator may have no such blob any more."""
-        self._is_interrupted = True
-        self._news.set()
+        """Ends a `fetch` under way: the coordinator may have no such file any more."""
+        if self._pull is not None:
+            self._pull.give_up()
+            self._chunk_came.set()
 
-    async def run(self, topics: Topics, on_progress: Callable[[int], None]) -> bool:
+    async def fetch(self, part: PartFile, on_progress: Callable[[int], None]) -> bool:
         """Fetches what is missing, for as long as it comes.
 
         Args:
-            topics: The fleet's.
+            part: What to fetch, and where it grows; what is there already is not asked for again.
             on_progress: Called with the number of chunks that are here.
 
         Returns:
@@ -63,30 +73,26 @@ class Download:
         Raises:
             DiskFull: A chunk found no room.
         """
-        await self._transport.subscribe(topics.blob(self.sha256))
-        while not self._part.is_complete:
-            on_progress(self.num_chunks - sum(end - start for start, end in self._part.missing()))
-            came = await self._window()
-            if (not came or self._is_interrupted) and not self._part.is_complete:
-                return False
-        await self._transport.unsubscribe(topics.blob(self.sha256))
-        return True
+        self._part, self._pull, self._fault = part, Pull(part.received, self._patience_s), None
+        try:
+            await self._transport.subscribe(self._topics.blob(part.sha256))
+            is_here = await self._fetch(part, self._pull, on_progress)
+            if is_here:
+                await self._transport.unsubscribe(self._topics.blob(part.sha256))
+            return is_here
+        finally:
+            self._part = self._pull = None
 
-    async def _window(self) -> bool:
-        """Asks for the next chunks; whether any came."""
-        missing = self._part.missing()
-        due = self._received + min(WINDOW, sum(end - start for start, end in missing))
-        before = self._received
-        want = Want(sha256=self.sha256, ranges=missing, window=WINDOW)
-        await self._transport.publish(self._want_topic, encode_message(want))
-        while self._received < due and not self._part.is_complete and not self._is_interrupted:
-            self._news.clear()
-            try:
-                async with asyncio.timeout(self._patience_s):
-                    await self._news.wait()
-            except TimeoutError:
-                break
-            if self._fault:
-                fault, self._fault = self._fault, None
-                raise fault
-        return self._received > before
+    async def _fetch(self, part: PartFile, pull: Pull, on_progress: Callable[[int], None]) -> bool:
+        while not part.received.is_complete:
+            if ranges := pull.ask(self._clock()):
+                on_progress(part.received.total - part.received.num_missing)
+                want = Want(sha256=part.sha256, ranges=ranges, window=WINDOW)
+                await self._transport.publish(self._want_topic, encode_message(want))
+                pull.asked(self._clock())
+            elif pull.is_over:
+                return False
+            await heard(self._chunk_came, pull.wait_s(self._clock()))
+            if self._fault is not None:
+                raise self._fault
+        return True

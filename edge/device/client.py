@@ -1,6 +1,6 @@
 """The program on a device: waits for a version, trains on it, and delivers what it learnt.
 
-Two loops share one connection: `learner.py` does one task after another and spools what was learnt,
+Two loops share one connection: `learning/` does one task after another and spools what was learnt,
 `courier.py` brings the spool to the coordinator; so training goes on while an update travels. Everything
 that matters is on the disk before the next step builds on it: a client that is killed anywhere goes on where
 it was.
@@ -8,13 +8,17 @@ it was.
 
 import asyncio
 
+from edge.delivery.download import Downloader
+from edge.delivery.upload import Uploader
 from edge.device.config import DeviceConfig
 from edge.device.courier import Courier
 from edge.device.inbox import Inbox
-from edge.device.learner import Learner
+from edge.device.learning.learner import Learner
 from edge.device.session import Session
 from edge.device.state import DeviceState
+from edge.device.wakeups import Wakeups
 from edge.events import Event, Show
+from edge.protocol.topics import Topics
 from edge.storage.spool import Spool
 from edge.training.worker.supervisor import Trainer
 from edge.transport.base import Transport
@@ -30,6 +34,7 @@ class Client:
         transport: Not entered yet; with the device's presence.
         worker: Not entered yet.
         show: Gets every event.
+        spool: Its updates without a receipt; by default those in the state folder.
     """
 
     def __init__(
@@ -41,21 +46,38 @@ class Client:
         transport: Transport,
         worker: Trainer,
         show: Show,
+        spool: Spool | None = None,
     ) -> None:
+        wakeups, topics, memory = Wakeups(), Topics(config.fleet), state.memory
+        downloader = Downloader(transport, topics, config.device_id, config.patience_s)
+        uploader = Uploader(transport, topics, config.patience_s)
         inbox = Inbox(
             config.fleet,
             config.device_id,
-            state.memory.coordinator_key,
-            lambda text: show(Event("warning", text, {})),
+            memory.coordinator_key,
+            wakeups=wakeups,
+            on_chunk=downloader.receive,
+            on_receipt=uploader.receive,
+            warn=lambda text: show(Event("warning", text, {})),
             # A coordinator that tells no epoch may be followed back to any version, as ever.
-            (state.memory.epoch, state.memory.newest if state.memory.epoch else -1),
+            seen=(memory.epoch, memory.newest if memory.epoch else -1),
         )
-        spool = Spool(state.spool, state.residual)
-        self._session = Session(config, backend, state, spool, inbox, transport, show, asyncio.Event())
+        self._session = Session(
+            config=config,
+            backend=backend,
+            key=state.identity(),
+            state=state,
+            spool=spool or Spool(state.spool, state.residual),
+            inbox=inbox,
+            transport=transport,
+            downloader=downloader,
+            uploader=uploader,
+            wakeups=wakeups,
+            show=show,
+        )
         self._worker = worker
-        key = state.identity()
-        self._courier = Courier(self._session, key)
-        self._learner = Learner(self._session, worker, key)
+        self._courier = Courier(self._session)
+        self._learner = Learner(self._session, worker)
         self._stopping = asyncio.Event()
 
     async def run(self) -> None:

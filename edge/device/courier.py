@@ -2,7 +2,6 @@
 
 import msgspec
 
-from edge.delivery.upload import Upload
 from edge.device.capability_card import capability_card
 from edge.device.session import Session
 from edge.errors import DiskFull, Rejected
@@ -19,9 +18,8 @@ UNJOURNALLED = frozenset({"unknown-device", "bad-signature"})
 class Courier:
     """The delivering loop of one client."""
 
-    def __init__(self, session: Session, key: bytes) -> None:
+    def __init__(self, session: Session) -> None:
         self._session = session
-        self._key = key
         self._greeted: Hello | None = None
 
     async def run(self) -> None:
@@ -33,16 +31,17 @@ class Courier:
         session = self._session
         await session.transport.subscribe(session.topics.device(session.config.device_id, "receipt"))
         while True:
-            session.spooled.clear()
+            session.wakeups.something_to_send.clear()
             await self._greet()
             entry = self._next()
             if entry is None:
-                await session.spooled.wait()
+                await session.wakeups.something_to_send.wait()
             else:
-                await self._deliver(entry)
+                self._settle(entry, await session.uploader.send(entry))
+                session.wakeups.offers_changed.set()
 
     def _next(self) -> Entry | None:
-        """The oldest update whose task is closed: before that, a kill could make the task start again."""
+        """Returns the oldest update whose task is closed: before that, a kill could start the task again."""
         task = self._session.state.memory.task
         entries = self._session.spool.entries()
         return next((entry for entry in entries if not (task and task.yielded(entry.header))), None)
@@ -58,18 +57,9 @@ class Courier:
             config.device_id, self._session.backend, config.max_rank, memory.tokens_per_s, memory.base
         )
         topic = self._session.topics.device(config.device_id, "hello")
-        await self._session.transport.publish(topic, sign_message(self._greeted, self._key), retain=True)
-
-    async def _deliver(self, entry: Entry) -> None:
-        session = self._session
-        upload = Upload(session.transport, session.topics, entry, session.config.patience_s)
-        session.inbox.upload = upload
-        try:
-            receipt = await upload.run()
-        finally:
-            session.inbox.upload = None
-        self._settle(entry, receipt)
-        session.inbox.news.set()
+        await self._session.transport.publish(
+            topic, sign_message(self._greeted, self._session.key), retain=True
+        )
 
     def _remember(self, receipt: Receipt) -> None:
         """Notes the verdict's place in the coordinator's journal, to see when it is forgotten there."""

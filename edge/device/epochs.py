@@ -12,8 +12,8 @@ may have nothing of it.
 
 from collections.abc import Awaitable, Callable
 
-from edge.device.assignment import Assignment
 from edge.device.session import Session
+from edge.device.task import Task
 from edge.errors import DiskFull
 
 FORGOTTEN = (
@@ -35,24 +35,26 @@ class Epochs:
         self._end_training = end_training
 
     async def run(self) -> None:
-        """Follows for ever."""
-        inbox = self._session.inbox
+        """Follows for ever; what was asked of the earlier session is asked again of the later."""
+        session, inbox, wakeups = self._session, self._session.inbox, self._session.wakeups
         while True:
             before = inbox.seen
-            await inbox.turned.wait()
-            inbox.turned.clear()
+            await wakeups.epoch_turned.wait()
+            wakeups.epoch_turned.clear()
+            session.downloader.interrupt()
+            session.uploader.interrupt()
             is_forgotten = self._remember()
             task = self._state.memory.task
             if task and self.loss(task):
                 await self._end_training()
             elif not task and inbox.seen[1] < before[1]:
-                self._session.say("warning", self._return(), version=inbox.seen[1])
+                session.say("warning", self._return(), version=inbox.seen[1])
             elif is_forgotten:
-                self._session.say("warning", FORGOTTEN, version=inbox.seen[1])
-            inbox.news.set()
+                session.say("warning", FORGOTTEN, version=inbox.seen[1])
+            wakeups.offers_changed.set()
 
-    def loss(self, task: Assignment) -> str:
-        """Why a task is of no use to the coordinator as it is now; empty where it may be."""
+    def loss(self, task: Task) -> str:
+        """Returns why a task is of no use to the coordinator as it is now; empty where it may be."""
         mine, now = task.manifest, self._session.inbox.rival(task.manifest)
         if now is None or now.epoch <= mine.epoch:
             return ""

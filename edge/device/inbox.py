@@ -5,11 +5,9 @@ manifest of this fleet is taken; the client pins it with its first task. Manifes
 coordinator's that another has followed are left out (`edge.device.epochs`).
 """
 
-import asyncio
 from collections.abc import Callable
 
-from edge.delivery.download import Download
-from edge.delivery.upload import Upload
+from edge.device.wakeups import Wakeups
 from edge.errors import ProtocolError
 from edge.protocol.messages import Manifest, Receipt
 from edge.protocol.signing import open_signed
@@ -20,14 +18,20 @@ from edge.transport.base import Message
 class Inbox:
     """The receiving side of one client.
 
+    Args:
+        fleet: The fleet's name.
+        device_id: Whose receipts are taken.
+        coordinator_key: The only signer that is believed; None takes the first manifest's.
+        wakeups: Get what manifests change.
+        on_chunk: Gets every blob's chunks, with the blob's sha256 and their number.
+        on_receipt: Gets every receipt of this device that the coordinator has signed.
+        warn: Gets what is wrong with a message.
+        seen: Epoch and version of the newest manifest of an earlier run.
+
     Attributes:
         coordinator_key: The only signer that is believed; None until the first manifest.
-        news: Set when a manifest came.
         seen: Epoch and version of the newest manifest, in this order.
         known: The latest verdict that the coordinator's journal held when its session began.
-        turned: Set when a manifest of a later epoch came.
-        download: Gets the chunks of its blob.
-        upload: Gets the receipts of its update.
     """
 
     def __init__(
@@ -35,19 +39,22 @@ class Inbox:
         fleet: str,
         device_id: str,
         coordinator_key: str | None,
+        *,
+        wakeups: Wakeups,
+        on_chunk: Callable[[str, int, bytes], None],
+        on_receipt: Callable[[Receipt], None],
         warn: Callable[[str], None],
         seen: tuple[int, int] = (0, -1),
     ) -> None:
         self.coordinator_key = coordinator_key
         self.seen = seen
         self.known = 0
-        self.news = asyncio.Event()
-        self.turned = asyncio.Event()
-        self.download: Download | None = None
-        self.upload: Upload | None = None
         self._fleet = fleet
         self._topics = Topics(fleet)
         self._device_id = device_id
+        self._wakeups = wakeups
+        self._on_chunk = on_chunk
+        self._on_receipt = on_receipt
         self._warn = warn
         self._manifests: dict[str, Manifest] = {}
 
@@ -55,28 +62,30 @@ class Inbox:
         """Takes one message; what breaks the contract is told and left out."""
         try:
             match self._topics.parse(message.topic):
+                case BlobTopic() as topic:
+                    self._on_chunk(topic.sha256, topic.number, message.payload)
                 case VersionTopic() as topic:
                     self._take_manifest(topic.tier, message.payload)
-                case BlobTopic() as topic if self.download and topic.sha256 == self.download.sha256:
-                    self.download.receive(topic.number, message.payload)
                 case ReceiptTopic(device_id=self._device_id):
-                    self._take_receipt(message.payload)
+                    receipt, key = open_signed(message.payload, Receipt)
+                    self._check_signer(key)
+                    self._on_receipt(receipt)
         except ProtocolError as error:
             self._warn(f"{message.topic}: ignored: {error}")
 
     def choose(self, max_rank: int) -> Manifest | None:
-        """The current version in the largest tier of at most `max_rank`."""
+        """Returns the current version in the largest tier of at most `max_rank`."""
         fitting = [manifest for manifest in self._manifests.values() if manifest.rank <= max_rank]
         return max(fitting, key=lambda manifest: (manifest.version, manifest.rank), default=None)
 
     def rival(self, manifest: Manifest) -> Manifest | None:
-        """What the coordinator announces now in the tier of `manifest`, or else in any."""
+        """Returns what the coordinator announces now in the tier of `manifest`, or else in any."""
         newest = max(self._manifests.values(), key=lambda one: one.version, default=None)
         same = self._manifests.get(manifest.tier)
         return same if same and newest and same.version == newest.version else newest
 
     def ranks(self) -> list[int]:
-        """Of all tiers that the fleet offers."""
+        """Returns the ranks of all offered tiers."""
         return sorted(manifest.rank for manifest in self._manifests.values())
 
     def _take_manifest(self, tier: str, payload: bytes) -> None:
@@ -95,28 +104,14 @@ class Inbox:
                 "clock, which is behind, and restart it"
             )
         if manifest.epoch > self.seen[0]:
-            self._turn(manifest)
+            self.seen = (manifest.epoch, manifest.version)
+            self.known = manifest.known
+            self._manifests.clear()
+            self._wakeups.epoch_turned.set()
         if manifest.version >= self.seen[1]:  # an older one was only late
             self.seen = (manifest.epoch, manifest.version)
             self._manifests[tier] = manifest
-            self.news.set()
-
-    def _turn(self, manifest: Manifest) -> None:
-        """Begins anew with a later epoch's first manifest; what was asked of the earlier is asked again."""
-        self.seen = (manifest.epoch, manifest.version)
-        self.known = manifest.known
-        self._manifests.clear()
-        self.turned.set()
-        if self.download:
-            self.download.interrupt()
-        if self.upload:
-            self.upload.interrupt()
-
-    def _take_receipt(self, payload: bytes) -> None:
-        receipt, key = open_signed(payload, Receipt)
-        self._check_signer(key)
-        if self.upload and receipt.update == self.upload.header.update:
-            self.upload.receive(receipt)
+            self._wakeups.offers_changed.set()
 
     def _check_signer(self, key: str) -> None:
         if key != self.coordinator_key:

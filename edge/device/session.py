@@ -1,11 +1,13 @@
-"""What the two loops of a running client share."""
+"""What the loops of a running client share."""
 
-import asyncio
 from typing import Any, NamedTuple
 
+from edge.delivery.download import Downloader
+from edge.delivery.upload import Uploader
 from edge.device.config import DeviceConfig
 from edge.device.inbox import Inbox
 from edge.device.state import DeviceState
+from edge.device.wakeups import Wakeups
 from edge.events import Event, EventKind, Show
 from edge.protocol.topics import Topics
 from edge.storage.spool import Spool
@@ -17,16 +19,19 @@ class Session(NamedTuple):
 
     config: DeviceConfig
     backend: str  # as the capability card shows it
+    key: bytes  # private, of the device
     state: DeviceState
     spool: Spool
     inbox: Inbox
     transport: Transport
+    downloader: Downloader
+    uploader: Uploader
+    wakeups: Wakeups
     show: Show
-    spooled: asyncio.Event  # an update lies in the spool
 
     @property
     def topics(self) -> Topics:
-        """Of the fleet."""
+        """Returns the fleet's topics."""
         return Topics(self.config.fleet)
 
     def say(self, kind: EventKind, text: str, **facts: Any) -> None:

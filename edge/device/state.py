@@ -8,7 +8,7 @@
     spool/               updates without a receipt (`edge.storage.spool`)
     residual.safetensors what the encoding of accepted updates left over
     personal.safetensors the last trained adapter, where the fleet lets its devices keep their own b
-    sketch.part          the sample of the base model on its way here (`edge.device.proof`)
+    sketch.part          the sample of the base model on its way here (`edge.device.learning.proof`)
 
 Every write is atomic, so a client that is killed at any point finds the state before or after it.
 """
@@ -21,7 +21,7 @@ from typing import Any, Self
 import msgspec
 from msgspec import Struct
 
-from edge.device.assignment import Assignment
+from edge.device.task import Task
 from edge.errors import StateError
 from edge.storage.disk import claim_folder, write_file
 from edge.storage.identity import read_identity
@@ -38,7 +38,7 @@ class Memory(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     base: str | None  # fingerprint; None until the model is proved to be the fleet's
     base_files: str = ""  # the files that it was proved of; empty where the fingerprint is their own
     coordinator_key: str | None = None  # pinned at first sight
-    task: Assignment | None = None
+    task: Task | None = None
     epoch: int = 0  # of the coordinator's latest session; what is signed by an earlier one does not count
     newest: int = -1  # version seen in it
     version: int = -1  # the last version trained on
@@ -97,8 +97,8 @@ class DeviceState:
         write_file(self.folder / "state.json", content + b"\n")
         self.memory = changed
 
-    def task_folder(self, task: Assignment) -> Path:
-        """The worker's folder for `task`; those of other tasks are removed."""
+    def task_folder(self, task: Task) -> Path:
+        """Returns the worker's folder for `task`; those of other tasks are removed."""
         manifest = task.manifest
         session = f"-{manifest.epoch}" if manifest.epoch else ""
         wanted = self.task / f"{manifest.version}-{task.attempt}-{manifest.tier}{session}"
@@ -109,7 +109,7 @@ class DeviceState:
         return wanted
 
     def identity(self) -> bytes:
-        """The device's private key, made at first use."""
+        """Returns the device's private key, made at first use."""
         return read_identity(self.folder, "restore it, or join as a new device")
 
     def _recall(self) -> None:
@@ -123,7 +123,7 @@ class DeviceState:
 
 
 def _agreed(path: Path, fresh: Memory) -> Memory:
-    """The memory in `path`, where it may be used for what `fresh` says."""
+    """Returns the memory in `path`, where it may be used for what `fresh` says."""
     memory = _read(path)
     faults = [
         f"is of {what} {old!r}, expected {new!r}"

@@ -21,7 +21,7 @@ class ProgressReporter:
         self._sent_at = float("-inf")
 
     def of(self, version: int) -> Callable[[Progress], None]:
-        """A callback for the progress of a task on `version`."""
+        """Returns what takes the progress of a task on `version`."""
 
         def report(progress: Progress) -> None:
             self._show(version, progress)

@@ -56,6 +56,11 @@ class Received:
         self.present[number] = 1
         self.num_missing -= 1
 
+    def forget(self) -> None:
+        """Notes that every chunk has to come again."""
+        self.present[:] = bytes(len(self.present))
+        self.num_missing = len(self.present)
+
 
 class Pull:
     """The windows of one download: what to ask for, and when.
@@ -95,6 +100,10 @@ class Pull:
                     return ()
         self._asked_from, self._moved_at = missing, now
         return self._received.missing()
+
+    def asked(self, now: float) -> None:
+        """Notes that what `ask` returned is on its way to whoever has the blob."""
+        self._moved_at = now
 
     def wait_s(self, now: float) -> float:
         """Returns for how long there is nothing to ask for, unless a chunk comes."""

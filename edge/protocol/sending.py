@@ -50,7 +50,7 @@ class Outgoing:
 
     def next(self, window: int) -> int | None:
         """Returns the chunk to send now; None where none waits, or `window` are under way."""
-        if not self._waiting or len(self._in_flight) >= window:
+        if not self._waiting or len(self._in_flight) >= max(window, 1):
             return None
         number = self._waiting[0][0]
         self._waiting = without_chunk(self._waiting, number)
@@ -96,7 +96,7 @@ class Push:
             return None
         if not self._is_header_due:
             return self._chunks.next(min(window, WINDOW))
-        if self._chunks.num_in_flight >= window:
+        if self._chunks.num_in_flight >= max(window, 1):
             return None
         self._is_header_due, self._is_header_under_way = False, True
         return "header"

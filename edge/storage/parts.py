@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from edge.errors import Rejected
-from edge.protocol.chunks import chunk_length, missing_ranges, num_chunks
-from edge.protocol.messages import Range
+from edge.protocol.chunks import num_chunks
+from edge.protocol.receiving import Received
 from edge.storage.disk import room_for
 
 
@@ -30,6 +30,9 @@ class PartFile:
         chunk_bytes: Of every chunk but the last.
         sha256: Of the payload, 64 hex digits.
 
+    Attributes:
+        received: Which chunks are here; `finish` tells whether they are the right ones.
+
     Raises:
         DiskFull: There is no room to begin.
     """
@@ -40,19 +43,10 @@ class PartFile:
         self.chunk_bytes = chunk_bytes
         self.sha256 = sha256
         self._identity = f"{sha256} {size_bytes} {chunk_bytes}\n".encode()
-        self._present = self._found()
-        self._num_missing = self._present.count(0)
-        if not self._present:
+        present = self._found()
+        self.received = Received(size_bytes, chunk_bytes, present)
+        if present is None:
             self._start_over()
-
-    @property
-    def is_complete(self) -> bool:
-        """Every chunk is there; `finish` tells whether they are the right ones."""
-        return self._num_missing == 0
-
-    def missing(self, max_ranges: int = 256) -> tuple[Range, ...]:
-        """The chunks that are not there yet, as ranges, the first `max_ranges` of them."""
-        return missing_ranges(self._present, max_ranges)
 
     def write(self, number: int, chunk: bytes) -> bool:
         """Keeps a chunk; False when it was there already.
@@ -61,16 +55,12 @@ class PartFile:
             Rejected: `malformed`: no such chunk, or not of its length.
             DiskFull: There is no room; what was there before still is.
         """
-        expected = chunk_length(number, self.size_bytes, self.chunk_bytes)
-        if expected <= 0 or len(chunk) != expected:
-            raise Rejected("malformed", f"chunk {number} of {len(chunk)} bytes, expected {max(expected, 0)}")
-        if self._present[number]:
+        if not self.received.lacks(number, len(chunk)):
             return False
         with room_for("what is received", self.path), _opened(self.path, os.O_WRONLY) as file:
             _write_at(file, chunk, number * self.chunk_bytes)
             _write_at(file, b"\1", self.size_bytes + len(self._identity) + number)
-        self._present[number] = 1
-        self._num_missing -= 1
+        self.received.take(number)
         return True
 
     def finish(self, final_path: Path) -> None:
@@ -80,8 +70,9 @@ class PartFile:
             Rejected: `hash-mismatch`; every chunk is missing again. `malformed`: chunks are still missing.
             DiskFull: There is no room.
         """
-        if not self.is_complete:
-            raise Rejected("malformed", f"chunks {self.missing(8)} of {self.path.name} are missing")
+        if not self.received.is_complete:
+            missing = self.received.missing(8)
+            raise Rejected("malformed", f"chunks {missing} of {self.path.name} are missing")
         digest = self._digest()
         if digest != self.sha256:
             self._start_over()
@@ -98,26 +89,25 @@ class PartFile:
         """Removes what was received."""
         self.path.unlink(missing_ok=True)
 
-    def _found(self) -> bytearray:
-        """The map an earlier process left; empty when there is none for this payload."""
+    def _found(self) -> bytes | None:
+        """Returns the map that an earlier process left; None where there is none for this payload."""
         count = num_chunks(self.size_bytes, self.chunk_bytes)
         with contextlib.suppress(FileNotFoundError), _opened(self.path, os.O_RDONLY) as file:
             size = os.fstat(file).st_size
             if size == self.size_bytes and self._digest() == self.sha256:
-                return bytearray(b"\1" * count)  # killed inside `finish`, when the trailer was gone already
+                return b"\1" * count  # killed inside `finish`, when the trailer was gone already
             trailer = os.pread(file, len(self._identity) + count, self.size_bytes)
             if trailer.startswith(self._identity) and size == self.size_bytes + len(self._identity) + count:
-                return bytearray(trailer[len(self._identity) :])
-        return bytearray()
+                return trailer[len(self._identity) :]
+        return None
 
     def _start_over(self) -> None:
-        self._present = bytearray(num_chunks(self.size_bytes, self.chunk_bytes))
-        self._num_missing = len(self._present)
+        self.received.forget()
         with (
             room_for("what is received", self.path),
             _opened(self.path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC) as file,
         ):
-            _write_at(file, self._identity + self._present, self.size_bytes)
+            _write_at(file, self._identity + self.received.present, self.size_bytes)
 
     def _digest(self) -> str:
         digest = hashlib.sha256()

@@ -74,7 +74,7 @@ def test_another_process_takes_up_what_was_under_way(tmp_path, folders):
         second = Uploads(*folders, max_open=3)
         second.recover(journal)
     assert opened(second) == [1]
-    assert second.find("x", header(1).update).part.missing() == ((0, 1), (2, 3))
+    assert second.find("x", header(1).update).part.received.missing() == ((0, 1), (2, 3))
     assert {path.name for path in folders[0].iterdir()} == {
         f"{header(1).update}.{kind}" for kind in ("header", "part")
     }

@@ -23,6 +23,7 @@ from edge.device.config import DeviceConfig, read_config
 from edge.device.state import DeviceState
 from edge.events import Event
 from edge.protocol.messages import Manifest, Recipe
+from edge.storage.spool import Spool
 from edge.training.worker.supervisor import Worker
 from edge.transport.base import Transport
 from edge.transport.memory import MemoryBroker, MemoryTransport
@@ -31,9 +32,10 @@ from edge.transport.memory import MemoryBroker, MemoryTransport
 class Device:
     """A client and what it has told so far."""
 
-    def __init__(self, client: Client, state: DeviceState) -> None:
+    def __init__(self, client: Client, state: DeviceState, worker: Worker) -> None:
         self.client = client
         self.state = state
+        self.worker = worker
         self.events: list[Event] = []
         self.told = asyncio.Event()
 
@@ -123,7 +125,12 @@ class Home:
 
     @asynccontextmanager
     async def device(
-        self, device_id: str = "lamp", *, transport: Transport | None = None, **changes: Any
+        self,
+        device_id: str = "lamp",
+        *,
+        transport: Transport | None = None,
+        spool: type[Spool] = Spool,
+        **changes: Any,
     ) -> AsyncIterator[Device]:
         """A device that is not running yet: `await device.client.run()`."""
         config = self.device_config(device_id, **changes)
@@ -135,15 +142,17 @@ class Home:
                 assert device
                 device.show(event)
 
+            worker = Worker(config.base, config.backend, config.precision)
             client = Client(
                 config,
                 backend="toy",
                 state=state,
                 transport=transport or MemoryTransport(self.broker, device_id, presence),
-                worker=Worker(config.base, config.backend, config.precision),
+                worker=worker,
                 show=show,
+                spool=spool(state.spool, state.residual),
             )
-            device = Device(client, state)
+            device = Device(client, state, worker)
             yield device
 
     @asynccontextmanager

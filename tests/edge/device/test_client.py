@@ -15,7 +15,7 @@ from converters.errors import BaseModelError
 from converters.formats.canonical import load_adapter
 from coordinator.announcing import coordinator_presence
 from edge.backends.toy import make_toy_base
-from edge.device.assignment import Assignment
+from edge.device.task import Task
 from edge.errors import DataError, DiskFull, Rejected
 from edge.protocol.messages import Receipt, Telemetry, decode_message
 from edge.protocol.signing import new_key, public_key, sign_message
@@ -113,28 +113,31 @@ def test_a_device_that_keeps_its_own_b_sends_none_and_goes_on_with_it(home):
     assert all(facts["size_bytes"] < 0.8 * whole for facts in spooled)
 
 
-def test_a_task_that_is_done_again_begins_with_the_same_b(home, monkeypatch):
-    async def way(add):
-        monkeypatch.setattr(Spool, "add", add)
-        async with home.coordinator(**KEEPING), home.device(max_tasks=2) as device:
+class FullAtTheSecond(Spool):
+    """Finds no room when the second update comes, and then some."""
+
+    times = 0
+
+    def add(self, *arguments):
+        self.times += 1
+        if self.times == 2:
+            raise DiskFull("spool: no room for an update")
+        super().add(*arguments)
+
+
+def test_a_task_that_is_done_again_begins_with_the_same_b(home):
+    async def way(spool):
+        async with home.coordinator(**KEEPING), home.device(max_tasks=2, spool=spool) as device:
             await device.client.run()
         return device.events, load_adapter(device.state.personal)
 
-    whole = Spool.add
-    failures = iter([False, True, False])
-
-    def sometimes_full(*arguments):
-        if next(failures):
-            raise DiskFull("spool: no room for an update")
-        whole(*arguments)
-
-    events, interrupted = asyncio.run(way(sometimes_full))
+    events, interrupted = asyncio.run(way(FullAtTheSecond))
     assert any("no room" in event.text for event in events)
     assert not any("from the beginning" in event.text for event in events)
     for name in ("lamp", "coordinator"):
         shutil.rmtree(home.folder / name)
     home.broker = MemoryBroker()
-    _, plain = asyncio.run(way(whole))
+    _, plain = asyncio.run(way(Spool))
     assert interrupted == plain
 
 
@@ -230,7 +233,7 @@ def test_a_version_that_is_no_longer_kept_is_given_up_for_the_newer_one(home, ma
                 await fan.client.run()
             while not any(line.startswith("version 1") for line in home.said):
                 await asyncio.sleep(0.01)
-            device.state.update(task=Assignment(make_manifest(base=device.state.memory.base), 0))
+            device.state.update(task=Task(make_manifest(base=device.state.memory.base), 0))
             await device.client.run()
 
     asyncio.run(way())
@@ -330,7 +333,7 @@ def test_a_killed_worker_is_started_again(home):
         recipe = {"steps": 20, "seq_tokens": 64, "batch_tokens": 128}
         async with home.coordinator(recipe=recipe), home.running(slowdown=100.0) as device:
             await device.until("training", 2)
-            os.kill(device.client._worker.pid, signal.SIGABRT)
+            os.kill(device.worker.pid, signal.SIGABRT)
             await device.until("accepted")
             assert "last checkpoint" in device.of("warning")[0].text
 

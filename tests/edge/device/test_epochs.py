@@ -9,8 +9,10 @@ import pytest
 from coordinator.ledger.backup import make_backup
 from edge.device.epochs import FORGOTTEN
 from edge.device.inbox import Inbox
+from edge.device.wakeups import Wakeups
 from edge.protocol.messages import Recipe
 from edge.protocol.signing import new_key, public_key, sign_message
+from edge.protocol.tiers import tier_rank
 from edge.protocol.topics import Topics
 from edge.transport.base import Message
 from edge.transport.memory import MemoryBroker, MemoryTransport
@@ -219,11 +221,20 @@ class Ears:
     def __init__(self, make_manifest, seen=(0, -1)):
         self.key = new_key()
         self.warnings = []
-        self.inbox = Inbox("home", "lamp", public_key(self.key), self.warnings.append, seen)
+        self.inbox = Inbox(
+            "home",
+            "lamp",
+            public_key(self.key),
+            wakeups=Wakeups(),
+            on_chunk=lambda *_: None,
+            on_receipt=lambda _: None,
+            warn=self.warnings.append,
+            seen=seen,
+        )
         self._make = make_manifest
 
     def hear(self, epoch, version, tier="r4", **changes):
-        manifest = self._make(epoch=epoch, version=version, tier=tier, rank=int(tier[1:]), **changes)
+        manifest = self._make(epoch=epoch, version=version, tier=tier, rank=tier_rank(tier), **changes)
         payload = sign_message(manifest, self.key)
         self.inbox.receive(Message(TOPICS.version(tier), payload))
 

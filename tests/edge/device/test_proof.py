@@ -12,6 +12,7 @@ from converters.bases.read import read_base
 from converters.errors import BaseModelError
 from converters.proof.sample import MAX_BYTES
 from edge.device.capability_card import base_files, fresh_memory
+from edge.device.learning.proof import sample_of
 from edge.device.state import DeviceState, Memory
 from edge.protocol.messages import Blob, Hello, Manifest
 from edge.protocol.signing import open_signed
@@ -156,16 +157,10 @@ def test_without_a_sample_the_fingerprint_has_to_be_given(fleet):
 
 
 def test_a_sample_that_is_no_sample_is_refused_before_it_is_fetched(fleet, make_manifest):
+    """Also by a coordinator that has signed it."""
     manifest: Manifest = make_manifest(sketch=Blob(sha256="0" * 64, size_bytes=MAX_BYTES + 1))
-
-    async def way():
-        async with fleet.device(base=str(fleet.copy())) as device:
-            with pytest.raises(
-                BaseModelError, match=f"has {MAX_BYTES + 1} bytes, expected at most {MAX_BYTES}"
-            ):
-                await device.client._learner._proof.holds(manifest)
-
-    asyncio.run(way())
+    with pytest.raises(BaseModelError, match=f"has {MAX_BYTES + 1} bytes, expected at most {MAX_BYTES}"):
+        sample_of(manifest, fleet.base)
 
 
 @pytest.mark.mlx

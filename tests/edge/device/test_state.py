@@ -3,8 +3,8 @@ import stat
 
 import pytest
 
-from edge.device.assignment import Assignment
 from edge.device.state import DeviceState, Memory
+from edge.device.task import Task
 from edge.errors import StateError
 
 BASE = "b" * 64
@@ -15,7 +15,7 @@ def memory(**changes):
 
 
 def test_what_was_remembered_is_there_after_a_restart(tmp_path, make_manifest):
-    task = Assignment(make_manifest(version=3), attempt=1)
+    task = Task(make_manifest(version=3), attempt=1)
     with DeviceState(tmp_path, memory()) as state:
         state.update(task=task, coordinator_key="c" * 64)
         key = state.identity()
@@ -89,9 +89,9 @@ def test_a_folder_of_format_1_is_taken_up_with_its_task(tmp_path):
 
 def test_tasks_of_two_versions_of_one_number_have_folders_of_their_own(tmp_path, make_manifest):
     with DeviceState(tmp_path, memory()) as state:
-        old = state.task_folder(Assignment(make_manifest(version=58, epoch=1), 0))
+        old = state.task_folder(Task(make_manifest(version=58, epoch=1), 0))
         (old / "checkpoint").write_text("of the other one")
-        new = state.task_folder(Assignment(make_manifest(version=58, epoch=2), 0))
+        new = state.task_folder(Task(make_manifest(version=58, epoch=2), 0))
         assert list(new.iterdir()) == []
 
 
@@ -110,7 +110,7 @@ def test_a_file_is_no_state_folder(tmp_path):
 
 def test_only_the_folder_of_the_task_under_way_is_kept(tmp_path, make_manifest):
     with DeviceState(tmp_path, memory()) as state:
-        old = state.task_folder(Assignment(make_manifest(version=1), 0))
-        new = state.task_folder(Assignment(make_manifest(version=1), 1))
+        old = state.task_folder(Task(make_manifest(version=1), 0))
+        new = state.task_folder(Task(make_manifest(version=1), 1))
         assert not old.exists()
-        assert state.task_folder(Assignment(make_manifest(version=1), 1)) == new
+        assert state.task_folder(Task(make_manifest(version=1), 1)) == new

@@ -42,8 +42,8 @@ def test_chunks_in_any_order_repeated_and_over_restarts_give_the_file(tmp_path, 
         if step in restarts:
             part = new(tmp_path, data)
         assert part.write(number, chunk(data, number)) is (number not in order[:step])
-    assert part.is_complete
-    assert part.missing() == ()
+    assert part.received.is_complete
+    assert part.received.missing() == ()
     part.finish(tmp_path / "final")
     assert (tmp_path / "final").read_bytes() == data
     assert not (tmp_path / "parts").exists()
@@ -54,8 +54,8 @@ def test_missing_names_the_holes(tmp_path):
     part = new(tmp_path, data)
     for number in (1, 2, 5, 9):
         part.write(number, chunk(data, number))
-    assert part.missing() == ((0, 1), (3, 5), (6, 9))
-    assert part.missing(max_ranges=2) == ((0, 1), (3, 5))
+    assert part.received.missing() == ((0, 1), (3, 5), (6, 9))
+    assert part.received.missing(max_ranges=2) == ((0, 1), (3, 5))
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,7 @@ def test_chunks_that_do_not_belong_are_rejected(tmp_path, number, length):
     part = new(tmp_path, bytes(2 * CHUNK + 10))
     with pytest.raises(Rejected, match="malformed: chunk"):
         part.write(number, bytes(length))
-    assert part.missing() == ((0, 3),)
+    assert part.received.missing() == ((0, 3),)
 
 
 def test_wrong_bytes_are_found_out_and_the_file_starts_over(tmp_path):
@@ -77,7 +77,7 @@ def test_wrong_bytes_are_found_out_and_the_file_starts_over(tmp_path):
         part.finish(tmp_path / "final")
     assert refusal.value.reason == "hash-mismatch"
     assert not (tmp_path / "final").exists()
-    assert part.missing() == new(tmp_path, data).missing() == ((0, 2),)
+    assert part.received.missing() == new(tmp_path, data).received.missing() == ((0, 2),)
     for number in (0, 1):
         part.write(number, chunk(data, number))
     part.finish(tmp_path / "final")
@@ -93,7 +93,7 @@ def test_an_unfinished_file_is_not_finished(tmp_path):
 def test_another_payload_at_the_same_place_starts_over(tmp_path):
     one, other = bytes(2 * CHUNK), bytes([1]) * (2 * CHUNK)
     new(tmp_path, one).write(0, chunk(one, 0))
-    assert new(tmp_path, other).missing() == ((0, 2),)
+    assert new(tmp_path, other).received.missing() == ((0, 2),)
 
 
 def test_a_damaged_file_starts_over(tmp_path):
@@ -101,14 +101,14 @@ def test_a_damaged_file_starts_over(tmp_path):
     new(tmp_path, data).write(0, chunk(data, 0))
     with (tmp_path / "parts").open("r+b") as file:
         file.truncate(CHUNK)
-    assert new(tmp_path, data).missing() == ((0, 2),)
+    assert new(tmp_path, data).received.missing() == ((0, 2),)
 
 
 def test_a_kill_between_truncation_and_renaming_loses_nothing(tmp_path):
     data = bytes(range(256)) * 8
     (tmp_path / "parts").write_bytes(data)
     part = new(tmp_path, data)
-    assert part.is_complete
+    assert part.received.is_complete
     part.finish(tmp_path / "final")
     assert (tmp_path / "final").read_bytes() == data
 
@@ -139,7 +139,7 @@ def test_a_killed_receiver_continues_where_it_stopped(tmp_path):
     subprocess.run([sys.executable, "-c", WRITER, tmp_path / "parts"], check=False)
     data = random.Random(0).randbytes(300 * 1024)
     part = new(tmp_path, data)
-    missing = [number for start, end in part.missing(300) for number in range(start, end)]
+    missing = [number for start, end in part.received.missing(300) for number in range(start, end)]
     assert len(missing) == 150
     for number in missing:
         part.write(number, chunk(data, number))

@@ -4,8 +4,8 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from edge.delivery.download import Download
-from edge.delivery.upload import Upload
+from edge.delivery.download import Downloader
+from edge.delivery.upload import Uploader
 from edge.protocol.chunks import chunk_numbers, split_chunks
 from edge.protocol.delta import update_id
 from edge.protocol.messages import Receipt, UpdateHeader, Want, decode_message
@@ -51,28 +51,26 @@ class Peer:
                 await asyncio.gather(*loops, return_exceptions=True)
 
 
-@pytest.fixture
-def manifest(make_manifest):
-    return make_manifest(sha256=SHA256, size_bytes=len(BLOB))
-
-
-def fetch(manifest, part, serve, patience_s=5.0):
+def fetch(part, serve, patience_s=5.0, bad=()):
     """Downloads into `part`; `serve` names the chunks that a want is answered with. Returns the wants."""
     wants = []
     peer = Peer()
-    download = Download(peer.mine, part, WANT, patience_s)
+    download = Downloader(peer.mine, TOPICS, "lamp", patience_s)
 
     async def answer(message):
         wants.append(decode_message(message.payload, Want))
+        for chunk in bad:
+            download.receive(*chunk)
         for number in serve(wants):
             await peer.other.publish(TOPICS.blob(SHA256, number), CHUNKS[number])
 
     async def receive(message):
-        download.receive(int(message.topic.rpartition("/")[2]), message.payload)
+        topic = TOPICS.parse(message.topic)
+        download.receive(topic.sha256, topic.number, message.payload)
 
     async def way():
         async with peer.answering(WANT, answer, receive), asyncio.timeout(10):
-            return await download.run(TOPICS, lambda _: None)
+            return await download.fetch(part, lambda _: None)
 
     return asyncio.run(way()), wants
 
@@ -82,57 +80,54 @@ def asked(wants):
     return list(chunk_numbers(wants[-1].ranges))[: wants[-1].window]
 
 
-def test_a_download_asks_window_by_window(tmp_path, manifest):
+def test_a_download_asks_window_by_window(tmp_path):
     part = PartFile(tmp_path / "part", len(BLOB), 1024, SHA256)
-    is_here, wants = fetch(manifest, part, asked)
+    is_here, wants = fetch(part, asked)
     assert is_here
     part.finish(tmp_path / "blob")
     assert (tmp_path / "blob").read_bytes() == BLOB
     assert [want.ranges[0][0] for want in wants] == [0, 16, 32, 48]
 
 
-def test_a_download_goes_on_from_the_chunks_that_are_there(tmp_path, manifest):
+def test_a_download_goes_on_from_the_chunks_that_are_there(tmp_path):
     part = PartFile(tmp_path / "part", len(BLOB), 1024, SHA256)
     for number in range(45):
         part.write(number, CHUNKS[number])
     again = PartFile(tmp_path / "part", len(BLOB), 1024, SHA256)
-    is_here, wants = fetch(manifest, again, asked)
+    is_here, wants = fetch(again, asked)
     assert is_here
     assert [want.ranges for want in wants] == [((45, 50),)]
 
 
-def test_chunks_that_another_device_asked_for_count(tmp_path, manifest):
+def test_chunks_that_another_device_asked_for_count(tmp_path):
     part = PartFile(tmp_path / "part", len(BLOB), 1024, SHA256)
-    is_here, wants = fetch(manifest, part, lambda wants: range(50))
+    is_here, wants = fetch(part, lambda wants: range(50))
     assert is_here
     assert len(wants) < 4
 
 
-def test_a_want_that_was_answered_in_part_is_repeated_for_the_rest(tmp_path, manifest):
+def test_a_want_that_was_answered_in_part_is_repeated_for_the_rest(tmp_path):
     part = PartFile(tmp_path / "part", len(BLOB), 1024, SHA256)
-    is_here, wants = fetch(manifest, part, lambda wants: asked(wants)[::2] or [], patience_s=0.05)
+    is_here, wants = fetch(part, lambda wants: asked(wants)[::2] or [], patience_s=0.05)
     assert is_here
     assert wants[1].ranges[0] == (1, 2)
 
 
-def test_a_download_that_stands_still_gives_up_and_keeps_what_came(tmp_path, manifest):
+def test_a_download_that_stands_still_gives_up_and_keeps_what_came(tmp_path):
     part = PartFile(tmp_path / "part", len(BLOB), 1024, SHA256)
-    is_here, _ = fetch(manifest, part, lambda wants: [3] if len(wants) == 1 else [], patience_s=0.05)
+    is_here, _ = fetch(part, lambda wants: [3] if len(wants) == 1 else [], patience_s=0.05)
     assert not is_here
-    assert PartFile(tmp_path / "part", len(BLOB), 1024, SHA256).missing() == ((0, 3), (4, 50))
+    assert PartFile(tmp_path / "part", len(BLOB), 1024, SHA256).received.missing() == ((0, 3), (4, 50))
 
 
-def test_chunks_of_no_blob_do_no_harm(tmp_path, manifest):
+def test_chunks_of_no_blob_do_no_harm(tmp_path):
+    """Nor of another one: what is asked for comes all the same."""
     part = PartFile(tmp_path / "part", len(BLOB), 1024, SHA256)
-    download = Download(Peer().mine, part, WANT, 1.0)
-
-    async def way():
-        download.receive(-1, b"x")
-        download.receive(50, b"x" * 1024)
-        download.receive(0, b"too short")
-
-    asyncio.run(way())
-    assert part.missing() == ((0, 50),)
+    bad = [(SHA256, 50, b"x" * 1024), (SHA256, 0, b"too short"), ("0" * 64, 0, b"x" * 1024)]
+    is_here, _ = fetch(part, asked, bad=bad)
+    assert is_here
+    part.finish(tmp_path / "blob")
+    assert (tmp_path / "blob").read_bytes() == BLOB
 
 
 @pytest.fixture
@@ -166,7 +161,7 @@ def send(entry, judge, patience_s=5.0):
     """Uploads; `judge` sees all parts that came so far and returns a receipt or None."""
     parts = []
     peer = Peer()
-    upload = Upload(peer.mine, TOPICS, entry, patience_s)
+    upload = Uploader(peer.mine, TOPICS, patience_s)
 
     async def answer(message):
         parts.append(message.topic.rpartition("/")[2])
@@ -178,7 +173,7 @@ def send(entry, judge, patience_s=5.0):
 
     async def way():
         async with peer.answering(TOPICS.up("lamp", "+", "+"), answer, receive), asyncio.timeout(10):
-            return await upload.run()
+            return await upload.send(entry)
 
     return asyncio.run(way()), parts
 

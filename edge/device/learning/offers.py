@@ -2,9 +2,10 @@
 
 import asyncio
 
-from edge.device.assignment import Assignment
-from edge.device.proof import Proof
+from edge.delivery.window import heard
+from edge.device.learning.proof import Proof
 from edge.device.session import Session
+from edge.device.task import Task
 from edge.protocol.messages import Manifest
 
 SETTLE_S = 0.2  # the tiers of a version are announced one after the other
@@ -17,7 +18,7 @@ class Offers:
         self._session = session
         self._proof = proof
 
-    async def next_task(self) -> Assignment:
+    async def next_task(self) -> Task:
         """Waits for a version that may be trained on; the task is in the state folder when it returns.
 
         Raises:
@@ -41,10 +42,10 @@ class Offers:
             if (reason := self._waits_for(manifest)) != told:
                 self._session.say("waiting", reason)
                 told = reason
-            await self.news()
+            await self.changed()
 
-    async def _offer(self, manifest: Manifest) -> Assignment | None:
-        """The next attempt at `manifest`, where its recipe and the spool leave room for one."""
+    async def _offer(self, manifest: Manifest) -> Task | None:
+        """Returns the next attempt at `manifest`, where its recipe and the spool leave room for one."""
         memory, config = self._session.state.memory, self._session.config
         if not await self._proof.holds(manifest):
             return None
@@ -52,7 +53,7 @@ class Offers:
         attempt = memory.attempts if manifest.version == memory.version and is_known else 0
         is_exhausted = 0 < manifest.recipe.attempts <= attempt
         is_crowded = len(self._session.spool.entries()) >= config.max_pending
-        return None if is_exhausted or is_crowded else Assignment(manifest, attempt)
+        return None if is_exhausted or is_crowded else Task(manifest, attempt)
 
     def _waits_for(self, manifest: Manifest | None) -> str:
         config, num_pending = self._session.config, len(self._session.spool.entries())
@@ -64,11 +65,8 @@ class Offers:
             return f"for a tier of rank {config.max_rank} or less; the fleet has {', '.join(map(str, ranks))}"
         return f"for the first version of fleet {config.fleet}"
 
-    async def news(self) -> None:
-        """Waits for a manifest or a receipt; asks for the retained manifests again when nothing comes."""
-        self._session.inbox.news.clear()
-        try:
-            async with asyncio.timeout(6 * self._session.config.patience_s):
-                await self._session.inbox.news.wait()
-        except TimeoutError:
-            await self._session.transport.subscribe(self._session.topics.version("+"))
+    async def changed(self) -> None:
+        """Waits until offers may have changed; asks for the retained manifests again when nothing comes."""
+        session = self._session
+        if not await heard(session.wakeups.offers_changed, 6 * session.config.patience_s):
+            await session.transport.subscribe(session.topics.version("+"))

@@ -17,21 +17,21 @@ from edge.training.plan import Plan
 from edge.training.requests import Result
 
 
-class Assignment(Struct, frozen=True, forbid_unknown_fields=True):
+class Task(Struct, frozen=True, forbid_unknown_fields=True):
     """The task under way: one attempt at one version."""
 
     manifest: Manifest
     attempt: int
 
     def yielded(self, header: UpdateHeader) -> bool:
-        """Whether that update came of this task."""
+        """Tells whether that update came of this task."""
         manifest = self.manifest
         is_same_base = header.base_sha256 in (None, manifest.sha256)
         return (header.base_version, header.attempt) == (manifest.version, self.attempt) and is_same_base
 
 
-class Update(NamedTuple):
-    """What a task yields."""
+class Learnt(NamedTuple):
+    """What a task comes to: the update, and what stays with the device."""
 
     header: UpdateHeader
     payload: bytes
@@ -39,14 +39,14 @@ class Update(NamedTuple):
     personal: LoraAdapter | None  # whose b the device keeps for its next task, where the recipe says so
 
 
-def task_seed(device_id: str, task: Assignment) -> int:
-    """Of the data's order: a repeat of the same device, version and attempt trains the same."""
+def task_seed(device_id: str, task: Task) -> int:
+    """Returns the seed of the data's order: the same device, version and attempt train the same again."""
     text = f"{device_id}\n{task.manifest.version}\n{task.attempt}"
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") >> 1
 
 
 def make_plan(recipe: Recipe, seed: int, micro_batch_tokens: int, checkpoint_every_s: float) -> Plan:
-    """The coordinator's recipe with what is this device's own.
+    """Joins the coordinator's recipe with what is this device's own.
 
     Raises:
         ConfigError: The recipe cannot be followed.
@@ -73,7 +73,7 @@ def make_plan(recipe: Recipe, seed: int, micro_batch_tokens: int, checkpoint_eve
 
 
 def start_adapter(recipe: Recipe, dispatched: LoraAdapter, personal: LoraAdapter | None) -> LoraAdapter:
-    """What a task begins with: as dispatched, but for the b that the device has kept, where it keeps one.
+    """Returns what a task begins with: as dispatched, but for the b that the device has kept, if any.
 
     Args:
         recipe: Of the version.
@@ -92,9 +92,9 @@ def start_adapter(recipe: Recipe, dispatched: LoraAdapter, personal: LoraAdapter
 
 
 def make_update(
-    device_id: str, task: Assignment, dispatched: Path, result: Result, residual: LoraAdapter | None
-) -> Update:
-    """Trained minus dispatched, with `residual` added, encoded as the manifest asks.
+    device_id: str, task: Task, dispatched: Path, result: Result, residual: LoraAdapter | None
+) -> Learnt:
+    """Encodes trained minus dispatched, with `residual` added, as the manifest asks.
 
     Of what the recipe leaves untrained, or lets the device keep, nothing is sent.
 
@@ -137,4 +137,4 @@ def make_update(
         loss_after=result.loss_after,
         base_sha256=base_sha256,
     )
-    return Update(header, payload, left, trained if recipe.keeps == "b" else None)
+    return Learnt(header, payload, left, trained if recipe.keeps == "b" else None)

@@ -12,10 +12,9 @@ from converters.bases.read import read_base
 from converters.errors import BaseModelError
 from converters.proof.check import Verdict, check_base
 from converters.proof.sample import MAX_BYTES, parse_sample
-from edge.device.blobs import Blobs
+from edge.device.learning.blobs import Blobs
 from edge.device.session import Session
 from edge.protocol.messages import Blob, Manifest
-from edge.storage.parts import PartFile
 
 
 class Proof:
@@ -28,7 +27,7 @@ class Proof:
         self._base = Path(session.config.base)
 
     async def holds(self, manifest: Manifest) -> bool:
-        """True; or False where the sample stopped coming and the fleet has another one by now.
+        """Tells that the model is the fleet's; False where the sample stopped coming and is another by now.
 
         Raises:
             BaseModelError: The fleet trains another base model, with what differs.
@@ -61,23 +60,28 @@ class Proof:
                 num_wrong=verdict.num_wrong,
             )
         self._state.update(base=manifest.base)
-        self._session.spooled.set()  # who the device is can be told now
+        self._session.wakeups.something_to_send.set()  # who the device is
         return True
 
     async def _sample(self, manifest: Manifest) -> Path | None:
-        sketch = _sketch(manifest, self._base)
-        final = self._state.folder / "sketch"
-        part = PartFile(final.with_suffix(".part"), sketch.size_bytes, manifest.chunk_bytes, sketch.sha256)
-        while not await self._blobs.fetch(part, final, "the sample of the base model"):
+        sample = sample_of(manifest, self._base)
+
+        def is_obsolete() -> bool:
             newest = self._session.inbox.choose(self._session.config.max_rank)
-            if newest and newest.sketch != sketch:
-                part.discard()
-                return None
-        return final
+            return newest is not None and newest.sketch != sample
+
+        final = self._state.folder / "sketch"
+        return await self._blobs.fetch(
+            sample, manifest.chunk_bytes, final, "the sample of the base model", is_obsolete
+        )
 
 
-def _sketch(manifest: Manifest, base: Path) -> Blob:
-    """Where the fleet's sample is to be had.
+def sample_of(manifest: Manifest, base: Path) -> Blob:
+    """Returns where the fleet's sample is to be had.
+
+    Args:
+        manifest: Of a version.
+        base: This device's model, for the message.
 
     Raises:
         BaseModelError: There is none, or none that is small.
@@ -96,7 +100,7 @@ def _sketch(manifest: Manifest, base: Path) -> Blob:
 
 
 def _has_fingerprint(base: Path, fingerprint: str) -> bool:
-    """Whether the model tells that fingerprint of itself: a GGUF file in full precision can."""
+    """Tells whether the model has that fingerprint itself: a GGUF file in full precision can."""
     try:
         return read_base(base).fingerprint == fingerprint
     except BaseModelError:  # what is wrong with the file, if anything, is told by `_check`

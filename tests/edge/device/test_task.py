@@ -6,7 +6,7 @@ import pytest
 from converters.adapter import Factors, LoraAdapter
 from converters.formats.canonical import save_adapter
 from converters.masking import leading_rows
-from edge.device.assignment import Assignment, make_plan, make_update, start_adapter, task_seed
+from edge.device.task import Task, make_plan, make_update, start_adapter, task_seed
 from edge.errors import ConfigError
 from edge.protocol.codec import decode_adapter
 from edge.protocol.messages import Recipe
@@ -37,7 +37,7 @@ def result(path):
 def test_an_update_is_trained_minus_dispatched_plus_what_was_left_over(tmp_path, make_manifest):
     save_adapter(adapter(1.0), tmp_path / "dispatched")
     save_adapter(adapter(1.5), tmp_path / "trained")
-    task = Assignment(make_manifest(version=4, encoding="int8"), attempt=2)
+    task = Task(make_manifest(version=4, encoding="int8"), attempt=2)
     update = make_update("lamp", task, tmp_path / "dispatched", result(tmp_path / "trained"), adapter(0.25))
     sent = decode_adapter(update.payload, like=adapter(1.0))
     # 1.5 - 1.0 + 0.25 = 0.75; what the encoding rounds away is the new residual.
@@ -51,13 +51,13 @@ def test_an_update_is_trained_minus_dispatched_plus_what_was_left_over(tmp_path,
 
 def test_a_repeat_has_the_same_seed_and_everything_else_another(make_manifest):
     seeds = {
-        task_seed(device, Assignment(make_manifest(version=version), attempt))
+        task_seed(device, Task(make_manifest(version=version), attempt))
         for device in ("lamp", "fan")
         for version in (0, 1)
         for attempt in (0, 1)
     }
     assert len(seeds) == 8
-    again = task_seed("lamp", Assignment(make_manifest(version=1, tier="r8"), 0))
+    again = task_seed("lamp", Task(make_manifest(version=1, tier="r8"), 0))
     assert again in seeds
     assert 0 <= min(seeds) <= max(seeds) < 2**31
 
@@ -72,7 +72,7 @@ def test_a_recipe_bound_by_steps_ignores_its_seconds():
 def update_of(recipe, tmp_path, make_manifest, trained, residual=None):
     save_adapter(adapter(1.0), tmp_path / "dispatched")
     save_adapter(trained, tmp_path / "trained")
-    task = Assignment(make_manifest(version=4, encoding="f32", recipe=recipe), attempt=0)
+    task = Task(make_manifest(version=4, encoding="f32", recipe=recipe), attempt=0)
     return make_update("lamp", task, tmp_path / "dispatched", result(tmp_path / "trained"), residual)
 
 

@@ -1,0 +1,1 @@
+"""From a version that is offered to an update in the spool: one task after another."""
