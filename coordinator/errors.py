@@ -3,6 +3,7 @@
     TunefleetError (converters.errors)
     └── CoordinatorError
         ├── UnknownVersion     a version that was never made, or is no longer kept
+        ├── MissingObject      a file of a version, or an update's payload, that is gone
         └── MergeError         a buffer that a strategy cannot merge; the version stays as it was
             └── UnreadableUpdate   one update of it: its payload, or the version it began from, is gone
 
@@ -19,6 +20,10 @@ class CoordinatorError(TunefleetError):
 
 class UnknownVersion(CoordinatorError):  # noqa: N818
     """A version that was never made, or is no longer kept."""
+
+
+class MissingObject(CoordinatorError):  # noqa: N818
+    """A file of a version, or an update's payload, that is gone."""
 
 
 class MergeError(CoordinatorError):

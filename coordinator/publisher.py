@@ -7,6 +7,7 @@ one costs nothing.
 
 import asyncio
 
+from coordinator.errors import MissingObject
 from coordinator.ledger.versions import VersionStore
 from edge.protocol.chunks import chunk_numbers, first_chunks, merge_ranges, num_chunks
 from edge.protocol.messages import Want
@@ -46,8 +47,8 @@ class Publisher:
     def ask(self, want: Want) -> bool:
         """Notes what a device is missing; False where there is no such blob, or none any more."""
         try:
-            size = self._versions.path(want.sha256).stat().st_size
-        except FileNotFoundError:
+            size = self._versions.objects.size(want.sha256)
+        except MissingObject:
             return False
         ranges = first_chunks(merge_ranges(want.ranges, num_chunks(size, self._chunk_bytes)), want.window)
         self._wanted.setdefault(want.sha256, set()).update(chunk_numbers(ranges))
@@ -75,11 +76,7 @@ class Publisher:
 
     def _read(self, sha256: str, numbers: list[int]) -> list[tuple[int, bytes]]:
         try:
-            with self._versions.path(sha256).open("rb") as file:
-                chunks = []
-                for number in numbers:
-                    file.seek(number * self._chunk_bytes)
-                    chunks.append((number, file.read(self._chunk_bytes)))
-                return chunks
-        except FileNotFoundError:  # collected since it was asked for
+            objects, size = self._versions.objects, self._chunk_bytes
+            return [(number, objects.get(sha256, number * size, size)) for number in numbers]
+        except MissingObject:  # collected since it was asked for
             return []

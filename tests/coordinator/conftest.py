@@ -4,7 +4,7 @@ import asyncio
 import hashlib
 import json
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, closing, contextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,8 @@ from converters.adapter import Factors, LoraAdapter
 from converters.formats.canonical import parse_adapter
 from coordinator.announcing import coordinator_presence
 from coordinator.config import CoordinatorConfig, read_config
-from coordinator.ledger.journal import Journal
-from coordinator.ledger.state import CoordinatorState
+from coordinator.ledger.sqlite import SqliteJournal
+from coordinator.ledger.state import CoordinatorState, open_ledger
 from coordinator.ledger.versions import VersionStore
 from coordinator.merging.loop import RETRY_S
 from coordinator.observers.status import StatusNotes
@@ -258,10 +258,10 @@ class Fleet:
                 await asyncio.gather(task, return_exceptions=True)
 
     @contextmanager
-    def opened(self) -> Iterator[tuple[Journal, VersionStore]]:
+    def opened(self) -> Iterator[tuple[SqliteJournal, VersionStore]]:
         """Its state, beside a coordinator or after it."""
-        with closing(Journal(self.folder)) as journal:
-            yield journal, VersionStore(self.folder, journal)
+        with open_ledger(self.folder) as opened:
+            yield opened
 
     def device(self, device_id: str, **changes: Any) -> Device:
         return Device(self.broker, device_id, self.fingerprint, **changes)

@@ -4,7 +4,7 @@ from contextlib import closing
 import pytest
 
 from coordinator.intake.open_uploads import MAX_PER_DEVICE, Uploads
-from coordinator.ledger.journal import Journal
+from coordinator.ledger.sqlite import SqliteJournal
 from edge.errors import Rejected
 from edge.protocol.messages import UpdateHeader
 
@@ -69,7 +69,7 @@ def test_another_process_takes_up_what_was_under_way(tmp_path, folders):
     first.begin(header(2))
     (folders[0] / "left-over.part").write_bytes(b"")
     (folders[0] / f"{'f' * 32}.header").write_bytes(b"of an older version")
-    with closing(Journal(tmp_path, "home")) as journal:
+    with closing(SqliteJournal(tmp_path, "home")) as journal:
         journal.record(header(2), at=0.0)
         second = Uploads(*folders, max_open=3)
         second.recover(journal)

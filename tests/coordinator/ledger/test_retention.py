@@ -4,10 +4,10 @@ from contextlib import closing
 import pytest
 
 from coordinator.intake.open_uploads import Uploads
-from coordinator.intake.roster import Roster, read_devices
+from coordinator.intake.roster import Roster
 from coordinator.ledger.head import Standing
-from coordinator.ledger.journal import Journal
 from coordinator.ledger.retention import Retention
+from coordinator.ledger.sqlite import SqliteJournal
 from edge.protocol.codec import encode_adapter
 from edge.protocol.messages import Telemetry, UpdateHeader
 
@@ -28,7 +28,7 @@ def telemetry(base_version):
 
 @pytest.fixture
 def journal(tmp_path):
-    with closing(Journal(tmp_path, "home")) as opened:
+    with closing(SqliteJournal(tmp_path, "home")) as opened:
         yield opened
 
 
@@ -92,7 +92,7 @@ def test_who_holds_what_outlives_a_restart(journal, roster):
     roster.hold("x", 3, 5.0)
     roster.hold("x", 7, 6.0)
     roster.flush()
-    assert [device.held for device in read_devices(journal)] == [(3, 7), ()]
+    assert [device.held for device in journal.devices()] == [(3, 7), ()]
     assert Roster(journal, {}, is_open=True).held(since=0.0) == {3, 7}
 
 

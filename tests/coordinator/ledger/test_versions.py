@@ -5,7 +5,7 @@ import pytest
 
 from converters.adapter import Factors, LoraAdapter
 from coordinator.errors import UnknownVersion
-from coordinator.ledger.journal import Journal
+from coordinator.ledger.sqlite import SqliteJournal
 from coordinator.ledger.state import CoordinatorState
 from coordinator.strategies.base import Account, Report, Share, State
 from edge.protocol.messages import UpdateHeader
@@ -89,7 +89,7 @@ def test_moments_lose_their_files_with_their_version(state):
         carried = State(number, adapter(number), None, {"m": adapter(10 + number)})
         state.versions.add(state.versions.store(carried, {}), number - 1 if number else None, None, 0.0)
     state.versions.collect(keep_versions=1)
-    assert {path.name for path in state.versions.folder.iterdir()} == state.versions.current().files
+    assert state.versions.objects.names() == state.versions.current().files
     assert len(state.versions.current().files) == 2
 
 
@@ -137,12 +137,10 @@ def test_a_rollback_discards_what_was_learnt_on_what_is_gone(state):
 
 def test_old_versions_lose_their_files_and_keep_their_rows(state):
     grow(state, 5)
-    (state.versions.folder / "of-a-merge-that-was-killed").write_bytes(b"")
+    state.versions.objects.put("of-a-merge-that-was-killed", b"")
     state.versions.collect(keep_versions=2)
     assert [version.kept for version in state.versions.history()] == [False] * 3 + [True] * 2
-    assert {path.name for path in state.versions.folder.iterdir()} == {
-        version.master for version in state.versions.history(limit=2)
-    }
+    assert state.versions.objects.names() == {version.master for version in state.versions.history(limit=2)}
     assert [version.version for version in state.versions.kept()] == [3, 4]
     with pytest.raises(UnknownVersion, match="version 1 is no longer kept"):
         state.versions.rollback(1, 0.0)
@@ -181,5 +179,5 @@ def test_a_payload_that_was_damaged_leaves_the_buffer_at_the_start(tmp_path):
         (state.updates / "nobody's").write_bytes(b"other")
         assert state.recover() == [header(1).update]
         assert not (state.updates / "nobody's").exists()
-    with closing(Journal(tmp_path)) as journal:
+    with closing(SqliteJournal(tmp_path)) as journal:
         assert journal.update(header(1).update).status == "discarded"
