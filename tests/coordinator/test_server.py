@@ -474,6 +474,7 @@ def test_what_cannot_be_merged_leaves_the_buffer_and_the_version_stays(
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(fleet.serving(**settings))
             devices = [await stack.enter_async_context(fleet.device(name).joined()) for name in ("x", "y")]
+            first = await devices[0].manifest()
             for device in devices:
                 header, payload, _ = await prepared(device, size=size, num_examples=examples)
                 assert (await device.upload(header, payload)).status == "accepted"
@@ -481,11 +482,12 @@ def test_what_cannot_be_merged_leaves_the_buffer_and_the_version_stays(
             assert [(one.device, one.reason) for one in gone] == [("x", "unmergeable"), ("y", "unmergeable")]
             assert detail in gone[0].detail
             assert not list((fleet.folder / "updates").iterdir())
-            for device in devices:  # the loop goes on with the same version
-                header, payload, _ = await prepared(device, size=0.01, attempt=1)
+            for device in devices:  # the loop goes on with the same files
+                assert (await device.manifest(version=1)).sha256 == first.sha256
+                header, payload, _ = await prepared(device, size=0.01, version=1)
                 assert (await device.upload(header, payload)).status == "accepted"
             if "server_lr" not in settings:
-                await devices[0].manifest(version=1)
+                await devices[0].manifest(version=2)
 
     run(scenario())
 
