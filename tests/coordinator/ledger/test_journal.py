@@ -11,17 +11,11 @@ from coordinator.ledger.sqlite import FILE, SqliteJournal
 from coordinator.ledger.state import CoordinatorState, open_ledger
 from coordinator.strategies.base import Account
 from edge.errors import DiskFull, Rejected, StateError
-from edge.protocol.messages import UpdateHeader
 
 
-def header(number=0, **changes):
-    fields = {
-        "update": f"{number:032x}", "fleet": "home", "device_id": "x", "tier": "r2", "base_version": 0,
-        "base": "ab" * 32, "attempt": number, "sha256": "cd" * 32, "size_bytes": 5, "chunk_bytes": 1024,
-        "encoding": "f32", "num_examples": 1, "num_tokens": 2, "num_steps": 3, "seconds": 4.0,
-        "loss_before": 2.0, "loss_after": 1.0,
-    } | changes  # fmt: skip
-    return UpdateHeader(**fields)
+@pytest.fixture
+def header(make_header):
+    return lambda number=0, **changes: make_header(attempt=number, **changes)
 
 
 @pytest.fixture
@@ -30,28 +24,28 @@ def journal(tmp_path):
         yield opened
 
 
-def test_an_update_is_written_down_once(journal):
+def test_an_update_is_written_down_once(journal, header):
     journal.record(header(), at=1.0)
     journal.record(header(), at=2.0)
     journal.record(header(), at=3.0, rejected=Rejected("too-stale", "late"))
     (update,) = journal.waiting()
-    assert (update.received_at, update.status, update.num_steps) == (1.0, "accepted", 3)
+    assert (update.received_at, update.status, update.num_steps) == (1.0, "accepted", 5)
 
 
-def test_a_rejection_keeps_its_reason(journal):
+def test_a_rejection_keeps_its_reason(journal, header):
     journal.record(header(), at=1.0, rejected=Rejected("too-stale", "21 versions old"))
     update = journal.update(header().update)
     assert (update.status, update.reason, update.detail) == ("rejected", "too-stale", "21 versions old")
     assert journal.waiting() == []
 
 
-def test_the_buffer_is_in_order_of_arrival(journal):
+def test_the_buffer_is_in_order_of_arrival(journal, header):
     for number in (3, 1, 2):
         journal.record(header(number), at=0.0)
     assert [update.attempt for update in journal.waiting()] == [3, 1, 2]
 
 
-def test_another_process_sees_what_was_committed(tmp_path, journal):
+def test_another_process_sees_what_was_committed(tmp_path, journal, header):
     journal.record(header(), at=1.0)
     with closing(SqliteJournal(tmp_path)) as other:
         before = journal.data_version()
