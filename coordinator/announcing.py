@@ -102,4 +102,4 @@ class Announcer:
             )
 
     def _blob(self, sha256: str) -> Blob:
-        return Blob(sha256=sha256, size_bytes=self._versions.path(sha256).stat().st_size)
+        return Blob(sha256=sha256, size_bytes=self._versions.objects.size(sha256))

@@ -7,7 +7,7 @@
             └── UnreadableUpdate   one update of it: its payload, or the version it began from, is gone
 
 What the coordinator shares with devices has its errors in `edge.errors`: ConfigError, StateError, DiskFull,
-TransportError and, for everything a device sends, ProtocolError and Rejected.
+MissingObject, TransportError and, for everything a device sends, ProtocolError and Rejected.
 """
 
 from converters.errors import TunefleetError

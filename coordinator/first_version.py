@@ -14,8 +14,8 @@ from converters.bases.targets import match_targets
 from converters.proof.sample import make_sample
 from coordinator.config import CoordinatorConfig
 from coordinator.initial_adapter import Beginning, describe, scale_fact, settle
+from coordinator.ledger.records import Version
 from coordinator.ledger.state import CoordinatorState
-from coordinator.ledger.versions import Version
 from coordinator.strategies.base import State
 from coordinator.strategies.presets import base_faults
 from coordinator.strategies.spaces import dispatch

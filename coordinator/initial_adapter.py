@@ -8,7 +8,6 @@ refused: version 0 is the adapter to the last bit.
 import hashlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -22,8 +21,10 @@ from converters.formats.canonical import dump_adapter
 from converters.formats.detect import TOOLS, detect_format, weights_file
 from converters.formats.load import load_any, read_about
 from coordinator.config import RANKS, CoordinatorConfig
-from coordinator.ledger.journal import FILE, Journal
-from coordinator.ledger.versions import Origin
+from coordinator.ledger.contract import Facts
+from coordinator.ledger.records import Origin
+from coordinator.ledger.sqlite import FILE
+from coordinator.ledger.state import open_ledger
 from edge.choices import SCALE, TARGETS
 from edge.errors import ConfigError
 
@@ -72,7 +73,7 @@ def read_beginning(path: Path, base: Base) -> Beginning:
 
 
 def settle(
-    config: CoordinatorConfig, journal: Journal | None = None
+    config: CoordinatorConfig, journal: Facts | None = None
 ) -> tuple[CoordinatorConfig, Beginning | None]:
     """The configuration with ranks, scale and targets filled in, and the adapter to begin with.
 
@@ -101,11 +102,11 @@ def settle_folder(config: CoordinatorConfig) -> CoordinatorConfig:
     folder = Path(config.state)
     if not (folder / FILE).is_file():
         return settle(config)[0]
-    with closing(Journal(folder)) as journal:
+    with open_ledger(folder) as (journal, _):
         return settle(config, journal)[0]
 
 
-def scale_fact(config: CoordinatorConfig, beginning: Beginning | None, journal: Journal) -> str:
+def scale_fact(config: CoordinatorConfig, beginning: Beginning | None, journal: Facts) -> str:
     """What the journal remembers of the scale: several where the adapter has several."""
     if beginning is not None:
         return ", ".join(map(repr, _scales(beginning.adapter)))
@@ -128,7 +129,7 @@ def coverage_line(adapter: LoraAdapter) -> str:
 
 def _filled(
     config: CoordinatorConfig,
-    journal: Journal | None,
+    journal: Facts | None,
     own: tuple[tuple[int, ...], float | None, Sequence[str]],
 ) -> CoordinatorConfig:
     """The configuration, where it is open as the folder was founded, and in a fresh one with `own`."""

@@ -9,7 +9,8 @@ from converters.errors import TunefleetError
 from coordinator.events.complaints import Complaints
 from coordinator.events.observer import Tell
 from coordinator.events.records import VersionScored
-from coordinator.ledger.versions import Version, VersionStore
+from coordinator.ledger.records import Version
+from coordinator.ledger.versions import VersionStore
 
 
 class Quality(NamedTuple):

@@ -101,7 +101,7 @@ class Coordinator:
         )  # fmt: skip
         self._intake = Intake(desk)
         self._announcer = announcer
-        self._publisher = Publisher(transport, topics, versions.path, config.chunk_bytes)
+        self._publisher = Publisher(transport, topics, versions.objects, config.chunk_bytes)
         self._scorer = Scorer(score, versions, config.eval_every, self._tell, self._complain)
         offices = Offices(
             intake=self._intake, arrivals=Arrivals(self._roster, self._tell), roster=self._roster,

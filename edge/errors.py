@@ -10,6 +10,7 @@ TunefleetError (converters.errors)
     │   └── UnsupportedRecipe  the fleet asks for training that this backend or base model cannot do
     ├── StateError         a state folder of another fleet, of a newer version, or damaged
     ├── DiskFull           no room to spool or to journal; nothing was lost
+    ├── MissingObject      a file of a version, or an update's payload, that is gone
     ├── TransportError     the broker cannot be reached
     │   ├── BrokerRefused  the broker answered no: password, rights, protocol
     │   ├── TlsFailure     the encrypted connection could not be made
@@ -63,6 +64,10 @@ class StateError(EdgeError):
 
 class DiskFull(EdgeError):  # noqa: N818
     """There is no room to spool or to journal; nothing was lost."""
+
+
+class MissingObject(EdgeError):  # noqa: N818
+    """A file of a version, or an update's payload, that is gone."""
 
 
 class TransportError(EdgeError):

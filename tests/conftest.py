@@ -1,6 +1,7 @@
-"""Tiny random models as folders and as GGUF files, llama.cpp itself to hold them against, and a broker."""
+"""Messages of a fleet `home`, tiny random models as folders and GGUF files, llama.cpp itself, a broker."""
 
 import ctypes
+import hashlib
 import json
 import os
 import shutil
@@ -13,6 +14,9 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+
+from edge.protocol.delta import update_id
+from edge.protocol.messages import Manifest, Recipe, UpdateHeader
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch: its idle threads would spin beside others
 
@@ -63,6 +67,39 @@ QUANT_TYPES |= {"bf16": 32, "q4_1": 3, "q5_0": 8, "q5_1": 9}
 
 
 MOSQUITTO = shutil.which("mosquitto", path=f"{os.environ['PATH']}:/usr/sbin:/opt/homebrew/sbin")
+
+
+@pytest.fixture(scope="session")
+def make_manifest():
+    """`make_manifest(**changes)`."""
+
+    def make(**changes) -> Manifest:
+        settings = {
+            "fleet": "home", "tier": "r4", "version": 0, "parent": None, "sha256": "0" * 64, "size_bytes": 10,
+            "chunk_bytes": 1024, "encoding": "f32", "base": "b" * 64, "rank": 4, "space": "product",
+            "recipe": Recipe(steps=1),
+        }  # fmt: skip
+        return Manifest(**settings | changes)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_header():
+    """`make_header(payload, **changes)`; the update's id is that of its content, unless it is given."""
+
+    def make(payload: bytes = b"delta", **changes) -> UpdateHeader:
+        fields = {
+            "fleet": "home", "device_id": "x", "tier": "r4", "base_version": 0,
+            "base": "b" * 64, "attempt": 0,
+            "sha256": hashlib.sha256(payload).hexdigest(), "size_bytes": len(payload), "chunk_bytes": 1024,
+            "encoding": "f32", "num_examples": 10, "num_tokens": 100, "num_steps": 5, "seconds": 1.0,
+            "loss_before": 2.0, "loss_after": 1.0, "base_sha256": None,
+        } | changes  # fmt: skip
+        of = [fields[name] for name in ("device_id", "base_version", "attempt", "sha256", "base_sha256")]
+        return UpdateHeader(**{"update": update_id(*of)} | fields)
+
+    return make
 
 
 @pytest.fixture(scope="session")

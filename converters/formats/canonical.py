@@ -34,13 +34,17 @@ def dump_adapter(adapter: LoraAdapter) -> bytes:
     return payload
 
 
-def parse_adapter(payload: bytes) -> LoraAdapter:
-    """The adapter whose canonical file `payload` is.
+def parse_adapter(payload: bytes, where: str = "adapter") -> LoraAdapter:
+    """Returns the adapter whose canonical file `payload` is.
+
+    Args:
+        payload: The file's content.
+        where: What an error calls it.
 
     Raises:
         AdapterError: Naming the faults.
     """
-    return _adapter(parse_tensors(payload, "adapter", AdapterError))
+    return _adapter(parse_tensors(payload, where, AdapterError))
 
 
 def save_adapter(adapter: LoraAdapter, path: Path) -> None:

@@ -1,7 +1,7 @@
 """Commands of this package; heavy imports happen inside the command that needs them."""
 
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,7 +21,7 @@ from coordinator.watch.command import watch
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from coordinator.ledger.journal import Journal
+    from coordinator.ledger.contract import Journal
     from coordinator.ledger.versions import VersionStore
 
 STATUS = examples("tunefleet status --state coordinator", "tunefleet status --state coordinator --json")
@@ -219,11 +219,9 @@ def _opened(state: Path) -> "Iterator[tuple[Journal, VersionStore]]":
         UnknownVersion: It holds no version yet.
     """
     from coordinator.errors import UnknownVersion
-    from coordinator.ledger.journal import Journal
-    from coordinator.ledger.versions import VersionStore
+    from coordinator.ledger.state import open_ledger
 
-    with closing(Journal(state)) as journal:
-        versions = VersionStore(state, journal)
+    with open_ledger(state) as (journal, versions):
         if versions.current() is None:
             raise UnknownVersion(f"{state}: holds no version yet; `tunefleet serve` makes the first")
         yield journal, versions

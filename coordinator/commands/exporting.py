@@ -16,8 +16,9 @@ from converters.formats.card import Lineage
 from converters.formats.save import Format, save_as
 from coordinator.first_version import BASE_NAME
 from coordinator.initial_adapter import describe
-from coordinator.ledger.journal import Journal
-from coordinator.ledger.versions import Version, VersionStore
+from coordinator.ledger.contract import Journal
+from coordinator.ledger.records import Version
+from coordinator.ledger.versions import VersionStore
 
 
 def export_version(

@@ -11,7 +11,7 @@ one that has been longest without progress makes room, and its device begins it 
 from pathlib import Path
 from typing import NamedTuple
 
-from coordinator.ledger.journal import Journal
+from coordinator.ledger.contract import Updates
 from edge.errors import ProtocolError
 from edge.protocol.messages import UpdateHeader, decode_message, encode_message
 from edge.storage.disk import write_file
@@ -48,7 +48,7 @@ class Uploads:
         self._max_open = max_open
         self._open: dict[str, Upload] = {}  # the one without progress for longest comes first
 
-    def recover(self, journal: Journal) -> None:
+    def recover(self, journal: Updates) -> None:
         """Takes up what an earlier process was receiving; what the journal knows already is cleared away."""
         for path in sorted(self._incoming.glob("*.header"), key=lambda path: path.stat().st_mtime):
             try:

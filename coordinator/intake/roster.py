@@ -7,33 +7,16 @@ broker has the presence of those who are, and may be another than before.
 """
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
-import msgspec
-from msgspec import Struct
-
-from coordinator.ledger.journal import Journal
+from coordinator.ledger.contract import Devices
+from coordinator.ledger.records import Device
 from edge.errors import Rejected
-from edge.protocol.messages import Hello, Presence, R, Telemetry
+from edge.protocol.messages import Hello, Presence, Telemetry
 
 MAX_DEVICES = 10_000  # with open enrolment anybody may come
 NEVER = 0.0  # when a device was seen of which only a retained card is known
 MAX_HELD = 2  # the version a device trains on, and the one before, whose update may still be in its spool
-
-
-class Device(NamedTuple):
-    """One device as the journal knows it."""
-
-    device: str
-    key: str  # public, hex
-    first_seen: float  # Unix time
-    last_seen: float
-    online: bool
-    epoch: int  # of its present or last session
-    hello: Hello | None
-    telemetry: Telemetry | None  # of the task under way, or the last one
-    held: tuple[int, ...] = ()  # versions that it downloaded or trained on last, oldest first
-    astray: float | None = None  # when it was at a version that is not here; None: it is not
 
 
 class Roster:
@@ -45,11 +28,11 @@ class Roster:
         is_open: Whether devices that are not listed may enrol themselves.
     """
 
-    def __init__(self, journal: Journal, listed: Mapping[str, str], is_open: bool) -> None:
+    def __init__(self, journal: Devices, listed: Mapping[str, str], is_open: bool) -> None:
         self._journal = journal
         self._listed = listed
         self._is_open = is_open
-        known = read_devices(journal)
+        known = journal.devices()
         self._devices = {device.device: device._replace(online=False) for device in known}
         self._changed = {device.device for device in known if device.online}
         self._early: dict[str, Presence] = {}
@@ -76,12 +59,9 @@ class Roster:
             return
         if len(self._devices) >= MAX_DEVICES:
             raise Rejected("unknown-device", f"the fleet is full: it holds {MAX_DEVICES} devices")
-        with self._journal.transaction() as db:
-            db.execute(
-                "INSERT INTO devices (device, key, first_seen, last_seen) VALUES (?, ?, ?, ?)",
-                (device_id, key, at or NEVER, at or NEVER),
-            )
-        self._devices[device_id] = Device(device_id, key, at or NEVER, at or NEVER, False, 0, None, None)
+        device = Device(device_id, key, at or NEVER, at or NEVER)
+        self._journal.enrol(device)
+        self._devices[device_id] = device
         if device_id in self._early:
             self.observe(device_id, self._early.pop(device_id), at)
 
@@ -163,24 +143,7 @@ class Roster:
         """
         if not self._changed:
             return
-        with self._journal.transaction() as db:
-            db.executemany(
-                "UPDATE devices SET last_seen = ?, online = ?, epoch = ?, hello = ?, telemetry = ?, held = ?,"
-                " astray = ? WHERE device = ?",
-                [
-                    (
-                        one.last_seen,
-                        one.online,
-                        one.epoch,
-                        _json(one.hello),
-                        _json(one.telemetry),
-                        msgspec.json.encode(one.held).decode(),
-                        one.astray,
-                        one.device,
-                    )
-                    for one in (self._devices[device_id] for device_id in self._changed)
-                ],
-            )
+        self._journal.save(self._devices[device_id] for device_id in self._changed)
         self._changed.clear()
 
     def _change(self, device_id: str, at: float | None, **changes: Any) -> None:
@@ -191,24 +154,5 @@ class Roster:
             self._changed.add(device_id)
 
 
-def read_devices(journal: Journal) -> list[Device]:
-    """All devices that ever enrolled, by name."""
-    found = []
-    for row in journal.rows(f"SELECT {', '.join(Device._fields)} FROM devices ORDER BY device"):  # noqa: S608
-        raw = Device(*row)
-        hello, telemetry = _read(row[6], Hello), _read(row[7], Telemetry)
-        held = tuple(msgspec.json.decode(row[8], type=list[int]))
-        found.append(raw._replace(online=bool(raw.online), hello=hello, telemetry=telemetry, held=held))
-    return found
-
-
 def _can_train(hello: Hello | None, rank: int) -> bool:
     return hello is None or max(hello.ranks, default=0) >= rank
-
-
-def _json(record: Struct | None) -> str | None:
-    return msgspec.json.encode(record).decode() if record is not None else None
-
-
-def _read(text: str | None, kind: type[R]) -> R | None:
-    return msgspec.json.decode(text, type=kind) if text is not None else None

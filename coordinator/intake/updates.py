@@ -19,8 +19,9 @@ from coordinator.events.records import UpdateAccepted, UpdateRefused, UpdateReje
 from coordinator.intake.admission import Rules, check_header, check_payload, read_header
 from coordinator.intake.open_uploads import Upload, Uploads
 from coordinator.intake.roster import Roster
+from coordinator.ledger.contract import Updates
 from coordinator.ledger.head import Head
-from coordinator.ledger.journal import Journal, Refusal, Update
+from coordinator.ledger.records import Refusal, Update
 from edge.errors import Rejected
 from edge.protocol.messages import Receipt, UpdateHeader
 from edge.protocol.signing import sign_message
@@ -34,7 +35,7 @@ class Desk(NamedTuple):
     transport: Transport
     topics: Topics
     key: bytes  # private, of the coordinator
-    journal: Journal
+    journal: Updates
     roster: Roster
     uploads: Uploads
     rules: Rules

@@ -15,9 +15,8 @@ from pathlib import Path
 from msgspec import Struct
 
 from coordinator.events.pace import KEY as PACE
-from coordinator.ledger.journal import FILE, Journal
-from coordinator.ledger.state import UPDATES
-from coordinator.ledger.versions import FOLDER, VersionStore
+from coordinator.ledger.sqlite import FILE, SqliteJournal
+from coordinator.ledger.state import OBJECTS, UPDATES, open_ledger
 from edge.errors import StateError
 from edge.storage.disk import room_for, sync_folder
 from edge.storage.identity import FILE as KEY
@@ -47,7 +46,7 @@ def make_backup(state: Path, out: Path) -> Backup:
     if out.is_file() or (out.is_dir() and any(out.iterdir())):
         raise StateError(f"{out}: is not empty; give a folder that is new")
     draft = out.absolute().parent / f".{out.absolute().name}.partial"
-    with closing(Journal(state)) as journal, room_for("a backup", out):
+    with closing(SqliteJournal(state)) as journal, room_for("a backup", out):
         shutil.rmtree(draft, ignore_errors=True)
         draft.mkdir(mode=0o700, parents=True)
         try:
@@ -61,16 +60,15 @@ def make_backup(state: Path, out: Path) -> Backup:
     return Backup(str(out), *backup)
 
 
-def _copy_state(state: Path, journal: Journal, draft: Path) -> tuple[int | None, int, int, int]:
+def _copy_state(state: Path, journal: SqliteJournal, draft: Path) -> tuple[int | None, int, int, int]:
     missing = ""
     while True:
         (draft / FILE).unlink(missing_ok=True)
         journal.copy(draft / FILE)
-        with closing(Journal(draft)) as copied:
-            versions = VersionStore(draft, copied)
+        with open_ledger(draft) as (copied, versions):
             current, waiting = versions.current(), copied.waiting()
             copied.note(PACE, None)  # nobody runs there
-            names = [f"{FOLDER}/{sha256}" for one in versions.kept() for sha256 in one.files]
+            names = [f"{OBJECTS}/{sha256}" for one in versions.kept() for sha256 in one.files]
             names += [f"{UPDATES}/{update.id}" for update in waiting]
         wanted = dict.fromkeys([KEY, *names])
         gone = _copy_files(state, draft, wanted)
@@ -108,7 +106,7 @@ def _copy(source: Path, target: Path) -> None:
 
 
 def _remove_others(draft: Path, wanted: Mapping[str, None]) -> None:
-    for folder in (draft / FOLDER, draft / UPDATES):
+    for folder in (draft / OBJECTS, draft / UPDATES):
         folder.mkdir(exist_ok=True)
         for path in folder.iterdir():
             if str(path.relative_to(draft)) not in wanted:

@@ -9,7 +9,8 @@ from typing import NamedTuple
 
 from converters.adapter import LoraAdapter
 from converters.masking import leading_rows
-from coordinator.ledger.versions import Version, VersionStore
+from coordinator.ledger.records import Version
+from coordinator.ledger.versions import VersionStore
 
 
 class Standing(NamedTuple):

@@ -8,8 +8,8 @@ stale, or the device was away for `hold_s`.
 
 from typing import Protocol
 
+from coordinator.ledger.contract import Updates
 from coordinator.ledger.head import Standing
-from coordinator.ledger.journal import Journal
 
 
 class Devices(Protocol):
@@ -40,7 +40,7 @@ class Retention:
     """
 
     def __init__(
-        self, journal: Journal, devices: Devices, receiving: Receiving, max_staleness: int, hold_s: float
+        self, journal: Updates, devices: Devices, receiving: Receiving, max_staleness: int, hold_s: float
     ) -> None:
         self._max_staleness = max_staleness
         self._hold_s = hold_s

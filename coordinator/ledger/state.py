@@ -1,6 +1,6 @@
 """What the coordinator remembers, in one folder that belongs to one coordinator of one fleet.
 
-    journal.sqlite   devices, updates, versions (`coordinator.ledger.journal`)
+    journal.sqlite   devices, updates, versions (`coordinator.ledger.sqlite`)
     objects/         adapters by their sha256 (`coordinator.ledger.versions`)
     incoming/        headers and parts of updates under way (`coordinator.intake.open_uploads`)
     updates/         payloads of accepted updates that are in no version yet, by their id
@@ -12,16 +12,31 @@ Reports and rollback work on the journal without the lock, also while a coordina
 """
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from coordinator.ledger.journal import Journal
-from coordinator.ledger.versions import FOLDER, VersionStore
+from coordinator.ledger.files import FileObjects
+from coordinator.ledger.sqlite import SqliteJournal
+from coordinator.ledger.versions import VersionStore
+from edge.errors import MissingObject
 from edge.storage.disk import claim_folder
 from edge.storage.identity import read_identity
 
-UPDATES = "updates"
+OBJECTS, UPDATES = "objects", "updates"
+
+
+@contextmanager
+def open_ledger(folder: Path) -> Iterator[tuple[SqliteJournal, VersionStore]]:
+    """Opens the journal and the versions of a state folder without its lock, also while a coordinator runs.
+
+    Raises:
+        StateError: It is no coordinator's.
+    """
+    with closing(SqliteJournal(folder)) as journal:
+        yield journal, VersionStore(journal, FileObjects(folder / OBJECTS))
 
 
 class CoordinatorState:
@@ -41,19 +56,20 @@ class CoordinatorState:
         self.folder = folder
         self.incoming = folder / "incoming"
         self.updates = folder / UPDATES
+        self.payloads = FileObjects(self.updates)
         self._fleet = fleet
 
     def __enter__(self) -> Self:
         self._lock = claim_folder(
-            self.folder, (self.folder / FOLDER, self.incoming, self.updates), "coordinator"
+            self.folder, (self.folder / OBJECTS, self.incoming, self.updates), "coordinator"
         )
         try:
             self.key = read_identity(self.folder, "restore it: devices have pinned it")
-            self.journal = Journal(self.folder, self._fleet)
+            self.journal = SqliteJournal(self.folder, self._fleet)
         except BaseException:
             self._lock.close()
             raise
-        self.versions = VersionStore(self.folder, self.journal)
+        self.versions = VersionStore(self.journal, FileObjects(self.folder / OBJECTS))
         return self
 
     def __exit__(
@@ -63,7 +79,7 @@ class CoordinatorState:
         self._lock.close()
 
     def begin_session(self, at: float, heard: int = 0) -> int:
-        """The epoch of a new session: later than every one before, also where the clock was set back.
+        """Returns the epoch of a new session: later than every one before, also where the clock was set back.
 
         A restored journal remembers an early one, and the clock then is later, or what was heard is.
 
@@ -80,7 +96,7 @@ class CoordinatorState:
 
     @property
     def last_epoch(self) -> int:
-        """Of the session before, as far as this folder knows."""
+        """The epoch of the session before, as far as this folder knows."""
         return int(self.journal.meta("epoch") or 0)
 
     def recover(self) -> list[str]:
@@ -89,21 +105,16 @@ class CoordinatorState:
         Returns:
             Ids of updates whose payload is damaged or gone; they leave the buffer.
         """
-        waiting = {update.id: update for update in self.journal.waiting()}
-        for path in self.updates.iterdir():
-            if path.name not in waiting and not (self.incoming / f"{path.name}.header").exists():
-                path.unlink()
-        lost = [
-            update.id for update in waiting.values() if not _holds(self.updates / update.id, update.sha256)
-        ]
+        waiting = {update.id: update.sha256 for update in self.journal.waiting()}
+        under_way = {path.stem for path in self.incoming.glob("*.header")}
+        self.payloads.remove(self.payloads.names() - waiting.keys() - under_way)
+        lost = [name for name, sha256 in waiting.items() if not self._holds(name, sha256)]
         if lost:
             self.journal.discard(lost, "hash-mismatch", "its payload on the coordinator's disk is damaged")
         return lost
 
-
-def _holds(path: Path, sha256: str) -> bool:
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest() == sha256
-    except FileNotFoundError:
-        return False
+    def _holds(self, payload: str, sha256: str) -> bool:
+        try:
+            return hashlib.sha256(self.payloads.get(payload)).hexdigest() == sha256
+        except MissingObject:
+            return False

@@ -12,10 +12,9 @@ from coordinator.events.observer import Tell
 from coordinator.events.records import RolledBack, UpdateFiltered, UpdatesDiscarded, VersionMade
 from coordinator.intake.roster import Roster
 from coordinator.ledger.head import Head
-from coordinator.ledger.journal import Update
+from coordinator.ledger.records import Update, Version
 from coordinator.ledger.retention import Retention
 from coordinator.ledger.state import CoordinatorState
-from coordinator.ledger.versions import Version
 from coordinator.merging.merger import Merger
 from coordinator.merging.pace import PaceNews
 from coordinator.scoring import Scorer

@@ -17,9 +17,8 @@ from converters.errors import AdapterError
 from coordinator.config import CoordinatorConfig
 from coordinator.errors import MergeError, UnreadableUpdate
 from coordinator.ledger.head import Standing
-from coordinator.ledger.journal import Update
+from coordinator.ledger.records import Update, Version, VersionFiles
 from coordinator.ledger.state import CoordinatorState
-from coordinator.ledger.versions import Version, VersionFiles
 from coordinator.strategies.base import (
     Account,
     Calibrator,
@@ -32,7 +31,7 @@ from coordinator.strategies.base import (
 )
 from coordinator.strategies.choice import choose_strategy
 from coordinator.strategies.spaces import dispatch
-from edge.errors import ConfigError, ProtocolError
+from edge.errors import ConfigError, MissingObject, ProtocolError
 from edge.protocol.codec import decode_adapter
 from edge.protocol.tiers import tier_name
 
@@ -136,8 +135,7 @@ class Merger:
         report, files = await asyncio.to_thread(self._merge, old, accounts, contributions)
         made = self._state.versions.add(files, old.version, report, self._clock())
         if made is not None:
-            for update in buffer:
-                (self._state.updates / update.id).unlink(missing_ok=True)
+            self._state.payloads.remove(update.id for update in buffer)
             self._state.versions.collect(self._config.keep_versions, held())
         return made
 
@@ -149,8 +147,7 @@ class Merger:
         """
         gone = [one for one in buffer if not isinstance(error, UnreadableUpdate) or one.id == error.update]
         self._state.journal.discard([one.id for one in gone], "unmergeable", str(error))
-        for update in gone:
-            (self._state.updates / update.id).unlink(missing_ok=True)
+        self._state.payloads.remove(update.id for update in gone)
         return gone
 
     def _merge(
@@ -184,14 +181,14 @@ class Merger:
 
         def load_delta() -> LoraAdapter:
             try:
-                return decode_adapter((self._state.updates / update.id).read_bytes(), like=like)
-            except (FileNotFoundError, ProtocolError) as error:
+                return decode_adapter(self._state.payloads.get(update.id), like=like)
+            except (MissingObject, ProtocolError) as error:
                 raise UnreadableUpdate(update.id, f"its payload is gone or damaged: {error}") from error
 
         def load_base() -> LoraAdapter:
             try:
                 return load(dispatched)
-            except (FileNotFoundError, AdapterError) as error:
+            except (MissingObject, AdapterError) as error:
                 what = f"version {update.base_version}, which it began from, is gone or damaged"
                 raise UnreadableUpdate(update.id, f"{what}: {error}") from error
 

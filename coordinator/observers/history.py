@@ -4,8 +4,9 @@ from msgspec import Struct
 
 from converters.adapter import LoraAdapter
 from coordinator.events.records import refusal
-from coordinator.ledger.journal import Journal
-from coordinator.ledger.versions import Version, VersionStore
+from coordinator.ledger.contract import EVERYTHING, Updates
+from coordinator.ledger.records import Version
+from coordinator.ledger.versions import VersionStore
 from coordinator.strategies.base import Share
 
 
@@ -85,7 +86,7 @@ def _kind(version: Version) -> str:
     return "first" if version.parent is None else "rollback"
 
 
-def rejections(journal: Journal, limit: int) -> list[Rejection]:
+def rejections(journal: Updates, limit: int) -> list[Rejection]:
     """The latest updates that count for nothing, oldest first."""
     known = [
         Rejection(
@@ -97,7 +98,7 @@ def rejections(journal: Journal, limit: int) -> list[Rejection]:
             detail=one.detail,
             at=one.received_at,
         )
-        for one in journal.updates(limit=1 << 30)
+        for one in journal.updates(EVERYTHING)
         if one.status != "accepted"
     ]
     refused = [

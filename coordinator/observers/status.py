@@ -1,15 +1,14 @@
 """What `status` tells, read from a journal that a coordinator may be writing to, and noted there for it."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import msgspec
 from msgspec import Struct
 
 from coordinator.events.pace import KEY, FleetPace
 from coordinator.events.records import FleetEvent, PaceChanged, Stopped
-from coordinator.intake.roster import Device, read_devices
-from coordinator.ledger.journal import Journal
+from coordinator.ledger.contract import EVERYTHING, Facts, Journal
+from coordinator.ledger.records import Device, Tally
 from coordinator.ledger.versions import VersionStore
 from edge.protocol.messages import Telemetry
 
@@ -52,28 +51,6 @@ class FleetStatus(Struct, frozen=True):
     pace: FleetPace | None  # what the coordinator waits for; None: none is running
 
 
-class Tally(NamedTuple):
-    """What the journal has of one device's updates."""
-
-    device: str
-    accepted: int
-    rejected: int
-    discarded: int
-    merged: int
-    mean_staleness: float | None
-    weight: float
-    num_tokens: int  # of the latest
-    seconds: float
-
-
-_TALLIES = """
-SELECT device, total(status = 'accepted'), total(status = 'rejected'), total(status = 'discarded'),
-    count(merged_into), avg(CASE WHEN merged_into IS NOT NULL THEN coalesce(staleness, 0) END),
-    total(abs(weight)), num_tokens, seconds, max(seq)
-FROM updates GROUP BY device
-"""  # of SQLite's bare columns in a row with max(), num_tokens and seconds are those of that row
-
-
 def fleet_status(journal: Journal, versions: VersionStore, now: float) -> FleetStatus:
     """The fleet as the journal has it, where a version was made.
 
@@ -83,13 +60,13 @@ def fleet_status(journal: Journal, versions: VersionStore, now: float) -> FleetS
         now: Unix time in seconds.
     """
     current = versions.history(limit=1)[0]
-    tallies = {row[0]: Tally(row[0], *map(int, row[1:5]), *row[5:9]) for row in journal.rows(_TALLIES)}
+    tallies = journal.tallies()
     pace = read_pace(journal)
     pace = pace if pace and pace.is_current(now) else None
     weight = sum(tally.weight for tally in tallies.values())
     devices = tuple(
-        _device_status(device, tallies.get(device.device, _nothing(device.device)), weight, pace is not None)
-        for device in read_devices(journal)
+        _device_status(device, tallies.get(device.device, Tally()), weight, pace is not None)
+        for device in journal.devices()
     )
     return FleetStatus(
         fleet=journal.meta("fleet") or "",
@@ -102,7 +79,7 @@ def fleet_status(journal: Journal, versions: VersionStore, now: float) -> FleetS
         accepted=sum(tally.accepted for tally in tallies.values()),
         rejected=sum(tally.rejected for tally in tallies.values()),
         discarded=sum(tally.discarded for tally in tallies.values()),
-        refused=len(journal.refusals(limit=1 << 30)),
+        refused=len(journal.refusals(EVERYTHING)),
         fairness=jain_index([device.weight_share for device in devices]),
         devices=devices,
         pace=pace,
@@ -116,7 +93,7 @@ class StatusNotes:
         journal: Of its state folder.
     """
 
-    def __init__(self, journal: Journal) -> None:
+    def __init__(self, journal: Facts) -> None:
         self._journal = journal
 
     def __call__(self, event: FleetEvent) -> None:
@@ -131,7 +108,7 @@ class StatusNotes:
             self._journal.note(KEY, None)
 
 
-def read_pace(journal: Journal) -> FleetPace | None:
+def read_pace(journal: Facts) -> FleetPace | None:
     """Returns what the coordinator of a state folder waits for; None where none runs, by its journal."""
     noted = journal.meta(KEY)
     return msgspec.json.decode(noted, type=FleetPace) if noted else None
@@ -144,10 +121,6 @@ def jain_index(shares: Sequence[float]) -> float | None:
     """
     squares = sum(share * share for share in shares)
     return sum(shares) ** 2 / (len(shares) * squares) if squares else None
-
-
-def _nothing(device: str) -> Tally:
-    return Tally(device, 0, 0, 0, 0, None, 0.0, 0, 0.0)
 
 
 def _device_status(device: Device, tally: Tally, weight: float, is_served: bool) -> DeviceStatus:

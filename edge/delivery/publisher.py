@@ -6,10 +6,10 @@ downloading it listens.
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from pathlib import Path
-from typing import BinaryIO
+from typing import Protocol
 
-from edge.delivery.window import Sending, read_chunk, send_all
+from edge.delivery.window import Sending, send_all
+from edge.errors import MissingObject
 from edge.protocol.chunks import num_chunks
 from edge.protocol.messages import Want
 from edge.protocol.sending import Outgoing
@@ -19,13 +19,25 @@ from edge.transport.base import Transport
 EXPIRY_S = 60  # a device that fell asleep asks again: a broker need not keep chunks for it
 
 
+class Blobs(Protocol):
+    """Where files lie, by their sha256; `coordinator.ledger` keeps them."""
+
+    def size(self, name: str) -> int:
+        """Returns a blob's size in bytes, or raises `MissingObject`."""
+        ...
+
+    def get(self, name: str, start: int, length: int) -> bytes:
+        """Returns `length` bytes of a blob, fewer at its end, or raises `MissingObject`."""
+        ...
+
+
 class Publisher:
     """Answers wants.
 
     Args:
         transport: Of the coordinator, entered.
         topics: Of the fleet.
-        find: Returns where the file of a sha256 lies, or would lie.
+        blobs: What can be wanted.
         chunk_bytes: Of every blob.
         gather_s: How long wants are gathered.
         sleep: Waits.
@@ -35,14 +47,14 @@ class Publisher:
         self,
         transport: Transport,
         topics: Topics,
-        find: Callable[[str], Path],
+        blobs: Blobs,
         chunk_bytes: int,
         gather_s: float = 0.05,
         sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
     ) -> None:
         self._transport = transport
         self._topics = topics
-        self._find = find
+        self._blobs = blobs
         self._chunk_bytes = chunk_bytes
         self._gather_s = gather_s
         self._sleep = sleep
@@ -52,8 +64,8 @@ class Publisher:
     def ask(self, want: Want) -> bool:
         """Notes what a device is missing; False where there is no such blob, or none any more."""
         try:
-            size_bytes = self._find(want.sha256).stat().st_size
-        except FileNotFoundError:
+            size_bytes = self._blobs.size(want.sha256)
+        except MissingObject:
             return False
         chunks = self._wanted.setdefault(want.sha256, Outgoing(num_chunks(size_bytes, self._chunk_bytes)))
         chunks.add(want)
@@ -69,14 +81,14 @@ class Publisher:
             wanted, self._wanted = self._wanted, {}
             for sha256, chunks in wanted.items():
                 try:
-                    with self._find(sha256).open("rb") as file:
-                        await self._publish(sha256, chunks, file)
-                except FileNotFoundError:  # collected since it was asked for
+                    await self._publish(sha256, chunks)
+                except MissingObject:  # collected since it was asked for
                     continue
 
-    async def _publish(self, sha256: str, chunks: Outgoing, file: BinaryIO) -> None:
+    async def _publish(self, sha256: str, chunks: Outgoing) -> None:
         async def send(number: int) -> None:
-            topic, chunk = self._topics.blob(sha256, number), read_chunk(file, number, self._chunk_bytes)
+            topic, size = self._topics.blob(sha256, number), self._chunk_bytes
+            chunk = await asyncio.to_thread(self._blobs.get, sha256, number * size, size)
             await self._transport.publish(topic, chunk, expiry_s=EXPIRY_S)
             chunks.sent(number)
 

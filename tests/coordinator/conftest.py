@@ -4,7 +4,7 @@ import asyncio
 import hashlib
 import json
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, closing, contextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,20 +16,19 @@ from converters.adapter import Factors, LoraAdapter
 from converters.formats.canonical import parse_adapter
 from coordinator.announcing import coordinator_presence
 from coordinator.config import CoordinatorConfig, read_config
-from coordinator.ledger.journal import Journal
-from coordinator.ledger.state import CoordinatorState
+from coordinator.ledger.sqlite import SqliteJournal
+from coordinator.ledger.state import CoordinatorState, open_ledger
 from coordinator.ledger.versions import VersionStore
 from coordinator.merging.loop import RETRY_S
 from coordinator.observers.status import StatusNotes
 from coordinator.observers.terminal import Terminal
 from coordinator.server import Coordinator
-from edge.device.capability_card import device_presence
 from edge.protocol.chunks import split_chunks
 from edge.protocol.codec import encode_adapter
-from edge.protocol.delta import update_id
-from edge.protocol.messages import Hello, Manifest, Receipt, UpdateHeader, Want, encode_message
+from edge.protocol.messages import Hello, Manifest, Presence, Receipt, UpdateHeader, Want, encode_message
 from edge.protocol.signing import new_key, open_signed, sign_message
 from edge.protocol.topics import BlobTopic, ReceiptTopic, Topics, VersionTopic
+from edge.transport import base as transports
 from edge.transport.memory import MemoryBroker, MemoryTransport
 
 MODULES = tuple(f"model.layers.{layer}.self_attn.{name}" for layer in (0, 1) for name in ("q_proj", "v_proj"))
@@ -58,6 +57,7 @@ class Device:
         broker: MemoryBroker,
         device_id: str,
         base: str,
+        make_header: Callable[..., UpdateHeader],
         fleet: str = "home",
         epoch: int = 1,
         ranks: tuple[int, ...] = (4, 2),
@@ -68,7 +68,10 @@ class Device:
         self.topics = Topics(fleet)
         self.fleet = fleet
         self.ranks = ranks
-        self.transport = MemoryTransport(broker, device_id, device_presence(fleet, device_id, epoch))
+        birth, will = (encode_message(Presence(online=online, epoch=epoch)) for online in (True, False))
+        presence = transports.Presence(self.topics.device(device_id, "state"), birth, will)
+        self.transport = MemoryTransport(broker, device_id, presence)
+        self._make_header = make_header
         self.receipts: list[Receipt] = []
         self.manifests: dict[str, Manifest] = {}
         self.chunks: dict[str, dict[int, bytes]] = {}
@@ -141,27 +144,11 @@ class Device:
         return parse_adapter(blob)
 
     def header(self, manifest: Manifest, payload: bytes, attempt: int = 0, **changes: Any) -> UpdateHeader:
-        sha256 = hashlib.sha256(payload).hexdigest()
-        fields = {
-            "fleet": self.fleet,
-            "device_id": self.device_id,
-            "tier": manifest.tier,
-            "base_version": manifest.version,
-            "base": self.base,
-            "attempt": attempt,
-            "sha256": sha256,
-            "size_bytes": len(payload),
-            "chunk_bytes": CHUNK_BYTES,
-            "encoding": "f32",
-            "num_examples": 10,
-            "num_tokens": 100,
-            "num_steps": 5,
-            "seconds": 1.0,
-            "loss_before": 2.0,
-            "loss_after": 1.0,
-        } | changes
-        named = update_id(fields["device_id"], fields["base_version"], fields["attempt"], fields["sha256"])
-        return UpdateHeader(**{"update": named} | fields)
+        settings = {
+            "device_id": self.device_id, "fleet": self.fleet, "tier": manifest.tier, "base": self.base,
+            "base_version": manifest.version, "attempt": attempt, "chunk_bytes": CHUNK_BYTES,
+        }  # fmt: skip
+        return self._make_header(payload, **settings | changes)
 
     async def send_header(self, header: UpdateHeader, key: bytes | None = None) -> None:
         topic = self.topics.up(self.device_id, header.update, "header")
@@ -205,7 +192,8 @@ class Device:
 class Fleet:
     """One broker, one state folder, as many coordinators after each other as a test needs."""
 
-    def __init__(self, folder: Path, base: Path) -> None:
+    def __init__(self, folder: Path, base: Path, make_header: Callable[..., UpdateHeader]) -> None:
+        self._make_header = make_header
         self.broker = MemoryBroker()
         self.folder = folder
         self.base = base
@@ -258,13 +246,13 @@ class Fleet:
                 await asyncio.gather(task, return_exceptions=True)
 
     @contextmanager
-    def opened(self) -> Iterator[tuple[Journal, VersionStore]]:
+    def opened(self) -> Iterator[tuple[SqliteJournal, VersionStore]]:
         """Its state, beside a coordinator or after it."""
-        with closing(Journal(self.folder)) as journal:
-            yield journal, VersionStore(self.folder, journal)
+        with open_ledger(self.folder) as opened:
+            yield opened
 
     def device(self, device_id: str, **changes: Any) -> Device:
-        return Device(self.broker, device_id, self.fingerprint, **changes)
+        return Device(self.broker, device_id, self.fingerprint, self._make_header, **changes)
 
     @property
     def fingerprint(self) -> str:
@@ -286,5 +274,5 @@ def base(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def fleet(tmp_path: Path, base: Path) -> Fleet:
-    return Fleet(tmp_path / "state", base)
+def fleet(tmp_path: Path, base: Path, make_header: Callable[..., UpdateHeader]) -> Fleet:
+    return Fleet(tmp_path / "state", base, make_header)

@@ -18,7 +18,7 @@ from converters.lowrank import change, norm
 from coordinator.commands.cli import app
 from coordinator.config import config_text, read_config
 from coordinator.initial_adapter import settle, settle_folder
-from coordinator.ledger.journal import FILE
+from coordinator.ledger.sqlite import FILE
 from coordinator.strategies.presets import PRESETS
 from edge.errors import ConfigError, StateError
 from edge.transport.memory import MemoryBroker

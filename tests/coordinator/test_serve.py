@@ -12,7 +12,7 @@ from contextlib import closing
 
 import pytest
 
-from coordinator.ledger.journal import Journal
+from coordinator.ledger.sqlite import SqliteJournal
 from edge.protocol.codec import encode_adapter
 from edge.transport.mqtt.transport import MqttTransport
 from edge.transport.settings import MqttSettings
@@ -89,7 +89,7 @@ def test_a_coordinator_that_is_killed_goes_on_and_one_that_is_told_to_stop_does(
 
     asyncio.run(scenario())
     assert "stopped; state is on disk" in (tmp_path / "log").read_text()
-    with closing(Journal(fleet.folder)) as journal:
+    with closing(SqliteJournal(fleet.folder)) as journal:
         assert [update.merged_into for update in journal.updates()] == [None, 1, 1]
     command = [sys.executable, "-m", "tunefleet", "status", "--state", str(fleet.folder), "--json"]
     report = json.loads(subprocess.check_output(command))

@@ -8,9 +8,6 @@ import pytest
 from converters.adapter import Factors, LoraAdapter
 from converters.bases.read import read_base
 from converters.proof.sample import make_sample
-from coordinator.intake.roster import read_devices
-from coordinator.ledger.journal import Journal
-from coordinator.ledger.versions import VersionStore
 from coordinator.observers.status import fleet_status
 from coordinator.routing import AGAIN_S
 from coordinator.scoring import Quality
@@ -159,9 +156,8 @@ def test_a_restart_goes_on_where_it_stopped(fleet, is_killed):
                 await y.send_chunks(header, payload, range(2, 100))
                 assert (await y.receipt(header.update, count=3)).status == "accepted"
                 await x.manifest(version=1)
-        journal = Journal(fleet.folder)
-        assert [update.merged_into for update in journal.updates()] == [1, 1]
-        journal.close()
+        with fleet.opened() as (journal, _):
+            assert [update.merged_into for update in journal.updates()] == [1, 1]
 
     run(scenario())
 
@@ -210,9 +206,8 @@ def test_nothing_is_counted_twice_or_lost_over_a_bad_network(fleet):
             devices = [await stack.enter_async_context(fleet.device(name).joined()) for name in "xyz"]
             found = await asyncio.gather(*(deliver(device, n) for device in devices for n in range(3)))
             assert found == ["accepted"] * 9
-        journal = Journal(fleet.folder)
-        assert len(journal.waiting()) == 9
-        journal.close()
+        with fleet.opened() as (journal, _):
+            assert len(journal.waiting()) == 9
 
     run(scenario())
 
@@ -287,9 +282,8 @@ def test_a_stranger_can_neither_spoil_nor_receipt_anothers_update(fleet):
             await x.send_header(header, key=new_key())
             await x.send_header(header)
             assert (await x.receipt(header.update, count=2)).status == "accepted"
-        journal = Journal(fleet.folder)
-        assert [refusal.reason for refusal in journal.refusals()] == ["unknown-device"] * 2
-        journal.close()
+        with fleet.opened() as (journal, _):
+            assert [refusal.reason for refusal in journal.refusals()] == ["unknown-device"] * 2
 
     run(scenario())
 
@@ -325,9 +319,8 @@ def test_a_rollback_by_another_process_is_announced_and_its_versions_are_no_base
             await x.teach(seed=1)
             await x.manifest(version=1)
             with_one = await prepared(x, version=1)
-            journal = Journal(fleet.folder)
-            VersionStore(fleet.folder, journal).rollback(0, 0.0)
-            journal.close()
+            with fleet.opened() as (_, versions):
+                versions.rollback(0, 0.0)
             manifest = await x.manifest(version=2)
             assert (manifest.parent, await x.download(manifest)) == (0, first)
             receipt = await x.upload(with_one[0], with_one[1])
@@ -364,9 +357,8 @@ def test_it_ends_when_the_last_version_is_made_and_scored(fleet):
                     await asyncio.sleep(0.01)
             assert len(scored) == 2
             assert coordinator.__class__
-        journal = Journal(fleet.folder)
-        assert [(v.loss, v.exact) for v in VersionStore(fleet.folder, journal).history()] == [(1.5, 0.25)] * 2
-        journal.close()
+        with fleet.opened() as (_, versions):
+            assert [(v.loss, v.exact) for v in versions.history()] == [(1.5, 0.25)] * 2
 
     run(scenario())
 
@@ -379,9 +371,8 @@ def test_a_late_will_of_an_old_session_is_ignored(fleet):
             for online, epoch in ((True, 5), (False, 4)):
                 await x.transport.publish(topic, encode_message(Presence(online=online, epoch=epoch)))
             await x.teach(seed=1)
-        journal = Journal(fleet.folder)
-        assert [(one.online, one.epoch) for one in read_devices(journal)] == [(True, 5)]
-        journal.close()
+        with fleet.opened() as (journal, _):
+            assert [(one.online, one.epoch) for one in journal.devices()] == [(True, 5)]
 
     run(scenario())
 
@@ -483,6 +474,7 @@ def test_what_cannot_be_merged_leaves_the_buffer_and_the_version_stays(
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(fleet.serving(**settings))
             devices = [await stack.enter_async_context(fleet.device(name).joined()) for name in ("x", "y")]
+            first = await devices[0].manifest()
             for device in devices:
                 header, payload, _ = await prepared(device, size=size, num_examples=examples)
                 assert (await device.upload(header, payload)).status == "accepted"
@@ -490,11 +482,12 @@ def test_what_cannot_be_merged_leaves_the_buffer_and_the_version_stays(
             assert [(one.device, one.reason) for one in gone] == [("x", "unmergeable"), ("y", "unmergeable")]
             assert detail in gone[0].detail
             assert not list((fleet.folder / "updates").iterdir())
-            for device in devices:  # the loop goes on with the same version
-                header, payload, _ = await prepared(device, size=0.01, attempt=1)
+            for device in devices:  # the loop goes on with the same files
+                assert (await device.manifest(version=1)).sha256 == first.sha256
+                header, payload, _ = await prepared(device, size=0.01, version=1)
                 assert (await device.upload(header, payload)).status == "accepted"
             if "server_lr" not in settings:
-                await devices[0].manifest(version=1)
+                await devices[0].manifest(version=2)
 
     run(scenario())
 
@@ -642,4 +635,4 @@ def test_nobody_is_online_before_this_session_has_heard_so(fleet):
 
 def online_of(fleet):
     with fleet.opened() as (journal, _):
-        return [device.online for device in read_devices(journal)] == [True]
+        return [device.online for device in journal.devices()] == [True]

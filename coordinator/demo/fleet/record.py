@@ -1,14 +1,15 @@
 """What the fleet of a demo did, as the coordinator's journal tells it."""
 
 from collections import Counter
-from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
 
 from coordinator.demo.plan import DemoPlan
 from coordinator.demo.result import UpdatePoint, VersionPoint
-from coordinator.ledger.journal import FILE, Journal, Update
-from coordinator.ledger.versions import Version, VersionStore
+from coordinator.ledger.contract import EVERYTHING
+from coordinator.ledger.records import Update, Version
+from coordinator.ledger.sqlite import FILE
+from coordinator.ledger.state import open_ledger
 
 
 class FleetRecord(NamedTuple):
@@ -67,9 +68,8 @@ def read_record(state: Path) -> FleetRecord:
     """Reads all versions and updates from a coordinator's journal; none where it has not begun one."""
     if not (state / FILE).is_file():
         return FleetRecord([], [])
-    with closing(Journal(state)) as journal:
-        versions = sorted(VersionStore(state, journal).history(), key=lambda version: version.version)
-        return FleetRecord(versions, journal.updates(1 << 30)[::-1])
+    with open_ledger(state) as (journal, versions):
+        return FleetRecord(versions.history(), journal.updates(EVERYTHING)[::-1])
 
 
 def is_done(record: FleetRecord, plan: DemoPlan) -> bool:

@@ -2,7 +2,7 @@ import pytest
 
 from coordinator.demo.files import Paths
 from coordinator.demo.folder import fresh_folder, leave
-from coordinator.ledger.journal import Journal
+from coordinator.ledger.sqlite import SqliteJournal
 from edge.errors import ConfigError
 
 
@@ -49,7 +49,7 @@ def test_what_was_learnt_is_kept_and_where_is_said(tmp_path):
     folder = fresh_folder(tmp_path / "demo")
     paths = Paths(folder)
     paths.state.mkdir()
-    journal = Journal(paths.state, "demo")
+    journal = SqliteJournal(paths.state, "demo")
     with journal.transaction() as db:
         db.executemany(
             "INSERT INTO versions (version, depth, created_at, master, tiers) VALUES (?, ?, 0, '', '{}')",

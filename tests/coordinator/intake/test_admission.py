@@ -1,5 +1,3 @@
-import hashlib
-
 import numpy as np
 import pytest
 
@@ -8,8 +6,7 @@ from coordinator.intake.admission import Rules, check_header, check_payload, del
 from coordinator.ledger.head import Standing
 from edge.errors import Rejected
 from edge.protocol.codec import encode_adapter
-from edge.protocol.delta import update_id
-from edge.protocol.messages import Hello, UpdateHeader
+from edge.protocol.messages import Hello
 from edge.protocol.signing import new_key, public_key, sign_message
 
 KEY = bytes(range(32))
@@ -27,21 +24,12 @@ BLOBS = {number: {"r2": f"{number:064x}"} for number in (6, 2, 1)}
 STANDING = Standing(6, {6: 2, 2: 2, 1: 1, 0: 0}, BLOBS, {"r2": adapter()})
 
 
-def header(payload, **changes):
-    fields = {
-        "fleet": "home", "device_id": "x", "tier": "r2", "base_version": 6, "base": BASE, "attempt": 0,
-        "sha256": hashlib.sha256(payload).hexdigest(), "size_bytes": len(payload), "chunk_bytes": 1024,
-        "encoding": "f32", "num_examples": 1, "num_tokens": 1, "num_steps": 1, "seconds": 1.0,
-        "loss_before": 1.0, "loss_after": 1.0,
-    } | changes  # fmt: skip
-    named = update_id(
-        fields["device_id"],
-        fields["base_version"],
-        fields["attempt"],
-        fields["sha256"],
-        fields.get("base_sha256"),
-    )
-    return UpdateHeader(**{"update": named} | fields)
+@pytest.fixture
+def header(make_header):
+    def make(payload, **changes):
+        return make_header(payload, **{"tier": "r2", "base_version": 6, "base": BASE} | changes)
+
+    return make
 
 
 GOOD = encode_adapter(adapter(0.5), "f32")
@@ -54,7 +42,7 @@ def reason(check, *arguments):
     return caught.value.reason
 
 
-def test_a_sound_update_passes_and_gives_its_delta():
+def test_a_sound_update_passes_and_gives_its_delta(header):
     good = header(GOOD)
     assert read_header(sign_message(good, KEY), "x", good.update) == (good, public_key(KEY))
     check_header(good, RULES, STANDING)
@@ -64,20 +52,25 @@ def test_a_sound_update_passes_and_gives_its_delta():
 @pytest.mark.parametrize(
     ("payload", "expected"),
     [
-        (b"", "malformed"),
-        (b"\xff", "malformed"),
-        (b"{}", "malformed"),
-        (sign_message(header(GOOD, device_id="y"), KEY), "malformed"),
-        (sign_message(header(GOOD, update="0" * 32), KEY), "malformed"),
-        (sign_message(header(GOOD), KEY).replace(b'"attempt":0', b'"attempt":7'), "bad-signature"),
-        (sign_message(header(GOOD), KEY).replace(b'"home"', b'"hom3"'), "bad-signature"),
+        (lambda header: b"", "malformed"),
+        (lambda header: b"\xff", "malformed"),
+        (lambda header: b"{}", "malformed"),
+        (lambda header: sign_message(header(GOOD, device_id="y"), KEY), "malformed"),
+        (lambda header: sign_message(header(GOOD, update="0" * 32), KEY), "malformed"),
+        (lambda header: signed(header, b'"attempt":0', b'"attempt":7'), "bad-signature"),
+        (lambda header: signed(header, b'"home"', b'"hom3"'), "bad-signature"),
     ],
 )
-def test_a_header_that_proves_nothing_is_refused(payload, expected):
-    assert reason(read_header, payload, "x", header(GOOD).update) == expected
+def test_a_header_that_proves_nothing_is_refused(payload, expected, header):
+    assert reason(read_header, payload(header), "x", header(GOOD).update) == expected
 
 
-def test_an_update_of_another_version_of_that_number_is_rejected():
+def signed(header, part, forged):
+    """A signed header in which a part was changed afterwards."""
+    return sign_message(header(GOOD), KEY).replace(part, forged)
+
+
+def test_an_update_of_another_version_of_that_number_is_rejected(header):
     same, other = (header(GOOD, base_version=2, base_sha256=f"{number:064x}") for number in (2, 3))
     for good in (same, header(GOOD, base_version=2)):
         read_header(sign_message(good, KEY), "x", good.update)
@@ -108,11 +101,11 @@ def test_another_message_is_no_header():
         ({"size_bytes": 9_999}, "too-large"),  # more than this tier needs in any form
     ],
 )
-def test_a_header_that_is_not_wanted_is_rejected(changes, expected):
+def test_a_header_that_is_not_wanted_is_rejected(changes, expected, header):
     assert reason(check_header, header(GOOD, **changes), RULES, STANDING) == expected
 
 
-def test_staleness_is_counted_along_the_lineage():
+def test_staleness_is_counted_along_the_lineage(header):
     check_header(header(GOOD, base_version=1), RULES, STANDING)
     strict = RULES._replace(max_staleness=0)
     check_header(header(GOOD, base_version=2), strict, STANDING)  # a rollback makes nothing older
@@ -139,11 +132,11 @@ def not_finite():
         (encode_adapter(adapter(3.0), "f32"), "norm-too-large"),
     ],
 )
-def test_a_payload_that_is_not_sound_is_rejected(payload, expected):
+def test_a_payload_that_is_not_sound_is_rejected(payload, expected, header):
     assert reason(check_payload, header(payload), payload, RULES, STANDING) == expected
 
 
-def test_a_payload_of_another_hash_is_rejected():
+def test_a_payload_of_another_hash_is_rejected(header):
     assert reason(check_payload, header(GOOD), GOOD + b" ", RULES, STANDING) == "hash-mismatch"
 
 

@@ -1,8 +1,8 @@
 import pytest
 
 from coordinator.intake.arrivals import Arrivals
-from coordinator.intake.roster import Roster, read_devices
-from coordinator.ledger.journal import Journal
+from coordinator.intake.roster import Roster
+from coordinator.ledger.sqlite import SqliteJournal
 from edge.errors import ProtocolError
 from edge.protocol.messages import Hello, Presence, encode_message
 from edge.protocol.signing import new_key, sign_message
@@ -24,7 +24,7 @@ class Desk:
     """Arrivals at a fleet, and what they told."""
 
     def __init__(self, folder):
-        self.journal = Journal(folder, "home")
+        self.journal = SqliteJournal(folder, "home")
         self.start()
 
     def start(self):
@@ -41,7 +41,7 @@ class Desk:
 
     def device(self):
         self.roster.flush()
-        (device,) = read_devices(self.journal)
+        (device,) = self.journal.devices()
         return device
 
 

@@ -96,7 +96,7 @@ def test_a_state_that_lacks_a_file_is_told_and_nothing_is_written(fleet, tmp_pat
     with CoordinatorState(fleet.folder, "home") as state:
         settled, beginning = settle(fleet.config(), state.journal)
         version = found_fleet(settled, state, 0.0, beginning)
-        state.versions.path(version.master).unlink()
+        state.versions.objects.remove([version.master])
     with pytest.raises(StateError, match=r"objects/.* is missing, and the journal refers to it"):
         make_backup(fleet.folder, tmp_path / "copy")
     assert not [path for path in tmp_path.iterdir() if "copy" in path.name]

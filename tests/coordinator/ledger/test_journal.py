@@ -5,55 +5,49 @@ from contextlib import closing
 
 import pytest
 
-from coordinator.intake.roster import read_devices
-from coordinator.ledger.journal import FILE, MAX_REFUSALS, Journal, Refusal
-from coordinator.ledger.state import CoordinatorState
-from coordinator.ledger.versions import Carried, VersionStore
+from coordinator.ledger.contract import MAX_REFUSALS
+from coordinator.ledger.records import Carried, Refusal
+from coordinator.ledger.sqlite import FILE, SqliteJournal
+from coordinator.ledger.state import CoordinatorState, open_ledger
 from coordinator.strategies.base import Account
 from edge.errors import DiskFull, Rejected, StateError
-from edge.protocol.messages import UpdateHeader
 
 
-def header(number=0, **changes):
-    fields = {
-        "update": f"{number:032x}", "fleet": "home", "device_id": "x", "tier": "r2", "base_version": 0,
-        "base": "ab" * 32, "attempt": number, "sha256": "cd" * 32, "size_bytes": 5, "chunk_bytes": 1024,
-        "encoding": "f32", "num_examples": 1, "num_tokens": 2, "num_steps": 3, "seconds": 4.0,
-        "loss_before": 2.0, "loss_after": 1.0,
-    } | changes  # fmt: skip
-    return UpdateHeader(**fields)
+@pytest.fixture
+def header(make_header):
+    return lambda number=0, **changes: make_header(attempt=number, **changes)
 
 
 @pytest.fixture
 def journal(tmp_path):
-    with closing(Journal(tmp_path, "home")) as opened:
+    with closing(SqliteJournal(tmp_path, "home")) as opened:
         yield opened
 
 
-def test_an_update_is_written_down_once(journal):
+def test_an_update_is_written_down_once(journal, header):
     journal.record(header(), at=1.0)
     journal.record(header(), at=2.0)
     journal.record(header(), at=3.0, rejected=Rejected("too-stale", "late"))
     (update,) = journal.waiting()
-    assert (update.received_at, update.status, update.num_steps) == (1.0, "accepted", 3)
+    assert (update.received_at, update.status, update.num_steps) == (1.0, "accepted", 5)
 
 
-def test_a_rejection_keeps_its_reason(journal):
+def test_a_rejection_keeps_its_reason(journal, header):
     journal.record(header(), at=1.0, rejected=Rejected("too-stale", "21 versions old"))
     update = journal.update(header().update)
     assert (update.status, update.reason, update.detail) == ("rejected", "too-stale", "21 versions old")
     assert journal.waiting() == []
 
 
-def test_the_buffer_is_in_order_of_arrival(journal):
+def test_the_buffer_is_in_order_of_arrival(journal, header):
     for number in (3, 1, 2):
         journal.record(header(number), at=0.0)
     assert [update.attempt for update in journal.waiting()] == [3, 1, 2]
 
 
-def test_another_process_sees_what_was_committed(tmp_path, journal):
+def test_another_process_sees_what_was_committed(tmp_path, journal, header):
     journal.record(header(), at=1.0)
-    with closing(Journal(tmp_path)) as other:
+    with closing(SqliteJournal(tmp_path)) as other:
         before = journal.data_version()
         assert len(other.waiting()) == 1
         other.discard([header().update], "rolled-back", "gone")
@@ -69,15 +63,15 @@ def test_only_the_latest_refusals_are_kept(journal):
 
 def test_a_folder_of_another_fleet_is_refused(tmp_path, journal):
     with pytest.raises(StateError, match="is of fleet home, expected other; give another --state"):
-        Journal(tmp_path, "other")
+        SqliteJournal(tmp_path, "other")
 
 
 def test_a_journal_of_a_newer_version_is_refused(tmp_path):
-    Journal(tmp_path, "home").close()
+    SqliteJournal(tmp_path, "home").close()
     with closing(sqlite3.connect(tmp_path / FILE)) as db:
         db.execute("PRAGMA user_version = 99")
     with pytest.raises(StateError, match="has version 99, this tunefleet reads up to 3; upgrade it"):
-        Journal(tmp_path, "home")
+        SqliteJournal(tmp_path, "home")
 
 
 VERSION_1 = """
@@ -122,25 +116,24 @@ def test_a_journal_of_version_1_gets_what_it_lacks_and_loses_nothing(tmp_path):
             )
         db.commit()
     for _ in range(2):
-        with closing(Journal(tmp_path)) as journal:
-            versions = VersionStore(tmp_path, journal)
+        with open_ledger(tmp_path) as (journal, versions):
             assert versions.accounts() == {"x": Account(uploads=2, weight=0.75, credit=0.0)}
             (made,) = versions.history()
             assert (made.loss, made.tiers, made.carried) == (1.5, {"r2": "tier"}, Carried())
-            assert [(device.held, device.astray) for device in read_devices(journal)] == [((), None)]
+            assert [(device.held, device.astray) for device in journal.devices()] == [((), None)]
             assert [update.attempt for update in journal.waiting()] == [0]
 
 
 def test_a_journal_of_version_2_gets_what_it_lacks(tmp_path):
-    Journal(tmp_path, "home").close()
+    SqliteJournal(tmp_path, "home").close()
     with closing(sqlite3.connect(tmp_path / FILE)) as db:
         db.executescript("ALTER TABLE devices DROP COLUMN astray; ALTER TABLE versions DROP COLUMN origin;")
         db.execute("PRAGMA user_version = 2")
         db.execute("INSERT INTO devices (device, key, first_seen, last_seen) VALUES ('x', 'ab', 1.0, 2.0)")
         db.commit()
     for _ in range(2):
-        with closing(Journal(tmp_path)) as journal:
-            assert [(device.device, device.astray) for device in read_devices(journal)] == [("x", None)]
+        with closing(SqliteJournal(tmp_path)) as journal:
+            assert [(device.device, device.astray) for device in journal.devices()] == [("x", None)]
 
 
 def test_every_session_has_a_later_epoch_whatever_the_clock_says(tmp_path):
@@ -155,12 +148,12 @@ def test_every_session_has_a_later_epoch_whatever_the_clock_says(tmp_path):
 def test_a_damaged_journal_is_refused(tmp_path, content):
     (tmp_path / FILE).write_bytes(content)
     with pytest.raises(StateError, match=r"journal\.sqlite"):
-        Journal(tmp_path, "home")
+        SqliteJournal(tmp_path, "home")
 
 
 def test_a_missing_journal_is_refused_where_only_a_report_is_wanted(tmp_path):
     with pytest.raises(StateError, match="expected the folder given to `tunefleet serve --state`"):
-        Journal(tmp_path)
+        SqliteJournal(tmp_path)
 
 
 def test_two_coordinators_cannot_share_a_folder(tmp_path):
@@ -183,28 +176,29 @@ def test_the_coordinators_key_stays_and_is_its_own(tmp_path):
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from coordinator.ledger.journal import Journal
-journal = Journal(Path(sys.argv[1]), "home")
-with journal.transaction() as db:
-    db.execute("INSERT INTO meta VALUES ('whole', '1')")
-with journal.transaction() as db:
-    db.execute("INSERT INTO meta VALUES ('half', '1')")
-    os.kill(os.getpid(), signal.SIGKILL)
+from coordinator.ledger.sqlite import SqliteJournal
+journal = SqliteJournal(Path(sys.argv[1]), "home")
+journal.note("whole", "1")
+class Fatal(dict):
+    def items(self):
+        yield "half", "1"
+        os.kill(os.getpid(), signal.SIGKILL)
+journal.agree(Fatal())
 """
 
 
 def test_a_kill_leaves_whole_transactions_only(tmp_path):
     subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], check=False)
-    with closing(Journal(tmp_path)) as journal:
+    with closing(SqliteJournal(tmp_path)) as journal:
         assert (journal.meta("whole"), journal.meta("half")) == ("1", None)
 
 
 FULL = """
 import resource, sys
 from pathlib import Path
-from coordinator.ledger.journal import Journal
+from coordinator.ledger.sqlite import SqliteJournal
 from edge.errors import DiskFull
-journal = Journal(Path(sys.argv[1]), "home")
+journal = SqliteJournal(Path(sys.argv[1]), "home")
 journal.agree({"before": "1"})
 resource.setrlimit(resource.RLIMIT_FSIZE, (1, resource.RLIM_INFINITY))
 try:
@@ -226,8 +220,16 @@ def test_a_full_disk_is_told_and_changes_nothing(tmp_path):
     assert facts == "1 None 1"
 
 
-def test_what_is_not_a_full_disk_is_not_called_one(journal):
-    with pytest.raises(StateError, match="no such table"), journal.transaction() as db:
-        db.execute("DELETE FROM absent")
-    with pytest.raises(DiskFull), journal.transaction() as db:
-        db.executescript("PRAGMA max_page_count = 1; INSERT INTO meta VALUES ('x', zeroblob(1000000))")
+def test_what_is_not_a_full_disk_is_not_called_one(tmp_path):
+    def connect_small(*arguments, **settings):
+        db = sqlite3.connect(*arguments, **settings)
+        db.execute("PRAGMA max_page_count = 1")
+        return db
+
+    with closing(SqliteJournal(tmp_path, "home", connect_small)) as journal:
+        with pytest.raises(DiskFull):
+            journal.note("x", "0" * 1_000_000)
+        with closing(sqlite3.connect(tmp_path / FILE)) as db:
+            db.execute("DROP TABLE updates")
+        with pytest.raises(StateError, match="no such table"):
+            journal.waiting()

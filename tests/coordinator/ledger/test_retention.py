@@ -4,22 +4,19 @@ from contextlib import closing
 import pytest
 
 from coordinator.intake.open_uploads import Uploads
-from coordinator.intake.roster import Roster, read_devices
+from coordinator.intake.roster import Roster
 from coordinator.ledger.head import Standing
-from coordinator.ledger.journal import Journal
 from coordinator.ledger.retention import Retention
+from coordinator.ledger.sqlite import SqliteJournal
 from edge.protocol.codec import encode_adapter
-from edge.protocol.messages import Telemetry, UpdateHeader
+from edge.protocol.messages import Telemetry
 
 STANDING = Standing(5, {number: number for number in range(6)}, {number: {} for number in range(6)}, {})
 
 
-def header(base_version):
-    return UpdateHeader(
-        update=f"{base_version:032x}", fleet="home", device_id="x", tier="r2", base_version=base_version,
-        base="ab" * 32, attempt=0, sha256="cd" * 32, size_bytes=5, chunk_bytes=1024, encoding="f32",
-        num_examples=1, num_tokens=2, num_steps=3, seconds=4.0, loss_before=2.0, loss_after=1.0,
-    )  # fmt: skip
+@pytest.fixture
+def header(make_header):
+    return lambda base_version: make_header(base_version=base_version)
 
 
 def telemetry(base_version):
@@ -28,7 +25,7 @@ def telemetry(base_version):
 
 @pytest.fixture
 def journal(tmp_path):
-    with closing(Journal(tmp_path, "home")) as opened:
+    with closing(SqliteJournal(tmp_path, "home")) as opened:
         yield opened
 
 
@@ -78,7 +75,7 @@ def test_a_version_that_a_rollback_took_out_of_the_line_is_held_by_nobody(journa
     assert retention.held(Standing(5, {5: 1, 0: 0}, {0: {}, 3: {}, 5: {}}, {}), 0.0) == set()
 
 
-def test_updates_that_wait_or_are_being_received_hold_their_versions(journal, roster, uploads):
+def test_updates_that_wait_or_are_being_received_hold_their_versions(journal, roster, uploads, header):
     journal.record(header(0), 0.0)
     uploads.begin(header(2))
     retention = Retention(journal, roster, uploads, max_staleness=4, hold_s=60.0)
@@ -92,7 +89,7 @@ def test_who_holds_what_outlives_a_restart(journal, roster):
     roster.hold("x", 3, 5.0)
     roster.hold("x", 7, 6.0)
     roster.flush()
-    assert [device.held for device in read_devices(journal)] == [(3, 7), ()]
+    assert [device.held for device in journal.devices()] == [(3, 7), ()]
     assert Roster(journal, {}, is_open=True).held(since=0.0) == {3, 7}
 
 

@@ -5,10 +5,9 @@ import pytest
 
 from converters.adapter import Factors, LoraAdapter
 from coordinator.errors import UnknownVersion
-from coordinator.ledger.journal import Journal
+from coordinator.ledger.sqlite import SqliteJournal
 from coordinator.ledger.state import CoordinatorState
 from coordinator.strategies.base import Account, Report, Share, State
-from edge.protocol.messages import UpdateHeader
 
 
 def adapter(value):
@@ -23,12 +22,9 @@ def report(*updates):
     return Report(strategy="fedbuff", space="product", shares=shares, step_norm=1.0)
 
 
-def header(number, base_version=0):
-    return UpdateHeader(
-        update=f"{number:032x}", fleet="home", device_id="x", tier="r2", base_version=base_version,
-        base="ab" * 32, attempt=number, sha256="cd" * 32, size_bytes=5, chunk_bytes=1024, encoding="f32",
-        num_examples=1, num_tokens=2, num_steps=3, seconds=4.0, loss_before=2.0, loss_after=1.0,
-    )  # fmt: skip
+@pytest.fixture
+def header(make_header):
+    return lambda number, base_version=0: make_header(tier="r2", attempt=number, base_version=base_version)
 
 
 @pytest.fixture
@@ -89,11 +85,11 @@ def test_moments_lose_their_files_with_their_version(state):
         carried = State(number, adapter(number), None, {"m": adapter(10 + number)})
         state.versions.add(state.versions.store(carried, {}), number - 1 if number else None, None, 0.0)
     state.versions.collect(keep_versions=1)
-    assert {path.name for path in state.versions.folder.iterdir()} == state.versions.current().files
+    assert state.versions.objects.names() == state.versions.current().files
     assert len(state.versions.current().files) == 2
 
 
-def test_a_version_takes_its_updates_out_of_the_buffer(state):
+def test_a_version_takes_its_updates_out_of_the_buffer(state, header):
     grow(state, 1)
     state.journal.record(header(1), 0.0)
     state.journal.record(header(2), 0.0)
@@ -105,7 +101,7 @@ def test_a_version_takes_its_updates_out_of_the_buffer(state):
     assert state.versions.version(1).report == made.report
 
 
-def test_a_merge_that_a_rollback_overtook_changes_nothing(state):
+def test_a_merge_that_a_rollback_overtook_changes_nothing(state, header):
     grow(state, 3)
     state.journal.record(header(1), 0.0)
     files = state.versions.store(State(3, adapter(3), accounts={"x": Account(1)}), {})
@@ -125,24 +121,22 @@ def test_a_rollback_is_a_new_version_of_old_files_whose_parent_is_the_old_one(st
     assert state.versions.lineage(3) == {3: 3, 2: 2, 1: 1, 0: 0}
 
 
-def test_a_rollback_discards_what_was_learnt_on_what_is_gone(state):
+def test_a_rollback_discards_what_was_learnt_on_what_is_gone(state, header):
     grow(state, 3)
     for number, base_version in ((1, 0), (2, 2)):
         state.journal.record(header(number, base_version), 0.0)
     state.versions.rollback(1, 9.0)
     assert [update.base_version for update in state.journal.waiting()] == [0]
-    gone = state.journal.update(header(2).update)
+    gone = state.journal.update(header(2, 2).update)
     assert (gone.status, gone.reason, gone.detail) == ("discarded", "rolled-back", "version 3 went back to 1")
 
 
 def test_old_versions_lose_their_files_and_keep_their_rows(state):
     grow(state, 5)
-    (state.versions.folder / "of-a-merge-that-was-killed").write_bytes(b"")
+    state.versions.objects.put("of-a-merge-that-was-killed", b"")
     state.versions.collect(keep_versions=2)
     assert [version.kept for version in state.versions.history()] == [False] * 3 + [True] * 2
-    assert {path.name for path in state.versions.folder.iterdir()} == {
-        version.master for version in state.versions.history(limit=2)
-    }
+    assert state.versions.objects.names() == {version.master for version in state.versions.history(limit=2)}
     assert [version.version for version in state.versions.kept()] == [3, 4]
     with pytest.raises(UnknownVersion, match="version 1 is no longer kept"):
         state.versions.rollback(1, 0.0)
@@ -174,12 +168,12 @@ def test_a_version_that_was_never_made_is_unknown(state):
         state.versions.rollback(3, 0.0)
 
 
-def test_a_payload_that_was_damaged_leaves_the_buffer_at_the_start(tmp_path):
+def test_a_payload_that_was_damaged_leaves_the_buffer_at_the_start(tmp_path, header):
     with CoordinatorState(tmp_path, "home") as state:
         state.journal.record(header(1), 0.0)
         (state.updates / header(1).update).write_bytes(b"other")
         (state.updates / "nobody's").write_bytes(b"other")
         assert state.recover() == [header(1).update]
         assert not (state.updates / "nobody's").exists()
-    with closing(Journal(tmp_path)) as journal:
+    with closing(SqliteJournal(tmp_path)) as journal:
         assert journal.update(header(1).update).status == "discarded"

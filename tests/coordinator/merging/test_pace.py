@@ -5,7 +5,7 @@ import pytest
 
 from coordinator.events.pace import FleetPace, describe_pace
 from coordinator.events.records import Stopped
-from coordinator.ledger.journal import Journal
+from coordinator.ledger.sqlite import SqliteJournal
 from coordinator.merging.pace import PaceNews
 from coordinator.observers.status import StatusNotes, read_pace
 from coordinator.strategies.base import Pace
@@ -215,7 +215,7 @@ def test_a_device_whose_accepted_update_is_lost_gets_a_version_to_go_on_from(fle
 
 @pytest.fixture
 def journal(tmp_path):
-    journal = Journal(tmp_path, "home")
+    journal = SqliteJournal(tmp_path, "home")
     yield journal
     journal.close()
 

@@ -1,13 +1,10 @@
 import errno
-import hashlib
 
 import numpy as np
 import pytest
 
 from converters.adapter import Factors, LoraAdapter
 from edge.errors import DiskFull, StateError
-from edge.protocol.delta import update_id
-from edge.protocol.messages import UpdateHeader
 from edge.protocol.signing import new_key, sign_message
 from edge.storage.spool import Spool
 
@@ -18,30 +15,15 @@ def adapter(value):
     )
 
 
-def header(version, attempt=0, payload=b"payload"):
-    sha256 = hashlib.sha256(payload).hexdigest()
-    return UpdateHeader(
-        update=update_id("lamp", version, attempt, sha256),
-        fleet="home",
-        device_id="lamp",
-        tier="r1",
-        base_version=version,
-        base="b" * 64,
-        attempt=attempt,
-        sha256=sha256,
-        size_bytes=len(payload),
-        chunk_bytes=65536,
-        encoding="f32",
-        num_examples=1,
-        num_tokens=1,
-        num_steps=1,
-        seconds=1.0,
-        loss_before=2.0,
-        loss_after=1.0,
-    )
+@pytest.fixture
+def header(make_header):
+    def make(version, attempt=0):
+        return make_header(b"payload", device_id="lamp", base_version=version, attempt=attempt)
+
+    return make
 
 
-def add(spool, version, attempt=0, residual=None):
+def add(header, spool, version, attempt=0, residual=None):
     head = header(version, attempt)
     spool.add(head, sign_message(head, new_key()), b"payload", residual)
 
@@ -56,9 +38,9 @@ def make(folder):
     return Spool(folder, folder.parent / "residual.safetensors")
 
 
-def test_updates_are_there_after_a_restart_oldest_first(folder):
+def test_updates_are_there_after_a_restart_oldest_first(folder, header):
     for version, attempt in ((10, 0), (2, 1), (2, 0)):
-        add(make(folder), version, attempt)
+        add(header, make(folder), version, attempt)
     entries = make(folder).entries()
     assert [(one.header.base_version, one.header.attempt) for one in entries] == [(2, 0), (2, 1), (10, 0)]
     assert entries[0].payload.read_bytes() == b"payload"
@@ -66,7 +48,7 @@ def test_updates_are_there_after_a_restart_oldest_first(folder):
     assert not make(folder).holds(3, 0)
 
 
-def test_after_a_restore_of_the_coordinator_updates_are_in_the_order_of_time(folder):
+def test_after_a_restore_of_the_coordinator_updates_are_in_the_order_of_time(folder, header):
     """Its versions fall, its epochs rise; what was spooled before epochs were told comes first."""
     for version, epoch in ((58, 1_760_000_000_001), (72, 1_760_000_000_000), (99, 0)):
         head = header(version)
@@ -78,45 +60,45 @@ def test_after_a_restore_of_the_coordinator_updates_are_in_the_order_of_time(fol
     assert not make(folder).holds(58, 0, 1_760_000_000_000)
 
 
-def test_what_a_kill_left_half_done_is_no_update(folder):
+def test_what_a_kill_left_half_done_is_no_update(folder, header):
     (folder / ".draft").mkdir()
     (folder / ".draft" / "header.json").write_text("{")
     spool = make(folder)
     assert spool.entries() == []
-    add(spool, 1)
+    add(header, spool, 1)
     assert len(spool.entries()) == 1
 
 
-def test_an_accepted_update_leaves_its_residual(folder):
+def test_an_accepted_update_leaves_its_residual(folder, header):
     spool = make(folder)
     assert spool.residual() is None
-    add(spool, 0, residual=adapter(0.5))
+    add(header, spool, 0, residual=adapter(0.5))
     assert spool.residual() == adapter(0.5)
     spool.accept(spool.entries()[0])
     assert spool.entries() == []
     assert make(folder).residual() == adapter(0.5)
 
 
-def test_a_refused_update_takes_its_residual_with_it(folder):
+def test_a_refused_update_takes_its_residual_with_it(folder, header):
     spool = make(folder)
-    add(spool, 0, residual=adapter(0.5))
+    add(header, spool, 0, residual=adapter(0.5))
     spool.accept(spool.entries()[0])
-    add(spool, 1, residual=adapter(0.25))
+    add(header, spool, 1, residual=adapter(0.25))
     assert spool.residual() == adapter(0.25)
     spool.drop(spool.entries()[0])
     assert spool.residual() == adapter(0.5)
 
 
-def test_accepting_again_after_a_kill_in_between_changes_nothing(folder):
+def test_accepting_again_after_a_kill_in_between_changes_nothing(folder, header):
     spool = make(folder)
-    add(spool, 0, residual=adapter(0.5))
+    add(header, spool, 0, residual=adapter(0.5))
     (folder / "0000000000-000000" / "residual.safetensors").replace(folder.parent / "residual.safetensors")
     assert spool.residual() == adapter(0.5)
     spool.accept(spool.entries()[0])
     assert spool.residual() == adapter(0.5)
 
 
-def test_a_full_disk_adds_nothing_and_leaves_nothing(folder, monkeypatch):
+def test_a_full_disk_adds_nothing_and_leaves_nothing(folder, monkeypatch, header):
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -124,15 +106,15 @@ def test_a_full_disk_adds_nothing_and_leaves_nothing(folder, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr("os.fsync", full)
         with pytest.raises(DiskFull, match=r"spool: no room for an update \(No space left"):
-            add(spool, 0)
+            add(header, spool, 0)
     assert list(folder.iterdir()) == []
-    add(spool, 0)
+    add(header, spool, 0)
     assert len(spool.entries()) == 1
 
 
-def test_a_damaged_header_is_told_by_its_path(folder):
+def test_a_damaged_header_is_told_by_its_path(folder, header):
     spool = make(folder)
-    add(spool, 0)
+    add(header, spool, 0)
     (folder / "0000000000-000000" / "header.json").write_text("{}")
     with pytest.raises(StateError, match=r"header.json: is damaged.*remove .*0000000000-000000"):
         spool.entries()

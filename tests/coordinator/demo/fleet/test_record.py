@@ -3,8 +3,7 @@ import pytest
 from coordinator.demo.fleet.record import FleetRecord, is_done, read_record
 from coordinator.demo.household import FLEET
 from coordinator.demo.plan import DemoPlan, Member
-from coordinator.ledger.journal import Update
-from coordinator.ledger.versions import Version
+from coordinator.ledger.records import Update, Version
 
 
 def update(device: str, second: int, staleness: int, loss: float | None) -> Update:

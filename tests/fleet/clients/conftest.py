@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,6 @@ from edge.device.client import Client
 from edge.device.config import DeviceConfig, read_config
 from edge.device.state import DeviceState
 from edge.events import Event
-from edge.protocol.messages import Manifest, Recipe
 from edge.storage.spool import Spool
 from edge.training.worker.supervisor import Worker
 from edge.transport.base import Transport
@@ -173,27 +172,3 @@ class Home:
 @pytest.fixture
 def home(tmp_path: Path) -> Home:
     return Home(tmp_path)
-
-
-@pytest.fixture
-def make_manifest() -> Callable[..., Manifest]:
-    """Manifests of fleet `home`."""
-
-    def make(**changes: Any) -> Manifest:
-        settings: dict[str, Any] = {
-            "fleet": "home",
-            "tier": "r4",
-            "version": 0,
-            "parent": None,
-            "sha256": "0" * 64,
-            "size_bytes": 10,
-            "chunk_bytes": 1024,
-            "encoding": "f32",
-            "base": "b" * 64,
-            "rank": 4,
-            "space": "product",
-            "recipe": Recipe(steps=1),
-        }
-        return Manifest(**settings | changes)
-
-    return make

@@ -1,19 +1,17 @@
 """Strategies that ask something of devices: real clients, real worker processes, the real coordinator."""
 
 import asyncio
-from contextlib import AsyncExitStack, closing
+from contextlib import AsyncExitStack
 
 import numpy as np
 import pytest
 
-from coordinator.ledger.journal import Journal
-from coordinator.ledger.versions import VersionStore
+from coordinator.ledger.state import open_ledger
 
 
 def history(home):
     folder = home.folder / "coordinator"
-    with closing(Journal(folder)) as journal:
-        versions = VersionStore(folder, journal)
+    with open_ledger(folder) as (_, versions):
         found = versions.history()
         return (
             found,

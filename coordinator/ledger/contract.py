@@ -1,0 +1,220 @@
+"""What a coordinator's memory must do, whatever keeps it: a journal of what happened, and blobs.
+
+The journal is four small contracts in one; who needs only devices, or only facts, asks for no more. What it
+has taken is kept over a kill before a call returns, every call is all or nothing, and other processes
+(`status`, `rollback`) may read and write at the same time. An update's id stands in it at most once, and
+what was accepted stays in the buffer until the version that holds it is committed in the same step.
+`ledger.sqlite` and `ledger.files` are what a state folder holds; `ledger.memory` forgets.
+"""
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Protocol
+
+from coordinator.ledger.records import Device, DiscardReason, Refusal, Tally, Update, Version
+from coordinator.strategies.base import Account
+from edge.errors import Rejected, StateError
+from edge.protocol.messages import UpdateHeader
+
+MAX_REFUSALS = 1000  # kept, newest: strangers must not fill the disk
+EVERYTHING = 1 << 30
+
+
+class Facts(Protocol):
+    """Facts about the whole state folder, such as the base model's fingerprint."""
+
+    def meta(self, key: str) -> str | None:
+        """Returns a fact."""
+        ...
+
+    def note(self, key: str, value: str | None) -> None:
+        """Writes down a fact that changes, such as how far the next version is; None takes it out."""
+        ...
+
+    def agree(self, facts: Mapping[str, str]) -> None:
+        """Writes down facts that must never change.
+
+        Raises:
+            StateError: Others are written, each of which is named.
+        """
+        ...
+
+    def data_version(self) -> int:
+        """Returns a number that changes when another process has changed the journal."""
+        ...
+
+
+class Updates(Protocol):
+    """Every update once, and what proved to be nobody's."""
+
+    def record(self, header: UpdateHeader, at: float, rejected: Rejected | None = None) -> int:
+        """Writes an update down, accepted or rejected; one that is already there stays as it is.
+
+        Returns:
+            Its `seq`.
+        """
+        ...
+
+    def update(self, update_id: str) -> Update | None:
+        """Returns the update of that id, or None where the journal has never heard of it."""
+        ...
+
+    def waiting(self) -> list[Update]:
+        """Returns the buffer: accepted and in no version yet, in order of arrival."""
+        ...
+
+    def updates(self, limit: int = 1000) -> list[Update]:
+        """Returns the latest updates, newest first."""
+        ...
+
+    def last_seq(self) -> int:
+        """Returns the number of the latest update; 0 where there is none."""
+        ...
+
+    def discard(self, updates: Sequence[str], reason: DiscardReason, detail: str) -> None:
+        """Takes accepted updates out of the buffer for good."""
+        ...
+
+    def is_stranded(self, version: int) -> bool:
+        """Tells whether an update that began from `version` was accepted and lost, and its device waits.
+
+        The device was told that its update counts, and trains on no version more often than it may.
+        """
+        ...
+
+    def tallies(self) -> dict[str, Tally]:
+        """Returns how the updates of every device fared."""
+        ...
+
+    def refuse(self, refusal: Refusal) -> None:
+        """Writes down a message that proved nobody's; only the latest `MAX_REFUSALS` are kept."""
+        ...
+
+    def refusals(self, limit: int = 100) -> list[Refusal]:
+        """Returns the latest messages that were refused, newest first."""
+        ...
+
+
+class Devices(Protocol):
+    """Every device that ever enrolled."""
+
+    def enrol(self, device: Device) -> None:
+        """Writes a new device down."""
+        ...
+
+    def devices(self) -> list[Device]:
+        """Returns all devices, by name."""
+        ...
+
+    def save(self, devices: Iterable[Device]) -> None:
+        """Writes down what changed of devices; their keys never do."""
+        ...
+
+
+class Lineage(Protocol):
+    """Every version, how it came about, and what devices have had of them."""
+
+    def commit(self, version: Version, accounts: Mapping[str, Account]) -> bool:
+        """Makes a version current, in one step with what it means for the buffer.
+
+        Updates in its report leave the buffer; a rollback discards those whose base is no ancestor any more.
+
+        Args:
+            version: The next one.
+            accounts: Of devices, where they changed.
+
+        Returns:
+            False, and nothing is changed, if its number is not the next one any more, or if it goes back to a
+            version whose files were forgotten.
+        """
+        ...
+
+    def version(self, number: int) -> Version | None:
+        """Returns a version, or None where it was never made."""
+        ...
+
+    def versions(self, limit: int = EVERYTHING) -> list[Version]:
+        """Returns the latest versions, newest first."""
+        ...
+
+    def kept(self) -> list[Version]:
+        """Returns the versions whose files are here, oldest first."""
+        ...
+
+    def lineage(self, number: int) -> dict[int, int]:
+        """Returns a version and all its ancestors, each with its depth."""
+        ...
+
+    def score(self, number: int, loss: float, exact: float) -> None:
+        """Writes down how good a version is."""
+        ...
+
+    def forget(self, numbers: Collection[int]) -> None:
+        """Writes down that the files of these versions are no longer kept."""
+        ...
+
+    def accounts(self) -> dict[str, Account]:
+        """Returns what every device that was in a version has had of them."""
+        ...
+
+
+class Journal(Facts, Updates, Devices, Lineage, Protocol):
+    """What happened.
+
+    Every method raises `StateError` where the journal is damaged, and every one that writes `DiskFull` where
+    there is no room; nothing is changed then, and no receipt may be sent.
+    """
+
+    def close(self) -> None:
+        """Ends the use of it."""
+        ...
+
+
+class Objects(Protocol):
+    """Blobs that never change: a version's files under their sha256, payloads under their update's id."""
+
+    def put(self, name: str, content: bytes) -> None:
+        """Keeps a blob; what is there under that name stays.
+
+        Raises:
+            DiskFull: It is not kept.
+        """
+        ...
+
+    def get(self, name: str, start: int = 0, length: int = -1) -> bytes:
+        """Returns a blob, or `length` bytes of it.
+
+        Raises:
+            MissingObject: It is not here, or no longer.
+        """
+        ...
+
+    def size(self, name: str) -> int:
+        """Returns a blob's size in bytes.
+
+        Raises:
+            MissingObject: It is not here, or no longer.
+        """
+        ...
+
+    def names(self) -> set[str]:
+        """Returns the names of all blobs."""
+        ...
+
+    def remove(self, names: Iterable[str]) -> None:
+        """Removes blobs, where they are."""
+        ...
+
+
+def check_facts(where: object, known: Mapping[str, str | None], facts: Mapping[str, str]) -> None:
+    """Refuses facts that differ from those written down.
+
+    Raises:
+        StateError: Naming every fact that differs.
+    """
+    faults = [
+        f"is of {key} {known[key]}, expected {facts[key]}"
+        for key in facts
+        if known[key] not in (None, facts[key])
+    ]
+    if faults:
+        raise StateError.of(str(where), faults, "give another --state")

@@ -1,0 +1,159 @@
+"""What the journal holds, record by record."""
+
+from collections.abc import Mapping
+from typing import Literal, NamedTuple, cast
+
+from msgspec import Struct
+
+from converters.formats.about import NOTHING, About
+from coordinator.strategies.base import Account, Report
+from edge.errors import Rejected
+from edge.protocol.messages import Hello, Reason, Telemetry, UpdateHeader
+
+Status = Literal["accepted", "rejected", "discarded"]
+# No receipt bears it: the device was told `accepted` when its update came.
+DiscardReason = Reason | Literal["unmergeable"]
+
+
+class Update(NamedTuple):
+    """One update."""
+
+    id: str
+    device: str
+    tier: str
+    base_version: int
+    attempt: int
+    sha256: str
+    encoding: str
+    size_bytes: int
+    num_examples: int
+    num_tokens: int
+    num_steps: int
+    seconds: float
+    loss_before: float | None
+    loss_after: float | None
+    received_at: float  # Unix time
+    status: Status  # `discarded`: accepted, and in no version after all; by a rollback, or unmergeable
+    reason: DiscardReason | None
+    detail: str
+    merged_into: int | None = None  # version; None while it waits in the buffer
+    staleness: int | None = None  # when merged
+    weight: float | None = None  # when merged
+    seq: int = 0  # in order of arrival, over all devices
+
+
+def new_update(header: UpdateHeader, at: float, rejected: Rejected | None) -> Update:
+    """Returns an update as it stands in the journal when its verdict is known."""
+    return Update(
+        id=header.update,
+        device=header.device_id,
+        tier=header.tier,
+        base_version=header.base_version,
+        attempt=header.attempt,
+        sha256=header.sha256,
+        encoding=header.encoding,
+        size_bytes=header.size_bytes,
+        num_examples=header.num_examples,
+        num_tokens=header.num_tokens,
+        num_steps=header.num_steps,
+        seconds=header.seconds,
+        loss_before=header.loss_before,
+        loss_after=header.loss_after,
+        received_at=at,
+        status="rejected" if rejected else "accepted",
+        reason=cast(Reason, rejected.reason) if rejected else None,
+        detail=rejected.detail if rejected else "",
+    )
+
+
+class Refusal(NamedTuple):
+    """A message that did not prove whose it is, and says nothing about the update it names."""
+
+    at: float  # Unix time
+    device: str
+    id: str
+    reason: str
+    detail: str
+
+
+class Tally(NamedTuple):
+    """All updates of one device together."""
+
+    accepted: int = 0
+    rejected: int = 0
+    discarded: int = 0
+    merged: int = 0
+    mean_staleness: float | None = None  # of the merged ones
+    weight: float = 0.0
+    num_tokens: int = 0  # of the latest
+    seconds: float = 0.0  # of the latest
+
+
+class Device(NamedTuple):
+    """One device."""
+
+    device: str
+    key: str  # public, hex
+    first_seen: float  # Unix time
+    last_seen: float
+    online: bool = False
+    epoch: int = 0  # of its present or last session
+    hello: Hello | None = None
+    telemetry: Telemetry | None = None  # of the task under way, or the last one
+    held: tuple[int, ...] = ()  # versions that it downloaded or trained on last, oldest first
+    astray: float | None = None  # when it was at a version that is not here; None: it is not
+
+
+class Carried(Struct, frozen=True, forbid_unknown_fields=True):
+    """What of a strategy's state a version keeps beside its adapter, remainder and the devices' accounts."""
+
+    norms: tuple[float, ...] = ()
+    moments: dict[str, str] = {}  # by name, to their sha256
+
+
+class Origin(Struct, frozen=True, forbid_unknown_fields=True):
+    """The adapter that version 0 is."""
+
+    format: str  # peft, mlx, gguf or canonical
+    name: str  # of the file with its factors, behind the folder's where the adapter is a folder
+    sha256: str  # of that file
+    about: About = NOTHING  # what it said beside its factors
+
+
+class Version(NamedTuple):
+    """One version."""
+
+    version: int
+    parent: int | None
+    depth: int  # merges since version 0, along the lineage
+    created_at: float  # Unix time
+    master: str  # sha256
+    remainder: str | None  # sha256
+    tiers: Mapping[str, str]  # `r8` to the sha256 of what its devices train on
+    report: Report | None  # None: version 0, or a rollback
+    kept: bool  # its files are still here
+    loss: float | None  # on the coordinator's evaluation data, nats per label
+    exact: float | None  # share of examples that are reproduced exactly
+    carried: Carried = Carried()
+    origin: Origin | None = None  # of version 0, where the fleet began with an adapter
+
+    @property
+    def files(self) -> set[str]:
+        """The sha256 of every object it refers to."""
+        optional = {self.remainder} if self.remainder else set()
+        return {self.master, *self.tiers.values(), *self.carried.moments.values()} | optional
+
+    @property
+    def is_rollback(self) -> bool:
+        """Whether it is an older version made current again."""
+        return self.report is None and self.parent is not None
+
+
+class VersionFiles(NamedTuple):
+    """What a version is made of: sha256 of what is on the disk already, and what goes into the journal."""
+
+    master: str
+    remainder: str | None
+    tiers: Mapping[str, str]
+    carried: Carried
+    accounts: Mapping[str, Account]

@@ -1,0 +1,391 @@
+"""The journal of a state folder, in SQLite; the only file that speaks SQL.
+
+`journal.sqlite` is written ahead (WAL) and through to the disk (synchronous=FULL): what a receipt says is
+here before the receipt is sent. Every change is one transaction, and other processes may read and write at
+the same time. A journal of an older schema is brought up to date when it is opened.
+"""
+
+import sqlite3
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+from msgspec import structs
+
+from coordinator.ledger.contract import EVERYTHING, MAX_REFUSALS, check_facts
+from coordinator.ledger.records import (
+    Device,
+    DiscardReason,
+    Refusal,
+    Tally,
+    Update,
+    Version,
+    new_update,
+)
+from coordinator.ledger.rows import pack_row, read_device, read_version
+from coordinator.strategies.base import Account
+from edge.errors import DiskFull, Rejected, StateError
+from edge.protocol.messages import UpdateHeader
+from edge.storage.disk import sync_folder
+
+SCHEMA = 3
+FILE = "journal.sqlite"
+_BUSY_S = 30.0
+# A quota or a file size limit is a full disk to its user, and SQLite calls it a failed write.
+_FULL = frozenset({"SQLITE_FULL", "SQLITE_IOERR_WRITE", "SQLITE_IOERR_FSYNC", "SQLITE_IOERR_SHMSIZE"})
+
+_TABLES = """
+CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
+CREATE TABLE devices (
+    device TEXT PRIMARY KEY, key TEXT NOT NULL, first_seen REAL NOT NULL, last_seen REAL NOT NULL,
+    online INTEGER NOT NULL DEFAULT 0, epoch INTEGER NOT NULL DEFAULT 0, hello TEXT, telemetry TEXT,
+    held TEXT NOT NULL DEFAULT '[]', astray REAL
+);
+CREATE TABLE accounts (
+    device TEXT PRIMARY KEY, uploads INTEGER NOT NULL, weight REAL NOT NULL, credit REAL NOT NULL,
+    cosine REAL NOT NULL, num_cosines INTEGER NOT NULL
+);
+CREATE TABLE updates (
+    seq INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, device TEXT NOT NULL, tier TEXT NOT NULL,
+    base_version INTEGER NOT NULL, attempt INTEGER NOT NULL, sha256 TEXT NOT NULL, encoding TEXT NOT NULL,
+    size_bytes INTEGER NOT NULL, num_examples INTEGER NOT NULL, num_tokens INTEGER NOT NULL,
+    num_steps INTEGER NOT NULL, seconds REAL NOT NULL, loss_before REAL, loss_after REAL,
+    received_at REAL NOT NULL, status TEXT NOT NULL, reason TEXT, detail TEXT NOT NULL DEFAULT '',
+    merged_into INTEGER, staleness INTEGER, weight REAL
+);
+CREATE INDEX updates_waiting ON updates (status, merged_into);
+CREATE TABLE refusals (
+    seq INTEGER PRIMARY KEY, at REAL NOT NULL, device TEXT NOT NULL, id TEXT NOT NULL, reason TEXT NOT NULL,
+    detail TEXT NOT NULL
+);
+CREATE TABLE versions (
+    version INTEGER PRIMARY KEY, parent INTEGER, depth INTEGER NOT NULL, created_at REAL NOT NULL,
+    master TEXT NOT NULL, remainder TEXT, tiers TEXT NOT NULL, report TEXT, kept INTEGER NOT NULL DEFAULT 1,
+    loss REAL, exact REAL, carried TEXT NOT NULL DEFAULT '{}', origin TEXT
+);
+"""
+# What a journal of version 1 lacks; the accounts begin with what was merged of each device.
+_FROM_1 = """
+ALTER TABLE devices ADD COLUMN held TEXT NOT NULL DEFAULT '[]';
+ALTER TABLE versions ADD COLUMN carried TEXT NOT NULL DEFAULT '{}';
+CREATE TABLE accounts (
+    device TEXT PRIMARY KEY, uploads INTEGER NOT NULL, weight REAL NOT NULL, credit REAL NOT NULL,
+    cosine REAL NOT NULL, num_cosines INTEGER NOT NULL
+);
+INSERT INTO accounts
+    SELECT device, count(*), total(weight), 0.0, 0.0, 0 FROM updates
+    WHERE merged_into IS NOT NULL GROUP BY device;
+"""
+# What one of version 2 lacks: the adapter that version 0 was made of, and devices that follow another state.
+_FROM_2 = """
+ALTER TABLE versions ADD COLUMN origin TEXT;
+ALTER TABLE devices ADD COLUMN astray REAL;
+"""
+_MIGRATIONS = {1: _FROM_1, 2: _FROM_2}
+# Of SQLite's bare columns in a row with max(), num_tokens and seconds are those of that row.
+_TALLIES = """
+SELECT device, sum(status = 'accepted'), sum(status = 'rejected'), sum(status = 'discarded'),
+    count(merged_into), avg(CASE WHEN merged_into IS NOT NULL THEN coalesce(staleness, 0) END),
+    total(abs(weight)), num_tokens, seconds, max(seq)
+FROM updates GROUP BY device
+"""
+_LINEAGE = """
+WITH RECURSIVE line (version, parent, depth) AS (
+    SELECT version, parent, depth FROM versions WHERE version = ?
+    UNION ALL SELECT v.version, v.parent, v.depth FROM versions v JOIN line ON v.version = line.parent)
+SELECT version, depth FROM line
+"""
+
+
+class SqliteJournal:
+    """A `Journal` in a state folder.
+
+    Args:
+        folder: The state folder.
+        fleet: Makes the journal where it is missing, and refuses another fleet's; None only opens.
+        connect: SQLite's, or what a test sets limits with.
+
+    Raises:
+        StateError: It is missing, damaged, of a newer version or of another fleet.
+        DiskFull: There is no room to make it.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        fleet: str | None = None,
+        connect: Callable[..., sqlite3.Connection] = sqlite3.connect,
+    ) -> None:
+        self.path = folder / FILE
+        if fleet is None and not self.path.is_file():
+            raise StateError(
+                f"{folder}: holds no {FILE}; expected the folder given to `tunefleet serve --state`"
+            )
+        if not self.path.exists():
+            self._make()
+        with self._told():
+            # Any thread may use it, one at a time.
+            self._db = connect(self.path, timeout=_BUSY_S, isolation_level=None, check_same_thread=False)
+            self._db.execute("PRAGMA synchronous = FULL")
+        try:
+            self._check_schema()
+            if fleet is not None:
+                self.agree({"fleet": fleet})
+        except BaseException:
+            self._db.close()
+            raise
+
+    def close(self) -> None:
+        """See `Journal`."""
+        self._db.close()
+
+    def copy(self, path: Path) -> None:
+        """Copies all of it to a new file, as of one moment, whoever writes meanwhile.
+
+        Raises:
+            DiskFull: There is no room; something may be at `path`.
+        """
+        with self._told(), closing(sqlite3.connect(path)) as copied:
+            self._db.backup(copied)
+
+    # Facts.
+
+    def meta(self, key: str) -> str | None:
+        """See `Facts`."""
+        found = self._rows("SELECT value FROM meta WHERE key = ?", key)
+        return str(found[0][0]) if found else None
+
+    def note(self, key: str, value: str | None) -> None:
+        """See `Facts`."""
+        with self._transaction() as db:
+            if value is None:
+                db.execute("DELETE FROM meta WHERE key = ?", (key,))
+            else:
+                db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, value))
+
+    def agree(self, facts: Mapping[str, str]) -> None:
+        """See `Facts`."""
+        check_facts(self.path, {key: self.meta(key) for key in facts}, facts)
+        with self._transaction() as db:
+            db.executemany("INSERT OR IGNORE INTO meta VALUES (?, ?)", facts.items())
+
+    def data_version(self) -> int:
+        """See `Facts`."""
+        return int(self._rows("PRAGMA data_version")[0][0])
+
+    # Updates.
+
+    def record(self, header: UpdateHeader, at: float, rejected: Rejected | None = None) -> int:
+        """See `Updates`."""
+        row = new_update(header, at, rejected)._asdict()
+        del row["seq"]  # SQLite counts
+        with self._transaction() as db:
+            db.execute(_insert("updates", row, "OR IGNORE"), list(row.values()))
+            return int(db.execute("SELECT seq FROM updates WHERE id = ?", (header.update,)).fetchone()[0])
+
+    def update(self, update_id: str) -> Update | None:
+        """See `Updates`."""
+        return next(iter(self._updates("WHERE id = ?", update_id)), None)
+
+    def waiting(self) -> list[Update]:
+        """See `Updates`."""
+        return self._updates("WHERE status = 'accepted' AND merged_into IS NULL ORDER BY seq")
+
+    def updates(self, limit: int = 1000) -> list[Update]:
+        """See `Updates`."""
+        return self._updates("ORDER BY seq DESC LIMIT ?", limit)
+
+    def last_seq(self) -> int:
+        """See `Updates`."""
+        return int(self._rows("SELECT coalesce(max(seq), 0) FROM updates")[0][0])
+
+    def discard(self, updates: Sequence[str], reason: DiscardReason, detail: str) -> None:
+        """See `Updates`."""
+        with self._transaction() as db:
+            db.executemany(
+                "UPDATE updates SET status = 'discarded', reason = ?, detail = ? WHERE id = ?",
+                [(reason, detail, update) for update in updates],
+            )
+
+    def is_stranded(self, version: int) -> bool:
+        """See `Updates`."""
+        query = "SELECT 1 FROM updates WHERE status = 'discarded' AND base_version = ? LIMIT 1"
+        return bool(self._rows(query, version))
+
+    def tallies(self) -> dict[str, Tally]:
+        """See `Updates`."""
+        return {device: Tally(*tally) for device, *tally, _ in self._rows(_TALLIES)}
+
+    def refuse(self, refusal: Refusal) -> None:
+        """See `Updates`."""
+        with self._transaction() as db:
+            db.execute(_insert("refusals", Refusal._fields), refusal)
+            db.execute(
+                "DELETE FROM refusals WHERE seq <= (SELECT max(seq) FROM refusals) - ?", (MAX_REFUSALS,)
+            )
+
+    def refusals(self, limit: int = 100) -> list[Refusal]:
+        """See `Updates`."""
+        query = f"SELECT {', '.join(Refusal._fields)} FROM refusals ORDER BY seq DESC LIMIT ?"  # noqa: S608
+        return [Refusal(*row) for row in self._rows(query, limit)]
+
+    # Devices.
+
+    def enrol(self, device: Device) -> None:
+        """See `Devices`."""
+        with self._transaction() as db:
+            db.execute(_insert("devices", Device._fields), pack_row(device))
+
+    def devices(self) -> list[Device]:
+        """See `Devices`."""
+        rows = self._rows(f"SELECT {', '.join(Device._fields)} FROM devices ORDER BY device")  # noqa: S608
+        return [read_device(Device(*row)) for row in rows]
+
+    def save(self, devices: Iterable[Device]) -> None:
+        """See `Devices`."""
+        names = [name for name in Device._fields if name not in ("device", "key", "first_seen")]
+        changes = ", ".join(f"{name} = ?" for name in names)
+        rows = [dict(zip(Device._fields, pack_row(device), strict=True)) for device in devices]
+        with self._transaction() as db:
+            db.executemany(
+                f"UPDATE devices SET {changes} WHERE device = ?",  # noqa: S608
+                [[*(row[name] for name in names), row["device"]] for row in rows],
+            )
+
+    # Versions.
+
+    def commit(self, version: Version, accounts: Mapping[str, Account]) -> bool:
+        """See `Lineage`."""
+        with self._transaction() as db:
+            (newest,) = db.execute("SELECT max(version) FROM versions").fetchone()
+            if version.version != (0 if newest is None else newest + 1):
+                return False
+            if version.is_rollback:
+                old = db.execute("SELECT kept FROM versions WHERE version = ?", (version.parent,)).fetchone()
+                if not old or not old[0]:
+                    return False
+            db.execute(_insert("versions", Version._fields), pack_row(version))
+            db.executemany(
+                "INSERT OR REPLACE INTO accounts VALUES (?, ?, ?, ?, ?, ?)",
+                [(name, *structs.astuple(one)) for name, one in accounts.items()],
+            )
+            db.executemany(
+                "UPDATE updates SET merged_into = ?, staleness = ?, weight = ? WHERE id = ?",
+                [
+                    (version.version, share.staleness, share.weight, share.update)
+                    for share in (version.report.shares if version.report else ())
+                ],
+            )
+            if version.is_rollback:
+                line = ", ".join(str(number) for number, _ in db.execute(_LINEAGE, (version.version,)))
+                db.execute(
+                    "UPDATE updates SET status = 'discarded', reason = 'rolled-back', detail = ?"  # noqa: S608
+                    f" WHERE status = 'accepted' AND merged_into IS NULL AND base_version NOT IN ({line})",
+                    (f"version {version.version} went back to {version.parent}",),
+                )
+        return True
+
+    def version(self, number: int) -> Version | None:
+        """See `Lineage`."""
+        return next(iter(self._versions("WHERE version = ?", number)), None)
+
+    def versions(self, limit: int = EVERYTHING) -> list[Version]:
+        """See `Lineage`."""
+        return self._versions("ORDER BY version DESC LIMIT ?", limit)
+
+    def kept(self) -> list[Version]:
+        """See `Lineage`."""
+        return self._versions("WHERE kept ORDER BY version")
+
+    def lineage(self, number: int) -> dict[int, int]:
+        """See `Lineage`."""
+        return dict(self._rows(_LINEAGE, number))
+
+    def score(self, number: int, loss: float, exact: float) -> None:
+        """See `Lineage`."""
+        with self._transaction() as db:
+            db.execute("UPDATE versions SET loss = ?, exact = ? WHERE version = ?", (loss, exact, number))
+
+    def forget(self, numbers: Collection[int]) -> None:
+        """See `Lineage`."""
+        with self._transaction() as db:
+            db.executemany("UPDATE versions SET kept = 0 WHERE version = ?", [(one,) for one in numbers])
+
+    def accounts(self) -> dict[str, Account]:
+        """See `Lineage`."""
+        rows = self._rows(f"SELECT device, {', '.join(Account.__struct_fields__)} FROM accounts")  # noqa: S608
+        return {device: Account(*values) for device, *values in rows}
+
+    # The database.
+
+    def _updates(self, condition: str, *values: Any) -> list[Update]:
+        query = f"SELECT {', '.join(Update._fields)} FROM updates {condition}"  # noqa: S608
+        return [Update(*row) for row in self._rows(query, *values)]
+
+    def _versions(self, condition: str, *values: Any) -> list[Version]:
+        query = f"SELECT {', '.join(Version._fields)} FROM versions {condition}"  # noqa: S608
+        return [read_version(Version(*row)) for row in self._rows(query, *values)]
+
+    def _rows(self, query: str, *values: Any) -> list[tuple[Any, ...]]:
+        with self._told(), closing(self._db.execute(query, values)) as cursor:
+            return cursor.fetchall()
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        """Makes one change, all of it or nothing, on the disk when it returns."""
+        with self._told():
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                yield self._db
+                self._db.execute("COMMIT")
+            except BaseException:
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
+                raise
+
+    def _make(self) -> None:
+        """Makes the file, whole from the start: others may open it as soon as its name is there."""
+        draft = self.path.with_name(f".{FILE}.partial")
+        draft.unlink(missing_ok=True)
+        with self._told(), closing(sqlite3.connect(draft, isolation_level=None)) as db:
+            db.execute("PRAGMA journal_mode = WAL")
+            db.executescript(f"BEGIN; {_TABLES} PRAGMA user_version = {SCHEMA}; COMMIT;")
+        draft.replace(self.path)
+        sync_folder(self.path.parent)
+
+    def _check_schema(self) -> None:
+        number = self._rows("PRAGMA user_version")[0][0]
+        if number in _MIGRATIONS:
+            self._migrate()
+        elif number > SCHEMA:
+            raise StateError(
+                f"{self.path}: has version {number}, this tunefleet reads up to {SCHEMA}; "
+                "upgrade it, or give another --state"
+            )
+        elif number != SCHEMA:
+            raise StateError(f"{self.path}: is not a coordinator's journal; give another --state")
+
+    def _migrate(self) -> None:
+        """Brings the schema up to date, all of it or nothing; another process may have been faster."""
+        with self._transaction() as db:
+            begun = db.execute("PRAGMA user_version").fetchone()[0]
+            for number in range(begun, SCHEMA):
+                for statement in _MIGRATIONS[number].split(";"):
+                    db.execute(statement)
+            db.execute(f"PRAGMA user_version = {SCHEMA}")
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        """Tells SQLite's errors as ours."""
+        try:
+            yield
+        except sqlite3.Error as error:
+            if error.sqlite_errorname in _FULL:
+                raise DiskFull(f"{self.path}: no room to journal; free some, nothing was lost") from error
+            raise StateError(f"{self.path}: {error}; expected a coordinator's journal") from error
+
+
+def _insert(table: str, names: Collection[str], manner: str = "") -> str:
+    marks = ", ".join("?" * len(names))
+    return f"INSERT {manner} INTO {table} ({', '.join(names)}) VALUES ({marks})"  # noqa: S608
