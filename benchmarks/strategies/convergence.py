@@ -28,8 +28,7 @@ import msgspec
 from benchmarks.strategies.jobs import Job, run_jobs
 from benchmarks.strategies.lineup import (
     BASELINE,
-    QUICK_ROWS,
-    QUICK_SETTINGS,
+    QUICK_ENTRIES,
     SEEDS,
     TABLES,
     Entry,
@@ -75,7 +74,7 @@ def chosen(table: TableName, is_quick: bool, has_traces: bool) -> list[Entry]:
     entries = [entry for entry in entries_of(table) if has_traces or entry.setting.population != "traces"]
     if not is_quick:
         return entries
-    settings, rows = QUICK_SETTINGS[table], QUICK_ROWS[table]
+    rows, settings = QUICK_ENTRIES[table]
     return [entry for entry in entries if entry.setting in settings and entry.row in rows]
 
 

@@ -61,16 +61,15 @@ class DeviceRows(NamedTuple):
 class FleetTask(NamedTuple):
     """A fleet's data, its base model and how it trains."""
 
-    name: str
     base: Path
-    targets: tuple[str, ...]
-    rank: int
-    scale: float
     recipe: Recipe
     devices: list[DeviceRows]
     test: list[Row]
     calibration: list[Row]
-    is_exact: bool  # accuracy is the share of whole answers, not of tokens
+    is_exact: bool = True  # accuracy is the share of whole answers, not of tokens
+    targets: tuple[str, ...] = LINEAR
+    rank: int = 8
+    scale: float = 2.0
 
 
 def make_task(name: str, seed: int, assets: Path = ASSETS) -> FleetTask:
@@ -95,11 +94,7 @@ def dolly(model: str, seed: int) -> FleetTask:
         test += rows[40:52]
         calibration += rows[52:55]
     return FleetTask(
-        name=name,
         base=ASSETS / "models" / model,
-        targets=LINEAR,
-        rank=8,
-        scale=2.0,
         recipe=RECIPES[name],
         devices=devices,
         test=test,
@@ -144,16 +139,11 @@ def clinc(alpha: float | None, num_devices: int, seed: int) -> FleetTask:
     own = deal(splits["test"], domain_of, shares, NUM_OWN_TEST, rng)
     others = [splits["val"][index] for index in rng.permutation(len(splits["val"]))]
     return FleetTask(
-        name=name,
         base=ASSETS / "models/tinystories-656K",
-        targets=LINEAR,
-        rank=8,
-        scale=2.0,
         recipe=RECIPES[name],
         devices=[DeviceRows(*both) for both in zip(train, own, strict=True)],
         test=[intent_row(*pair) for pair in others[:300]],
         calibration=[intent_row(*pair) for pair in others[300 : 300 + NUM_CALIBRATION]],
-        is_exact=True,
     )
 
 
@@ -201,16 +191,11 @@ def household(seed: int) -> FleetTask:
     unseen = [Row(*example) for example in held_out(200 + NUM_CALIBRATION, seed)]
     devices = [split_home(own_examples(part, 400, seed)) for part in parts]
     return FleetTask(
-        name="household",
         base=MODEL,
-        targets=LINEAR,
-        rank=8,
-        scale=2.0,
         recipe=RECIPES["household"],
         devices=devices,
         test=unseen[:200],
         calibration=unseen[200:],
-        is_exact=True,
     )
 
 

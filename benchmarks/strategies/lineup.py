@@ -77,25 +77,17 @@ SIZES: dict[str, Size] = {
     "household": Size(154, 21, 7),
 }
 QUICK = 1 / 10  # of the updates
-QUICK_ROWS: Mapping[TableName, tuple[str, ...]] = {
-    "main": (POOLED, "fedavg", BASELINE, "alignfed", DEFAULT),
-    "rivals": ("flexlora",),
-    "parts": ("without credit",),
-    "ablation": ("alignfed", "alignfed-literal"),
-    "poison": (BASELINE, DEFAULT),
-    "filters": ("fedbuff, krum",),
-    "spread": (BASELINE, DEFAULT),
-    "models": (BASELINE, DEFAULT),
-}
-QUICK_SETTINGS: Mapping[TableName, tuple[Setting, ...]] = {
-    "main": tuple(map(Setting, MAIN_TASKS)),
-    "rivals": (Setting(SIDE_TASK),),
-    "parts": (Setting(SIDE_TASK),),
-    "ablation": (Setting(SIDE_TASK),),
-    "poison": (Setting(SIDE_TASK), Setting(SIDE_TASK, poison="sign-flipped")),
-    "filters": (Setting(SIDE_TASK, poison="sign-flipped"),),
-    "spread": (Setting(SIDE_TASK, "lognormal", 0.2, 50),),
-    "models": (Setting("dolly-stories260K"),),
+_SIDE = (Setting(SIDE_TASK),)
+# What a quick run shows of each table: rows, in settings.
+QUICK_ENTRIES: Mapping[TableName, tuple[tuple[str, ...], tuple[Setting, ...]]] = {
+    "main": ((POOLED, "fedavg", BASELINE, "alignfed", DEFAULT), tuple(map(Setting, MAIN_TASKS))),
+    "rivals": (("flexlora",), _SIDE),
+    "parts": (("without credit",), _SIDE),
+    "ablation": (("alignfed", "alignfed-literal"), _SIDE),
+    "poison": ((BASELINE, DEFAULT), (*_SIDE, Setting(SIDE_TASK, poison="sign-flipped"))),
+    "filters": (("fedbuff, krum",), (Setting(SIDE_TASK, poison="sign-flipped"),)),
+    "spread": ((BASELINE, DEFAULT), (Setting(SIDE_TASK, "lognormal", 0.2, 50),)),
+    "models": ((BASELINE, DEFAULT), (Setting("dolly-stories260K"),)),
 }
 
 
