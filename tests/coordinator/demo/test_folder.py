@@ -1,8 +1,10 @@
 import pytest
 
+from converters.adapter import initial_adapter
 from coordinator.demo.files import Paths
 from coordinator.demo.folder import fresh_folder, leave
-from coordinator.ledger.sqlite import SqliteJournal
+from coordinator.ledger.state import CoordinatorState
+from coordinator.strategies.base import State
 from edge.errors import ConfigError
 
 
@@ -48,14 +50,10 @@ def test_what_has_learnt_nothing_is_cleared_away(tmp_path):
 def test_what_was_learnt_is_kept_and_where_is_said(tmp_path):
     folder = fresh_folder(tmp_path / "demo")
     paths = Paths(folder)
-    paths.state.mkdir()
-    journal = SqliteJournal(paths.state, "demo")
-    with journal.transaction() as db:
-        db.executemany(
-            "INSERT INTO versions (version, depth, created_at, master, tiers) VALUES (?, ?, 0, '', '{}')",
-            [(number, number) for number in range(3)],
-        )
-    journal.close()
+    with CoordinatorState(paths.state, "demo") as state:
+        adapter = initial_adapter({"m": (4, 3)}, rank=2, scale=1.0, seed=0)
+        for parent in (None, 0, 1):
+            state.versions.add(state.versions.store(State(0, adapter), {}), parent, None, at=0.0)
     paths.adapter("gguf").touch()
     line = leave(folder, ["peft", "gguf"])
     assert f"kept in {folder}/: the adapter as GGUF, configurations, logs, and versions 0 to 2 " in line
