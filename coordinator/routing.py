@@ -7,7 +7,7 @@ from coordinator.announcing import Announcer
 from coordinator.events.complaints import Complaints
 from coordinator.intake.arrivals import Arrivals
 from coordinator.intake.roster import Roster
-from coordinator.intake.updates import Intake
+from coordinator.intake.updates import NOT_RECEIPTED, Intake
 from coordinator.ledger.head import Head
 from coordinator.place import Place
 from edge.delivery.publisher import Publisher
@@ -81,15 +81,15 @@ class Router:
             except ProtocolError as error:
                 self._complain(f"{message.topic.removeprefix(self._topics.root)[:200]}: {error}"[:500])
             except (DiskFull, OSError) as error:
-                self._complain(f"{error}; nothing is receipted until this is mended")
+                self._complain(f"{error}; {NOT_RECEIPTED}")
 
     async def _receive(self, message: Message) -> None:
         offices, at, payload = self._offices, self._clock(), message.payload
         match self._topics.parse(message.topic):
             case HeaderTopic() as topic:
-                await offices.intake.take_header(topic.device_id, topic.update, payload)
+                offices.intake.take_header(topic.device_id, topic.update, payload)
             case ChunkTopic() as topic:
-                await offices.intake.take_chunk(topic.device_id, topic.update, topic.number, payload)
+                offices.intake.take_chunk(topic.device_id, topic.update, topic.number, payload)
             case WantTopic() as topic:
                 await self._serve(topic.device_id, decode_message(payload, Want), at)
             case HelloTopic() as topic if payload:

@@ -98,6 +98,7 @@ class Coordinator:
         desk = Desk(
             transport=transport, topics=topics, key=state.key, journal=state.journal, roster=self._roster,
             uploads=uploads, rules=rules, head=self._head, clock=clock, tell=self._tell,
+            complain=self._complain,
         )  # fmt: skip
         self._intake = Intake(desk)
         self._announcer = announcer
@@ -142,10 +143,10 @@ class Coordinator:
         async with self._transport:
             key, version = public_key(self._state.key), self._head.version.version
             self._tell(Serving(self._config.fleet, version, self._merger.strategy, key))
-            await self._intake.recover()
+            self._intake.recover()
             # Messages are taken from the first subscription on: amqtt answers the next one only when what is
             # retained under this one was acknowledged, or after 5 s.
-            await _until_first(self._router.run(), self._lead())
+            await _until_first(self._router.run(), self._lead(), *self._intake.loops())
 
     async def _lead(self) -> None:
         await self._router.subscribe()

@@ -5,9 +5,11 @@
     updates/<update>           the payload, once it is whole and its sha256 is right
 
 Memory is a byte per chunk. How many updates may be under way is bounded, for each device and for all; the
-one that has been longest without progress makes room, and its device begins it anew.
+one that has been longest without progress makes room, and its device begins it anew. One that is being
+checked makes none.
 """
 
+from collections.abc import Container
 from pathlib import Path
 from typing import NamedTuple
 
@@ -77,17 +79,26 @@ class Uploads:
         upload = self._open.get(update)
         return upload if upload and upload.header.device_id == device_id else None
 
-    def begin(self, header: UpdateHeader) -> Upload:
+    def begin(self, header: UpdateHeader, busy: Container[str] = ()) -> Upload | None:
         """Makes ready for the chunks of an update whose header has been checked.
+
+        Args:
+            header: The update's.
+            busy: Updates that may not be forgotten.
+
+        Returns:
+            It; None where there is no room, and none can be made.
 
         Raises:
             DiskFull: Nothing was begun.
         """
         own = [update for update, one in self._open.items() if one.header.device_id == header.device_id]
-        if len(own) >= MAX_PER_DEVICE:
-            self.close(own[0])
-        elif len(self._open) >= self._max_open:
-            self.close(next(iter(self._open)))
+        crowd = own if len(own) >= MAX_PER_DEVICE else list(self._open)
+        if crowd is own or len(crowd) >= self._max_open:
+            idle = next((update for update in crowd if update not in busy), None)
+            if idle is None:
+                return None
+            self.close(idle)
         upload = self._taken_up(header)
         write_file(self._header(header.update), encode_message(header))
         self._open[header.update] = upload

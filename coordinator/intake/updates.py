@@ -4,29 +4,35 @@
 
 A receipt is sent after the journal is on the disk, and never otherwise: where that fails, nothing is said,
 the device asks again, and what was received is still here. Whatever comes again is answered again and
-counted once. A header that proves nobody's (malformed, signed by a stranger) goes to the journal's refusals
-and says nothing about the update it names; it is answered only where that update is unknown.
+counted once. No message waits for a check or for the broker: both go on beside, in bounded lines. Where these
+are full nothing is answered, and the device, which has it all in its spool, asks again. A header that proves
+nobody's (malformed, signed by a stranger) goes to the journal's refusals and says nothing about the update it
+names; it is answered only where that update is unknown.
 """
 
 import asyncio
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Coroutine
+from typing import Any, NamedTuple
 
 from msgspec import structs
 
 from coordinator.events.observer import Tell
 from coordinator.events.records import UpdateAccepted, UpdateRefused, UpdateRejected
 from coordinator.intake.admission import Rules, check_header, check_payload, read_header
+from coordinator.intake.checks import Checks
 from coordinator.intake.open_uploads import Upload, Uploads
+from coordinator.intake.receipts import Receipts
 from coordinator.intake.roster import Roster
 from coordinator.ledger.contract import Updates
-from coordinator.ledger.head import Head
+from coordinator.ledger.head import Head, Standing
 from coordinator.ledger.records import Refusal, Update
-from edge.errors import Rejected
+from edge.errors import DiskFull, Rejected
 from edge.protocol.messages import Receipt, UpdateHeader
-from edge.protocol.signing import sign_message
 from edge.protocol.topics import Topics
 from edge.transport.base import Transport
+
+AT_A_TIME = 4  # checks that run together, each with a payload in memory
+NOT_RECEIPTED = "nothing is receipted until this is mended"
 
 
 class Desk(NamedTuple):
@@ -42,21 +48,38 @@ class Desk(NamedTuple):
     head: Head
     clock: Callable[[], float]  # Unix time in seconds
     tell: Tell
+    complain: Callable[[str], None]  # gets what keeps updates from being receipted
 
 
 class Intake:
-    """Receives updates, one message at a time."""
+    """Receives updates, one message at a time.
 
-    def __init__(self, desk: Desk) -> None:
+    Args:
+        desk: What it works with.
+        check: Judges a whole payload, in a thread.
+    """
+
+    def __init__(
+        self,
+        desk: Desk,
+        check: Callable[[UpdateHeader, bytes, Rules, Standing], object] = check_payload,
+    ) -> None:
         self._desk = desk
+        self._check = check
+        self._checks = Checks(self._admit)
+        self._receipts = Receipts(desk.transport, desk.topics, desk.key)
 
-    async def recover(self) -> None:
-        """Admits what was whole already when an earlier process ended."""
+    def recover(self) -> None:
+        """Takes up what an earlier process was receiving; what was whole already is checked."""
         self._desk.uploads.recover(self._desk.journal)
         for upload in self._desk.uploads.whole():
-            await self._admit(upload)
+            self._checks.add(upload)
 
-    async def take_header(self, device_id: str, update: str, payload: bytes) -> None:
+    def loops(self) -> list[Coroutine[Any, Any, None]]:
+        """Returns what has to run beside the messages: checks and receipts, for ever."""
+        return [self._receipts.run(), *(self._checks.run() for _ in range(AT_A_TIME))]
+
+    def take_header(self, device_id: str, update: str, payload: bytes) -> None:
         """Judges a header; the first of an update opens it, a repeated one is answered with where it stands.
 
         Raises:
@@ -72,50 +95,56 @@ class Intake:
             desk.journal.refuse(Refusal(desk.clock(), device_id, update, rejected.reason, rejected.detail))
             desk.tell(UpdateRefused(update, device_id, rejected.reason, rejected.detail))
             if known is None and desk.uploads.find(device_id, update) is None:
-                await self._answer(device_id, _rejection(update, rejected))
+                self._receipts.put(device_id, _rejection(update, rejected))
             return
         if known is not None:
-            await self._answer(device_id, _numbered(_final(known), header, known.seq))
+            self._receipts.put(device_id, _numbered(_final(known), header, known.seq))
         elif upload := desk.uploads.find(device_id, update):
-            await self._go_on(upload)
+            self._go_on(upload)
         else:
-            await self._open(header)
+            self._open(header)
 
-    async def take_chunk(self, device_id: str, update: str, number: int, chunk: bytes) -> None:
-        """Keeps a chunk of an update under way; the last one has it admitted. Chunks of others are dropped.
+    def take_chunk(self, device_id: str, update: str, number: int, chunk: bytes) -> None:
+        """Keeps a chunk of an update under way; the last one has it checked. Chunks of others are dropped.
 
         Raises:
             Rejected: There is no such chunk.
             DiskFull: The chunk is not kept, what was there before still is.
         """
         upload = self._desk.uploads.find(device_id, update)
-        if upload and self._desk.uploads.write(upload, number, chunk) and upload.is_whole:
-            await self._admit(upload)
+        if upload is None or update in self._checks:
+            return
+        if self._desk.uploads.write(upload, number, chunk) and upload.is_whole:
+            self._checks.add(upload)
 
-    async def _open(self, header: UpdateHeader) -> None:
+    def _open(self, header: UpdateHeader) -> None:
         try:
             check_header(header, self._desk.rules, self._desk.head.standing)
         except Rejected as rejected:
-            await self._settle(header, rejected)
+            self._settle(header, rejected)
         else:
-            self._desk.uploads.begin(header)
+            self._desk.uploads.begin(header, self._checks)
 
-    async def _go_on(self, upload: Upload) -> None:
+    def _go_on(self, upload: Upload) -> None:
         if upload.is_whole:
-            await self._admit(upload)
+            self._checks.add(upload)
         elif upload.part is not None:
             update, missing = upload.header.update, upload.part.received.missing()
             receipt = Receipt(update=update, status="missing", missing=missing)
-            await self._answer(upload.header.device_id, receipt)
+            self._receipts.put(upload.header.device_id, receipt)
 
     async def _admit(self, upload: Upload) -> None:
+        """Judges a whole upload; where the disk is full it stays, and its device asks again."""
         try:
-            await asyncio.to_thread(self._inspect, upload)
-        except Rejected as rejected:
-            await self._settle(upload.header, rejected)
-            upload.payload.unlink(missing_ok=True)
-        else:
-            await self._settle(upload.header, None)
+            try:
+                await asyncio.to_thread(self._inspect, upload)
+            except Rejected as rejected:
+                self._settle(upload.header, rejected)
+                upload.payload.unlink(missing_ok=True)
+            else:
+                self._settle(upload.header, None)
+        except (DiskFull, OSError) as error:
+            self._desk.complain(f"{error}; {NOT_RECEIPTED}")
 
     def _inspect(self, upload: Upload) -> None:
         """Raises `Rejected` where the payload is not sound. The version may have changed since its header."""
@@ -123,9 +152,9 @@ class Intake:
         check_header(header, self._desk.rules, standing)
         if upload.part is not None and not upload.payload.exists():
             upload.part.finish(upload.payload)
-        check_payload(header, upload.payload.read_bytes(), self._desk.rules, standing)
+        self._check(header, upload.payload.read_bytes(), self._desk.rules, standing)
 
-    async def _settle(self, header: UpdateHeader, rejected: Rejected | None) -> None:
+    def _settle(self, header: UpdateHeader, rejected: Rejected | None) -> None:
         """Journal first, then the receipt."""
         desk = self._desk
         seq = desk.journal.record(header, desk.clock(), rejected)
@@ -136,11 +165,7 @@ class Intake:
             UpdateRejected(*facts, rejected.reason, rejected.detail) if rejected else UpdateAccepted(*facts)
         )
         receipt = _rejection(header.update, rejected) if rejected else _acceptance(header.update)
-        await self._answer(header.device_id, _numbered(receipt, header, seq))
-
-    async def _answer(self, device_id: str, receipt: Receipt) -> None:
-        topic = self._desk.topics.device(device_id, "receipt")
-        await self._desk.transport.publish(topic, sign_message(receipt, self._desk.key))
+        self._receipts.put(header.device_id, _numbered(receipt, header, seq))
 
 
 def _final(update: Update) -> Receipt:

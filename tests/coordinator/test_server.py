@@ -258,7 +258,7 @@ def test_hostile_messages_stop_nothing(fleet):
             junk = [b"", b"\xff\xfe", b"{}", b"[" * 10_000, b'{"body":1}', b"null"]
             for topic in ("hello", "state", "want", "telemetry", "up/no-id/header", f"up/{'a' * 32}/header",
                           f"up/{'a' * 32}/0", f"up/{'a' * 32}/-1",
-                          f"up/{'a' * 32}/x", "up/../header"):  # fmt: skip
+                          f"up/{'a' * 32}/x", f"up/{'a' * 32}/{'9' * 5000}", "up/../header"):  # fmt: skip
                 for payload in junk:
                     await x.transport.publish(f"{root}/device/x/{topic}", payload)
                     await x.transport.publish(f"{root}/device/NOT AN ID/{topic}", payload)
