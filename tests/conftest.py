@@ -1,14 +1,19 @@
 """Messages of a fleet `home`, tiny random models as folders and GGUF files, llama.cpp itself, a broker."""
 
 import ctypes
+import fcntl
 import hashlib
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import time
+import venv
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,6 +23,12 @@ import pytest
 from edge.protocol.delta import update_id
 from edge.protocol.messages import Manifest, Recipe, UpdateHeader
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # a process a core: more threads would only fight
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+if (
+    signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+):  # as behind a shell's `&`; what is started here would inherit it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch: its idle threads would spin beside others
 
 SHAPE = {
@@ -66,6 +77,7 @@ QUANT_TYPES = {
 QUANT_TYPES |= {"bf16": 32, "q4_1": 3, "q5_0": 8, "q5_1": 9}
 
 
+OUT_OF_REACH = ("No matching distribution", "Connection", "Temporary failure in name resolution")
 MOSQUITTO = shutil.which("mosquitto", path=f"{os.environ['PATH']}:/usr/sbin:/opt/homebrew/sbin")
 
 
@@ -80,6 +92,26 @@ def make_manifest():
             "recipe": Recipe(steps=1),
         }  # fmt: skip
         return Manifest(**settings | changes)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_once(tmp_path_factory):
+    """`make_once(name, write)`: the folder that `write(folder)` fills, once for all workers."""
+    place = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        place = place.parent
+
+    def make(name: str, write: Callable[[Path], object]) -> Path:
+        folder, done = place / f"shared-{name}", place / f"shared-{name}.done"
+        with (place / f"shared-{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not done.exists():
+                folder.mkdir(exist_ok=True)
+                write(folder)
+                done.touch()
+        return folder
 
     return make
 
@@ -103,22 +135,36 @@ def make_header():
 
 
 @pytest.fixture(scope="session")
-def wheel(tmp_path_factory):
+def wheel(make_once):
     """The wheel of this checkout, built once."""
-    folder = tmp_path_factory.mktemp("wheel")
-    build = [
-        sys.executable,
-        "-m",
-        "build",
-        "--wheel",
-        "--no-isolation",
-        "--outdir",
-        folder,
-        Path(__file__).parents[1],
-    ]
-    subprocess.run(build, check=True, capture_output=True)
+    build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", Path(__file__).parents[1]]
+    folder = make_once(
+        "wheel", lambda to: subprocess.run([*build, "--outdir", to], check=True, capture_output=True)
+    )
     (path,) = folder.glob("*.whl")
     return path
+
+
+@pytest.fixture(scope="session")
+def environment(make_once, wheel):
+    """`environment(extra)`: the programs of an environment with the wheel and one extra, and nothing else."""
+
+    def install(extra: str, folder: Path) -> None:
+        venv.create(folder, with_pip=False, symlinks=True)
+        pip = [sys.executable, "-m", "pip", "--python", folder / "bin/python", "install", "--no-compile"]
+        # llama-cpp-python comes from pip's cache, where `make` has left it; else it is compiled for minutes.
+        done = subprocess.run(
+            [*pip, "-c", Path(__file__).parents[1] / "constraints.txt", f"{wheel}[{extra}]"],
+            env=os.environ | {"CMAKE_ARGS": "-DLLAVA_BUILD=OFF"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if done.returncode and any(word in done.stderr for word in OUT_OF_REACH):
+            pytest.skip(f"the package registry is out of reach: {done.stderr.splitlines()[-1]}")
+        assert done.returncode == 0, done.stderr
+
+    return lambda extra: make_once(f"with-{extra}", partial(install, extra)) / "bin"
 
 
 @pytest.fixture

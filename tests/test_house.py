@@ -1,12 +1,20 @@
 """The house: what the wheel holds, what imports without heavy libraries, how fast the command answers."""
 
+import re
 import subprocess
 import sys
 import zipfile
+from importlib.util import find_spec
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).parents[1]
 
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+ROOMS = ("benchmarks", "converters", "coordinator", "edge", "tests")
+ELSEWHERE = {"convert_hf_to_gguf.py"}  # llama.cpp's
+TOPICS = {"coordinator/challenge", "coordinator/answer"}
 BLOCKED_IMPORTS = """
 import importlib, pkgutil, sys
 
@@ -71,3 +79,24 @@ def test_help_imports_nothing_that_only_a_command_needs() -> None:
     )
     done = subprocess.run([sys.executable, "-c", probe], check=True, capture_output=True, text=True, cwd=ROOT)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_what_a_page_names_is_there(page: Path) -> None:
+    files = [f"/{file.relative_to(ROOT)}" for room in ROOMS for file in (ROOT / room).rglob("*.py")]
+    files.append("/tunefleet.py")
+    text = page.read_text()
+    named = set(re.findall(r"(?<![\w./<-])[\w/]+\.py\b", text)) - ELSEWHERE
+    missing = [name for name in named if not any(file.endswith(f"/{name}") for file in files)]
+    paths = set(re.findall(rf"(?<![\w./-])(?:{'|'.join(ROOMS)})/[\w/.-]*\w", text)) - TOPICS
+    missing += [path for path in paths if not (ROOT / path).exists() and not (ROOT / f"{path}.py").exists()]
+    modules = set(re.findall(r"python -m ([\w.]+)", text))
+    missing += [module for module in modules if not is_module(module)]
+    assert missing == []
+
+
+def is_module(name: str) -> bool:
+    try:
+        return find_spec(name) is not None
+    except ModuleNotFoundError:  # the package around it
+        return False

@@ -9,9 +9,8 @@ import os
 import re
 import shlex
 import subprocess
-import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -19,7 +18,6 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 ASSETS = Path(os.environ.get("TUNEFLEET_ASSETS", ROOT.parent / "shared/assets"))
-OUT_OF_REACH = ("No matching distribution", "Connection", "Temporary failure in name resolution")
 ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
 DOMAINS = ("banking", "travel", "kitchen_and_dining")  # one a device
 
@@ -32,17 +30,10 @@ pytestmark = [
 ]
 
 
-@pytest.fixture(scope="module")
-def newcomer(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture
+def newcomer(environment: Callable[[str], Path]) -> Path:
     """The command of an environment that holds the wheel with its extra `torch`, and nothing else."""
-    folder = tmp_path_factory.mktemp("newcomer")
-    subprocess.run([sys.executable, "-m", "venv", folder], check=True)
-    install = [folder / "bin/python", "-m", "pip", "install", "-c", ROOT / "constraints.txt"]
-    done = subprocess.run([*install, f"{wheel}[torch]"], capture_output=True, text=True, check=False)
-    if done.returncode and any(word in done.stderr for word in OUT_OF_REACH):
-        pytest.skip(f"the package registry is out of reach: {done.stderr.splitlines()[-1]}")
-    assert done.returncode == 0, done.stderr
-    return folder / "bin/tunefleet"
+    return environment("torch") / "tunefleet"
 
 
 @pytest.fixture

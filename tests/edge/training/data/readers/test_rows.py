@@ -119,7 +119,11 @@ def test_a_damaged_folder_is_refused_in_one_sentence(tmp_path, complaint, name):
         ("a.csv", "text\nä\n".encode("utf-16-be"), "is UTF-16BE text"),
         ("a.jsonl", '{"text": "ä"}'.encode("utf-32"), "is UTF-32 text"),
         ("a.csv", "text\nä\n".encode("latin-1"), r"1 is not UTF-8 \(line 2\)"),
-        ("a.jsonl.gz", gzip.compress(b'{"text": "a"}'), r"is compressed with gzip; .* gunzip a\.jsonl\.gz"),
+        (
+            "a.jsonl.gz",
+            gzip.compress(b'{"text": "a"}', mtime=0),
+            r"is compressed with gzip; .* gunzip a\.jsonl\.gz",
+        ),
         ("a.xlsx", b"PK\x03\x04rest", "is compressed with zip"),
         ("a.jsonl", b'{"text": NaN}', r"1 holds NaN or Infinity, which JSON lacks \(line 1\)"),
         ("a.jsonl", b'{"text": 1e999}', "holds a number that is too large"),
