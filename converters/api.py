@@ -9,11 +9,12 @@ from converters.adapter import LoraAdapter
 from converters.bases.contract import Base
 from converters.bases.name import name_base
 from converters.bases.read import read_base
+from converters.choices import Format
 from converters.formats.about import NOTHING
 from converters.formats.card import Lineage
 from converters.formats.detect import TOOLS, detect_format
 from converters.formats.load import load_any, read_about
-from converters.formats.save import Format, check_free, save_as
+from converters.formats.save import check_free, save_as
 
 
 class Conversion(NamedTuple):

@@ -5,13 +5,12 @@ from typing import Literal
 
 import msgspec
 
-from converters.choices import Format as Format
 from converters.errors import AdapterError
 from converters.files.gguf import is_gguf
 from converters.formats import mlx, peft
+from converters.formats.adapter_config import CONFIG
 
 TOOLS = {"peft": "PEFT", "mlx": "mlx-lm", "gguf": "llama.cpp", "canonical": "tunefleet"}  # who writes which
-_CONFIG = "adapter_config.json"  # PEFT and mlx-lm both call it that
 
 
 def detect_format(path: Path) -> Literal["canonical", "peft", "mlx", "gguf"]:
@@ -23,19 +22,19 @@ def detect_format(path: Path) -> Literal["canonical", "peft", "mlx", "gguf"]:
     if path.is_file():
         return "gguf" if is_gguf(path) else "canonical"
     try:
-        config = msgspec.json.decode((path / _CONFIG).read_bytes(), type=dict[str, msgspec.Raw])
+        config = msgspec.json.decode((path / CONFIG).read_bytes(), type=dict[str, msgspec.Raw])
     except OSError as cause:
-        what = f"holds no {_CONFIG}" if path.exists() else "no such file or folder"
+        what = f"holds no {CONFIG}" if path.exists() else "no such file or folder"
         raise AdapterError(
             f"{path}: {what}; expected an adapter of PEFT, mlx-lm or llama.cpp, or tunefleet's file"
         ) from cause
     except (msgspec.MsgspecError, UnicodeDecodeError) as cause:
-        raise AdapterError(f"{path / _CONFIG}: is not JSON: {cause}") from cause
+        raise AdapterError(f"{path / CONFIG}: is not JSON: {cause}") from cause
     if "peft_type" in config:
         return "peft"
     if "lora_parameters" in config:
         return "mlx"
-    raise AdapterError(f"{path / _CONFIG}: has neither peft_type (PEFT) nor lora_parameters (mlx-lm)")
+    raise AdapterError(f"{path / CONFIG}: has neither peft_type (PEFT) nor lora_parameters (mlx-lm)")
 
 
 def weights_file(path: Path) -> Path:

@@ -18,7 +18,7 @@ from msgspec import structs
 
 from converters.adapter import Factors, LoraAdapter
 from converters.bases.contract import Base
-from converters.bases.fit import check_fit, fit_faults
+from converters.bases.fit import fit_faults
 from converters.bases.gguf_naming import Naming, naming_of
 from converters.bases.name import HUB, is_hub_name
 from converters.errors import AdapterError, BaseModelError, UnsupportedAdapter
@@ -26,9 +26,9 @@ from converters.faults import Fault
 from converters.files.atomic import write_atomic
 from converters.files.gguf import GgufFile, open_gguf
 from converters.formats.about import NOTHING, About
-from converters.formats.folding import Own
+from converters.formats.folding import Originals
 from converters.formats.gguf_scales import Stored, spread, undo
-from converters.formats.layout import Faults
+from converters.formats.layout import Faults, check_writable
 
 A, B = ".lora_a", ".lora_b"
 ALPHA, OWN, ABOUT = "adapter.lora.alpha", "tunefleet.lora", "tunefleet.about"
@@ -108,11 +108,8 @@ def save_gguf_adapter(adapter: LoraAdapter, path: Path, base: Base | None, about
         UnsupportedAdapter: Modules that the base or llama.cpp lacks, or scales that cannot be carried
             exactly; all of a kind are named at once.
     """
-    if not len(adapter):
-        raise AdapterError(f"{path}: an adapter without modules cannot be written in GGUF")
-    base = _needed(path, base)
-    naming = naming_of(base)
-    check_fit(adapter, base.modules)
+    check_writable(adapter, path, "GGUF", base.modules if base else None)
+    naming = naming_of(_needed(path, base))
     unnamed = [
         Fault(f"llama.cpp has no name for {name}", "modules that llama.cpp has no name for", name)
         for name, _ in adapter
@@ -130,6 +127,11 @@ def save_gguf_adapter(adapter: LoraAdapter, path: Path, base: Base | None, about
 
 
 def _needed(path: Path, base: Base | None) -> Base:
+    """Returns the base model.
+
+    Raises:
+        BaseModelError: There is none.
+    """
     if base is None:
         raise BaseModelError(
             f"{path}: a GGUF adapter has llama.cpp's names and order of rows; give the base model, a .gguf "
@@ -139,6 +141,7 @@ def _needed(path: Path, base: Base | None) -> Base:
 
 
 def _unsupported(file: GgufFile, naming: Naming) -> Iterator[str]:
+    """Finds what is no LoRA for this base."""
     architecture, kind = file.metadata.get("general.architecture"), file.metadata.get("adapter.type")
     if architecture != naming.architecture:
         yield f"is for architecture {architecture!r}, the base model is of {naming.architecture!r}"
@@ -149,6 +152,7 @@ def _unsupported(file: GgufFile, naming: Naming) -> Iterator[str]:
 
 
 def _alpha(file: GgufFile, faults: Faults) -> float:
+    """Reads the alpha of all modules; 0 where there is none, or none that is sound."""
     alpha = file.metadata.get(ALPHA, 0.0)
     if isinstance(alpha, float) and np.isfinite(alpha):
         return alpha
@@ -156,16 +160,17 @@ def _alpha(file: GgufFile, faults: Faults) -> float:
     return 0.0
 
 
-def _own(file: GgufFile, faults: Faults) -> Own:
+def _own(file: GgufFile, faults: Faults) -> Originals:
+    """Reads the ranks and scales that the modules had."""
     try:
-        return msgspec.json.decode(str(file.metadata.get(OWN, "{}")), type=Own)
+        return msgspec.json.decode(str(file.metadata.get(OWN, "{}")), type=Originals)
     except (msgspec.MsgspecError, UnicodeError) as cause:
         faults.malformed.append(f"{OWN} is not tunefleet's: {cause}")
-        return Own()
+        return Originals()
 
 
 def _find_pairs(file: GgufFile, naming: Naming, faults: Faults) -> dict[str, tuple[str, str]]:
-    """Modules to the names of their two factors, where these are sound; the rest goes into `faults`."""
+    """Finds the names of every module's two factors where these are sound; the rest goes into `faults`."""
     owners = {tensor: module for module, tensor in naming.tensors.items()}
     stems = sorted({name.removesuffix(A).removesuffix(B) for name in file.tensors if name.endswith((A, B))})
     others = [name for name in file.tensors if not name.endswith((A, B))]
@@ -189,6 +194,7 @@ def _find_pairs(file: GgufFile, naming: Naming, faults: Faults) -> dict[str, tup
 
 
 def _pair_faults(file: GgufFile, stem: str) -> Iterator[Fault]:
+    """Finds what is wrong with one weight's pair of factors."""
     missing = [stem + factor for factor in (A, B) if stem + factor not in file.tensors]
     if missing:
         yield Fault(f"{missing[0]} is missing", "factors are missing", missing[0])
@@ -205,7 +211,7 @@ def _pair_faults(file: GgufFile, stem: str) -> Iterator[Fault]:
 
 
 def _write(path: Path, name: str, stored: Stored, naming: Naming, about: About) -> None:
-    """The keys and their order are those of convert_lora_to_gguf.py."""
+    """Writes the keys of convert_lora_to_gguf.py, in its order."""
     writer = _writer(path, naming.architecture)
     try:
         writer.add_type("adapter")
@@ -216,7 +222,7 @@ def _write(path: Path, name: str, stored: Stored, naming: Naming, about: About) 
         if about.base:
             _write_base(writer, about.base)
         writer.add_float32(ALPHA, stored.alpha)
-        if stored.own != Own():
+        if stored.own != Originals():
             writer.add_string(OWN, msgspec.json.encode(stored.own).decode())
         if about.noted != NOTHING:
             writer.add_string(ABOUT, msgspec.json.encode(about.noted).decode())
@@ -233,6 +239,11 @@ def _write(path: Path, name: str, stored: Stored, naming: Naming, about: About) 
 
 
 def _writer(path: Path, architecture: str) -> Any:
+    """Opens a file to write.
+
+    Raises:
+        AdapterError: The package `gguf` is not installed.
+    """
     try:
         from gguf import GGUFWriter
     except ImportError as cause:
@@ -251,7 +262,7 @@ def _write_base(writer: Any, base: str) -> None:
 
 
 def _title(name: str) -> str:
-    """`my-adapter` as `My Adapter`, the converter's rule."""
+    """Turns `my-adapter` into `My Adapter`, by the converter's rule."""
     from gguf import Metadata
 
     return str(Metadata.id_to_title(name)) or "Adapter"

@@ -9,7 +9,6 @@ Source: llama.cpp, llama_adapter_lora_weight::get_scale in src/llama-adapter.h.
 """
 
 import math
-from collections import Counter
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -18,7 +17,7 @@ import numpy as np
 from converters.adapter import Factors, LoraAdapter
 from converters.errors import UnsupportedAdapter
 from converters.faults import Fault
-from converters.formats.folding import Own, fill, fold, unfill
+from converters.formats.folding import Originals, fill, find_alpha, fold, most_frequent, unfill
 
 _ROUNDING = 2.0**-23  # of float32, and the most that a scale may be off before alpha is rounded
 _SMALLEST = float(np.finfo(np.float32).smallest_normal)
@@ -29,11 +28,11 @@ class Stored(NamedTuple):
 
     modules: Mapping[str, Factors]  # `scale` is alpha / rank
     alpha: float  # a float32
-    own: Own
+    own: Originals
 
 
 def spread(adapter: LoraAdapter) -> Stored:
-    """The same update with one alpha.
+    """Gives the same update one alpha.
 
     Raises:
         UnsupportedAdapter: Naming the modules whose scale cannot be carried exactly.
@@ -55,8 +54,8 @@ def spread(adapter: LoraAdapter) -> Stored:
     return stored
 
 
-def undo(stored: Factors, name: str, own: Own) -> Factors:
-    """Zeros and folded scales taken out again, unless later training has made them matter."""
+def undo(stored: Factors, name: str, own: Originals) -> Factors:
+    """Takes zeros and folded scales out again, unless later training has made them matter."""
     a, b, scale = unfill(stored, own.ranks.get(name, stored.rank))
     meant = own.scales.get(name, scale)
     if not b.any():
@@ -67,8 +66,8 @@ def undo(stored: Factors, name: str, own: Own) -> Factors:
 
 
 def _with_one_alpha(adapter: LoraAdapter, filled: Mapping[str, Factors]) -> tuple[Stored, list[Fault]]:
-    """What is stored of `filled`, and the modules that cannot be."""
-    exact = _common_alpha(filled)
+    """Returns what is stored of `filled`, and the modules that cannot be."""
+    exact = most_frequent(find_alpha(f.scale, f.rank) for f in filled.values())
     with np.errstate(over="ignore"):
         alpha = float(np.float32(exact))
     modules, misfits = {}, []
@@ -78,28 +77,15 @@ def _with_one_alpha(adapter: LoraAdapter, filled: Mapping[str, Factors]) -> tupl
             misfits.append(Fault(f"{name} has scale {scale} at rank {len(a)}", "modules have other scales"))
         else:
             modules[name] = Factors(a, folded, alpha / len(a))
-    own = Own(
+    own = Originals(
         ranks={name: f.rank for name, f in adapter if f.rank != filled[name].rank},
         scales={name: f.scale for name, f in adapter if name in modules and f.scale != modules[name].scale},
     )
     return Stored(modules, alpha, own), misfits
 
 
-def _common_alpha(modules: Mapping[str, Factors]) -> float:
-    """The most frequent alpha; 0 only where all are, as nothing can be folded over 0."""
-    alphas = [_alpha(factors.scale, factors.rank) for factors in modules.values()]
-    return Counter(filter(None, alphas) if any(alphas) else alphas).most_common(1)[0][0]
-
-
-def _alpha(scale: float, rank: int) -> float:
-    """The alpha that gives `scale`, to the last bit where there is one."""
-    near = scale * rank
-    candidates = (near, math.nextafter(near, math.inf), math.nextafter(near, -math.inf))
-    return next((alpha for alpha in candidates if alpha / rank == scale), near)
-
-
 def _power(scale: float, other: float, tolerance: float) -> float:
-    """The power of two, or minus one, that `scale` is of `other` up to a tolerance; 0 where there is none."""
+    """Finds the power of two, or minus one, that `scale` is of `other` up to a tolerance; 0 for none."""
     ratio = scale / other if other else 0.0
     if not 2.0**-200 < abs(ratio) < 2.0**200:  # beyond what float32 could be folded by
         return 0.0

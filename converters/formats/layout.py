@@ -3,16 +3,20 @@
 Reading is by headers first, so that every fault of a file is known before the first value is read.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from converters.adapter import Array, Factors, LoraAdapter
+from converters.bases.contract import Modules
+from converters.bases.fit import check_fit, fit_faults
 from converters.errors import AdapterError, UnsupportedAdapter
 from converters.faults import Fault
-from converters.files.safetensors import FLOATING, TensorFile
+from converters.files.safetensors import FLOATING, TensorFile, open_tensors
+from converters.formats.about import coverage
 
 _MAGNITUDE = "lora_magnitude_vector"
 
@@ -25,9 +29,20 @@ class Layout(NamedTuple):
     b: str
     is_transposed: bool  # a (in, rank) and b (rank, out), instead of a (rank, in) and b (out, rank)
 
+    def tensors(self, module: str) -> tuple[str, str]:
+        """Names the two factors of a module."""
+        return f"{self.prefix}{module}{self.a}", f"{self.prefix}{module}{self.b}"
+
+    def owner(self, tensor: str) -> str | None:
+        """Names the module that a factor belongs to; None for what is no factor."""
+        for suffix in (self.a, self.b):
+            if tensor.startswith(self.prefix) and tensor.endswith(suffix):
+                return tensor[len(self.prefix) : -len(suffix)] or None
+        return None
+
 
 class Shape(NamedTuple):
-    """Of one module's pair of factors."""
+    """The shape of one module's pair of factors."""
 
     num_in: int
     rank: int
@@ -49,7 +64,7 @@ class Faults:
     unsupported: list[Fault | str] = field(default_factory=list)
 
     def raise_any(self) -> None:
-        """Does nothing where nothing was found.
+        """Raises one error for all that was found; does nothing where nothing was.
 
         Raises:
             UnsupportedAdapter: If something cannot be carried over; names what is malformed, too.
@@ -62,16 +77,87 @@ class Faults:
             raise AdapterError.of(self.where, faults)
 
 
-def find_shapes(file: TensorFile, layout: Layout, faults: Faults) -> dict[str, Shape]:
-    """The shapes of all sound pairs in `file`; the rest goes into `faults`."""
-    owners = {tensor: _owner(tensor, layout) for tensor in file.tensors}
+def read_adapter(
+    path: Path,
+    layout: Layout,
+    faults: Faults,
+    modules: Modules | None,
+    rank_of: Callable[[str], int],
+    scale_of: Callable[[str, int], float],
+) -> LoraAdapter:
+    """Reads all factors, once every header is found sound.
+
+    Args:
+        path: A safetensors file.
+        layout: Where it keeps the factors.
+        faults: What was found before; what is found here is raised with it.
+        modules: The base model's, to check names and shapes against.
+        rank_of: What the config says of a module.
+        scale_of: What a module of a rank is multiplied by.
+
+    Raises:
+        UnsupportedAdapter: It is more than LoRA on linear layers of this base; everything is named at once.
+        AdapterError: It is missing, damaged, or its factors do not agree with its config.
+    """
+    file = open_tensors(path, AdapterError)
+    shapes = _find_shapes(file, layout, faults)
+    for name, shape in shapes.items():
+        if shape.rank != rank_of(name):
+            text = f"{name} has rank {shape.rank}, its config says {rank_of(name)}"
+            faults.malformed.append(Fault(text, "modules have another rank than the config says"))
+    if modules is not None:
+        inside = {name: (shape.num_in, shape.num_out) for name, shape in shapes.items()}
+        faults.unsupported.extend(fit_faults(inside, modules))
+    faults.raise_any()
+    found = {}
+    for name, shape in shapes.items():
+        a, b = (file.array(tensor) for tensor in layout.tensors(name))
+        found[name] = Factors(*((a.T, b.T) if layout.is_transposed else (a, b)), scale_of(name, shape.rank))
+    return LoraAdapter(found)
+
+
+def read_coverage(path: Path, layout: Layout) -> str:
+    """Hashes the names of the modules whose factors lie in `path`.
+
+    Raises:
+        AdapterError: It is missing or damaged.
+    """
+    owners = {layout.owner(tensor): None for tensor in open_tensors(path, AdapterError).tensors}
+    return coverage({name: None for name in owners if name})
+
+
+def check_writable(adapter: LoraAdapter, path: Path, form: str, modules: Modules | None) -> None:
+    """Checks that there is something to write, and that it is for the base model.
+
+    Raises:
+        AdapterError: The adapter has no modules: no tool has a name for that.
+        UnsupportedAdapter: Naming the modules that the base model lacks or has otherwise.
+    """
+    if not len(adapter):
+        raise AdapterError(f"{path}: an adapter without modules cannot be written in {form}")
+    if modules is not None:
+        check_fit(adapter, modules)
+
+
+def to_tensors(adapter: LoraAdapter, layout: Layout) -> dict[str, Array]:
+    """Names all factors as the format does."""
+    tensors = {}
+    for module, factors in adapter:
+        for name, values in zip(layout.tensors(module), (factors.a, factors.b), strict=True):
+            tensors[name] = np.ascontiguousarray(values.T) if layout.is_transposed else values
+    return tensors
+
+
+def _find_shapes(file: TensorFile, layout: Layout, faults: Faults) -> dict[str, Shape]:
+    """Finds the shapes of all sound pairs in `file`; the rest goes into `faults`."""
+    owners = {tensor: layout.owner(tensor) for tensor in file.tensors}
     faults.unsupported.extend(_stranger(tensor) for tensor, owner in owners.items() if owner is None)
     names = sorted({owner for owner in owners.values() if owner is not None})
     if not names:
         faults.malformed.append("holds no LoRA factors")
     shapes = {}
     for name in names:
-        tensors = [f"{layout.prefix}{name}{suffix}" for suffix in (layout.a, layout.b)]
+        tensors = layout.tensors(name)
         found = list(_pair_faults(file, tensors, layout))
         faults.malformed.extend(found)
         if not found:
@@ -80,30 +166,8 @@ def find_shapes(file: TensorFile, layout: Layout, faults: Faults) -> dict[str, S
     return shapes
 
 
-def read_factors(file: TensorFile, layout: Layout, name: str, scale: float) -> Factors:
-    """The factors of one module that `find_shapes` found sound."""
-    a, b = (file.array(f"{layout.prefix}{name}{suffix}") for suffix in (layout.a, layout.b))
-    return Factors(a.T, b.T, scale) if layout.is_transposed else Factors(a, b, scale)
-
-
-def to_tensors(adapter: LoraAdapter, layout: Layout) -> dict[str, Array]:
-    """All factors under the format's names."""
-    tensors = {}
-    for name, factors in adapter:
-        for suffix, values in ((layout.a, factors.a), (layout.b, factors.b)):
-            turned = np.ascontiguousarray(values.T) if layout.is_transposed else values
-            tensors[f"{layout.prefix}{name}{suffix}"] = turned
-    return tensors
-
-
-def rank_fault(name: str, rank: int, expected: int) -> Fault:
-    """A module of another rank than its config says."""
-    text = f"{name} has rank {rank}, its config says {expected}"
-    return Fault(text, "modules have another rank than the config says")
-
-
 def _stranger(tensor: str) -> Fault:
-    """A tensor that is no factor of a linear layer."""
+    """Tells of a tensor that is no factor of a linear layer."""
     owner, found, _ = tensor.partition(f".{_MAGNITUDE}")
     if not found:
         kind = "tensors are no LoRA factors of a linear layer"
@@ -112,14 +176,8 @@ def _stranger(tensor: str) -> Fault:
     return Fault(f"{name}: {what}", f"modules: {what}", name)
 
 
-def _owner(tensor: str, layout: Layout) -> str | None:
-    for suffix in (layout.a, layout.b):
-        if tensor.startswith(layout.prefix) and tensor.endswith(suffix):
-            return tensor[len(layout.prefix) : -len(suffix)] or None
-    return None
-
-
-def _pair_faults(file: TensorFile, tensors: list[str], layout: Layout) -> Iterator[Fault]:
+def _pair_faults(file: TensorFile, tensors: tuple[str, str], layout: Layout) -> Iterator[Fault]:
+    """Finds what is wrong with one module's pair of factors."""
     missing = [tensor for tensor in tensors if tensor not in file.tensors]
     if missing:
         yield Fault(f"{missing[0]} is missing", "factors are missing", missing[0])

@@ -10,7 +10,6 @@ Source: mlx-lm 0.32, tuner/utils.py (load_adapters, linear_to_lora_layers) and t
 
 import json
 import re
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,23 +20,22 @@ from safetensors.numpy import save
 
 from converters.adapter import Factors, LoraAdapter
 from converters.bases.contract import Modules
-from converters.bases.fit import check_fit, fit_faults
-from converters.errors import AdapterError, UnsupportedAdapter
+from converters.errors import UnsupportedAdapter
 from converters.faults import Fault
 from converters.files.atomic import write_atomic
-from converters.files.safetensors import open_tensors
-from converters.formats.about import NOTHING, About, coverage, read_license
-from converters.formats.folding import Own, fill, fold, unfill
+from converters.formats.about import NOTHING, About, read_license
+from converters.formats.adapter_config import CONFIG, read_config
+from converters.formats.folding import Originals, fill, fold, most_frequent, unfill
 from converters.formats.layout import (
     Faults,
     Layout,
-    find_shapes,
-    rank_fault,
-    read_factors,
+    check_writable,
+    read_adapter,
+    read_coverage,
     to_tensors,
 )
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapters.safetensors"
+WEIGHTS = "adapters.safetensors"
 LAYOUT = Layout("", ".lora_a", ".lora_b", is_transposed=True)
 _PARAMETERS, _SHAPE = "lora_parameters", ("keys", "rank", "scale")
 _FACTORS = ("fine_tune_type", _PARAMETERS, "num_layers", "model", "tunefleet")  # written anew
@@ -49,7 +47,7 @@ class _Parameters(msgspec.Struct, frozen=True):
     scale: float
 
 
-class _Noted(Own, frozen=True, omit_defaults=True):
+class _Noted(Originals, frozen=True, omit_defaults=True):
     """What mlx-lm passes over: what was filled up and folded, and what another tool's config said."""
 
     about: About = NOTHING
@@ -72,22 +70,14 @@ def load_mlx(folder: Path, modules: Modules | None = None) -> LoraAdapter:
         UnsupportedAdapter: It is more than LoRA on linear layers of this base; everything is named at once.
         AdapterError: It is missing, damaged, or its factors do not agree with its config.
     """
-    config = _read_config(folder / CONFIG)
+    config, _ = read_config(folder, _Config, "mlx-lm")
     if config.fine_tune_type != "lora" or config.lora_parameters is None:
         raise UnsupportedAdapter(f"{folder}: fine_tune_type is {config.fine_tune_type!r}, expected 'lora'")
     rank, scale = config.lora_parameters.rank, config.lora_parameters.scale
-    file = open_tensors(folder / WEIGHTS, AdapterError)
-    faults = Faults(str(folder))
-    shapes = find_shapes(file, LAYOUT, faults)
-    for name, shape in shapes.items():
-        if shape.rank != rank:
-            faults.malformed.append(rank_fault(name, shape.rank, rank))
-    if modules is not None:
-        inside = {name: (shape.num_in, shape.num_out) for name, shape in shapes.items()}
-        faults.unsupported.extend(fit_faults(inside, modules))
-    faults.raise_any()
-    stored = {name: read_factors(file, LAYOUT, name, scale) for name in shapes}
-    return LoraAdapter({name: _undone(factors, name, config.tunefleet) for name, factors in stored.items()})
+    stored = read_adapter(
+        folder / WEIGHTS, LAYOUT, Faults(str(folder)), modules, lambda _: rank, lambda _name, _rank: scale
+    )
+    return LoraAdapter({name: _undone(factors, name, config.tunefleet) for name, factors in stored})
 
 
 def read_mlx_about(folder: Path) -> About:
@@ -96,12 +86,9 @@ def read_mlx_about(folder: Path) -> About:
     Raises:
         AdapterError: It is missing, or none of mlx-lm's.
     """
-    config = _read_config(folder / CONFIG)
-    raw = msgspec.json.decode((folder / CONFIG).read_bytes())
-    names = open_tensors(folder / WEIGHTS, AdapterError).tensors
-    modules = {name.removesuffix(LAYOUT.a): None for name in names if name.endswith(LAYOUT.a)}
+    config, raw = read_config(folder, _Config, "mlx-lm")
     base, about, parameters = raw.get("model"), config.tunefleet.about, raw[_PARAMETERS] or {}
-    is_same = coverage(modules) == about.covers
+    is_same = read_coverage(folder / WEIGHTS, LAYOUT) == about.covers
     return structs.replace(
         about,
         base=base if isinstance(base, str) else None,
@@ -128,11 +115,8 @@ def save_mlx(
         UnsupportedAdapter: Scales that differ by more than a power of two, or modules that the base model
             lacks or has otherwise; all are named at once.
     """
-    if not len(adapter):
-        raise AdapterError(f"{folder}: an adapter without modules cannot be written in mlx-lm's format")
-    if modules is not None:
-        check_fit(adapter, modules)
-    rank, scale = adapter.max_rank, _common_scale(adapter)
+    check_writable(adapter, folder, "mlx-lm's format", modules)
+    rank, scale = adapter.max_rank, most_frequent(factors.scale for _, factors in adapter)
     uniform = _uniform(adapter, rank, scale)
     own = _Noted(
         ranks={name: f.rank for name, f in adapter if f.rank != rank},
@@ -156,23 +140,12 @@ def save_mlx(
     write_atomic(folder / CONFIG, json.dumps(config, indent=4).encode())
 
 
-def _read_config(path: Path) -> _Config:
-    try:
-        return msgspec.json.decode(path.read_bytes(), type=_Config)
-    except OSError as cause:
-        raise AdapterError(f"{path}: cannot be read: {cause.strerror}") from cause
-    except (msgspec.MsgspecError, UnicodeDecodeError) as cause:
-        raise AdapterError(f"{path}: is not a LoRA config of mlx-lm: {cause}") from cause
-
-
-def _common_scale(adapter: LoraAdapter) -> float:
-    """The most frequent scale; 0 only where all are, as nothing can be folded over 0."""
-    scales = [factors.scale for _, factors in adapter]
-    return Counter(filter(None, scales) if any(scales) else scales).most_common(1)[0][0]
-
-
 def _uniform(adapter: LoraAdapter, rank: int, scale: float) -> LoraAdapter:
-    """The same updates with one rank and one scale, exactly."""
+    """Gives the same updates one rank and one scale, exactly.
+
+    Raises:
+        UnsupportedAdapter: Naming the modules whose scale cannot be carried exactly.
+    """
     modules, faults = {}, []
     for name, factors in adapter:
         b = factors.b if factors.scale == scale else fold(factors.b, factors.scale, scale)
@@ -189,8 +162,8 @@ def _uniform(adapter: LoraAdapter, rank: int, scale: float) -> LoraAdapter:
     return LoraAdapter(modules)
 
 
-def _undone(factors: Factors, name: str, own: Own) -> Factors:
-    """Zeros and folded scales taken out again, unless later training has made them matter."""
+def _undone(factors: Factors, name: str, own: Originals) -> Factors:
+    """Takes zeros and folded scales out again, unless later training has made them matter."""
     a, b, scale = unfill(factors, own.ranks.get(name, factors.rank))
     if name in own.scales:
         unfolded = fold(b, scale, own.scales[name])
@@ -200,7 +173,7 @@ def _undone(factors: Factors, name: str, own: Own) -> Factors:
 
 
 def _keys(names: list[str], modules: Modules | None) -> tuple[list[str], int]:
-    """mlx-lm's `keys` and `num_layers`.
+    """Returns mlx-lm's `keys` and `num_layers`.
 
     Where the last blocks carry the same layers each, names within a block, as mlx-lm writes them; otherwise
     full names, which mlx-lm also takes, whatever `num_layers` says.

@@ -21,22 +21,22 @@ from safetensors.numpy import save
 
 from converters.adapter import LoraAdapter
 from converters.bases.contract import Modules
-from converters.bases.fit import check_fit, fit_faults
 from converters.bases.targets import endings
 from converters.errors import AdapterError
 from converters.files.atomic import write_atomic
-from converters.files.safetensors import open_tensors
-from converters.formats.about import NOTHING, About, coverage, read_license
+from converters.formats.about import NOTHING, About, read_license
+from converters.formats.adapter_config import CONFIG, read_config
+from converters.formats.folding import find_alpha
 from converters.formats.layout import (
     Faults,
     Layout,
-    find_shapes,
-    rank_fault,
-    read_factors,
+    check_writable,
+    read_adapter,
+    read_coverage,
     to_tensors,
 )
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+WEIGHTS = "adapter_model.safetensors"
 LAYOUT = Layout("base_model.model.", ".lora_A.weight", ".lora_B.weight", is_transposed=False)
 
 # Each changes what the adapted model computes beyond scale * B @ A; harmless where it is absent or empty.
@@ -54,13 +54,7 @@ _REFUSED = {
     "kasa_config": "KaSA",
     "monteclora_config": "MonteCLoRA",
 }
-_FACTORS = (
-    "r",
-    "lora_alpha",
-    "rank_pattern",
-    "alpha_pattern",
-    "use_rslora",
-)  # have to agree with the adapter
+_FACTORS = ("r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora")  # agree with the adapter
 _CHOSEN = ("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern")
 _PLAIN = {"peft_type": "LORA", "bias": "none", "use_dora": False}
 # Other initialisations, PiSSA for one, change the base model's weights when the adapter is loaded.
@@ -80,13 +74,13 @@ class _Config(msgspec.Struct, frozen=True):
     alpha_pattern: dict[str, float] | None = None
 
     def rank(self, name: str) -> int:
-        """Of module `name`."""
+        """Returns the rank of a module."""
         return int(_by_pattern(self.rank_pattern or {}, name, self.r))
 
     def scale(self, name: str, rank: int) -> float:
-        """Of module `name`, as PEFT's LoraLayer multiplies it."""
+        """Returns what PEFT's LoraLayer multiplies a module by."""
         alpha = _by_pattern(self.alpha_pattern or {}, name, self.lora_alpha)
-        return _scale(alpha, rank, is_rslora=self.use_rslora)
+        return alpha / _divisor(rank, is_rslora=self.use_rslora)
 
 
 def load_peft(folder: Path, modules: Modules | None = None) -> LoraAdapter:
@@ -100,25 +94,11 @@ def load_peft(folder: Path, modules: Modules | None = None) -> LoraAdapter:
         UnsupportedAdapter: It is more than LoRA on linear layers of this base; everything is named at once.
         AdapterError: It is missing, damaged, or its factors do not agree with its config.
     """
-    config, raw = _read_config(folder / CONFIG)
+    config, raw = read_config(folder, _Config, "PEFT")
     if not (folder / WEIGHTS).exists() and (folder / "adapter_model.bin").exists():
         raise AdapterError(f"{folder}: is pickled; save it again with peft's safe_serialization=True")
-    file = open_tensors(folder / WEIGHTS, AdapterError)
     faults = Faults(str(folder), unsupported=list(_unsupported(config, raw)))
-    shapes = find_shapes(file, LAYOUT, faults)
-    for name, shape in shapes.items():
-        if shape.rank != config.rank(name):
-            faults.malformed.append(rank_fault(name, shape.rank, config.rank(name)))
-    if modules is not None:
-        inside = {name: (shape.num_in, shape.num_out) for name, shape in shapes.items()}
-        faults.unsupported.extend(fit_faults(inside, modules))
-    faults.raise_any()
-    return LoraAdapter(
-        {
-            name: read_factors(file, LAYOUT, name, config.scale(name, shape.rank))
-            for name, shape in shapes.items()
-        }
-    )
+    return read_adapter(folder / WEIGHTS, LAYOUT, faults, modules, config.rank, config.scale)
 
 
 def read_peft_about(folder: Path) -> About:
@@ -127,16 +107,11 @@ def read_peft_about(folder: Path) -> About:
     Raises:
         AdapterError: It is missing, or none of PEFT's.
     """
-    _, raw = _read_config(folder / CONFIG)
-    names = open_tensors(folder / WEIGHTS, AdapterError).tensors
-    prefix, suffix = LAYOUT.prefix, LAYOUT.a
-    modules = {name[len(prefix) : -len(suffix)]: None for name in names if name.endswith(suffix)}
+    _, raw = read_config(folder, _Config, "PEFT")
+    covers = read_coverage(folder / WEIGHTS, LAYOUT)
     base = raw.pop("base_model_name_or_path", None)
     return About(
-        base=base if isinstance(base, str) else None,
-        peft=raw,
-        covers=coverage(modules),
-        license=read_license(folder),
+        base=base if isinstance(base, str) else None, peft=raw, covers=covers, license=read_license(folder)
     )
 
 
@@ -155,27 +130,15 @@ def save_peft(
         AdapterError: The adapter has no modules: PEFT cannot load that.
         UnsupportedAdapter: Naming the modules that the base model lacks or has otherwise.
     """
-    if not len(adapter):
-        raise AdapterError(f"{folder}: an adapter without modules cannot be written in PEFT's format")
-    if modules is not None:
-        check_fit(adapter, modules)
+    check_writable(adapter, folder, "PEFT's format", modules)
     folder.mkdir(parents=True, exist_ok=True)
     write_atomic(folder / WEIGHTS, save(to_tensors(adapter, LAYOUT), metadata={"format": "pt"}))
     config = _config(adapter, modules, about)
     write_atomic(folder / CONFIG, json.dumps(config, indent=2, sort_keys=True).encode())
 
 
-def _read_config(path: Path) -> tuple[_Config, dict[str, Any]]:
-    try:
-        content = path.read_bytes()
-        return msgspec.json.decode(content, type=_Config), msgspec.json.decode(content)
-    except OSError as cause:
-        raise AdapterError(f"{path}: cannot be read: {cause.strerror}") from cause
-    except (msgspec.MsgspecError, UnicodeDecodeError) as cause:
-        raise AdapterError(f"{path}: is not a LoRA config of PEFT: {cause}") from cause
-
-
 def _unsupported(config: _Config, raw: Mapping[str, Any]) -> Iterator[str]:
+    """Finds settings that change what the adapted model computes beyond scale * B @ A."""
     if config.peft_type != "LORA":
         yield f"peft_type is {config.peft_type}, expected LORA"
     if config.bias != "none":
@@ -189,6 +152,7 @@ def _unsupported(config: _Config, raw: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _config(adapter: LoraAdapter, modules: Modules | None, about: About) -> dict[str, Any]:
+    """Lists what goes into adapter_config.json."""
     kept = {
         key: value
         for key, value in about.settings("peft", adapter, _CHOSEN).items()
@@ -212,7 +176,7 @@ def _config(adapter: LoraAdapter, modules: Modules | None, about: About) -> dict
 
 
 def _describes(settings: Mapping[str, Any], adapter: LoraAdapter) -> bool:
-    """Whether PEFT would multiply by `settings` as `adapter` says, to the last bit."""
+    """Tells whether PEFT would multiply by `settings` as `adapter` says, to the last bit."""
     try:
         given = {key: settings[key] for key in _FACTORS if key in settings}
         config = msgspec.convert({"peft_type": "LORA", **given}, _Config)
@@ -224,7 +188,7 @@ def _describes(settings: Mapping[str, Any], adapter: LoraAdapter) -> bool:
 
 
 def _factors(adapter: LoraAdapter) -> dict[str, Any]:
-    """How PEFT has to multiply."""
+    """Lists the settings that make PEFT multiply as `adapter` says."""
     is_rslora = not _is_exact(adapter, is_rslora=False) and _is_exact(adapter, is_rslora=True)
     ranks = {name: factors.rank for name, factors in adapter}
     alphas = {name: _alpha(f.scale, f.rank, is_rslora=is_rslora) for name, f in adapter}
@@ -238,28 +202,28 @@ def _factors(adapter: LoraAdapter) -> dict[str, Any]:
     }
 
 
-def _scale(alpha: float, rank: int, *, is_rslora: bool) -> float:
-    return alpha / (math.sqrt(rank) if is_rslora else rank)
+def _divisor(rank: int, *, is_rslora: bool) -> float:
+    """Returns what PEFT divides lora_alpha by."""
+    return math.sqrt(rank) if is_rslora else rank
 
 
 def _alpha(scale: float, rank: int, *, is_rslora: bool) -> float:
-    """The lora_alpha that gives `scale`, to the last bit where there is one; whole numbers as such."""
-    near = scale * (math.sqrt(rank) if is_rslora else rank)
-    candidates = (near, math.nextafter(near, math.inf), math.nextafter(near, -math.inf))
-    exact = (alpha for alpha in candidates if _scale(alpha, rank, is_rslora=is_rslora) == scale)
-    alpha = next(exact, near)
+    """Returns the lora_alpha that gives `scale`, to the last bit where one does; whole numbers as such."""
+    alpha = find_alpha(scale, _divisor(rank, is_rslora=is_rslora))
     return int(alpha) if alpha.is_integer() else alpha
 
 
 def _is_exact(adapter: LoraAdapter, *, is_rslora: bool) -> bool:
+    """Tells whether some lora_alpha gives every scale to the last bit."""
+    divisors = [_divisor(f.rank, is_rslora=is_rslora) for _, f in adapter]
     return all(
-        _scale(_alpha(f.scale, f.rank, is_rslora=is_rslora), f.rank, is_rslora=is_rslora) == f.scale
-        for _, f in adapter
+        find_alpha(f.scale, divisor) / divisor == f.scale
+        for (_, f), divisor in zip(adapter, divisors, strict=True)
     )
 
 
 def _by_pattern(patterns: Mapping[str, float], name: str, default: float) -> float:
-    """PEFT's own rule: the first pattern that matches the end of the name, from a dot on."""
+    """Finds by PEFT's own rule: the first pattern that matches the end of the name, from a dot on."""
     for key, value in patterns.items():
         try:
             if re.match(rf"(.*\.)?({key})$", name):

@@ -1,18 +1,16 @@
 """Writes an adapter in the format of another tool."""
 
 from pathlib import Path
-from typing import Literal
 
 from converters.adapter import LoraAdapter
 from converters.bases.contract import Base
+from converters.choices import Format
 from converters.errors import AdapterError
 from converters.formats.about import NOTHING, About
 from converters.formats.card import Lineage, write_card
 from converters.formats.gguf import save_gguf_adapter
 from converters.formats.mlx import save_mlx
 from converters.formats.peft import save_peft
-
-Format = Literal["peft", "mlx", "gguf"]
 
 
 def save_as(

@@ -11,9 +11,10 @@ from msgspec import structs
 from converters.bases.hub import find_base
 from converters.bases.name import name_base
 from converters.bases.read import read_base
+from converters.choices import Format
 from converters.formats.about import NOTHING
 from converters.formats.card import Lineage
-from converters.formats.save import Format, save_as
+from converters.formats.save import save_as
 from coordinator.first_version import BASE_NAME
 from coordinator.initial_adapter import describe
 from coordinator.ledger.contract import Journal

@@ -5,7 +5,7 @@ import pytest
 
 from converters.adapter import Factors, LoraAdapter
 from converters.errors import UnsupportedAdapter
-from converters.formats.folding import Own
+from converters.formats.folding import Originals
 from converters.formats.gguf_scales import Stored, spread, undo
 
 
@@ -24,12 +24,12 @@ def update(factors: Factors, alpha: float) -> np.ndarray:
 
 def test_one_scale_and_one_rank_need_no_note() -> None:
     stored = spread(LoraAdapter({"x": one(4, 1.5), "y": one(4, 1.5)}))
-    assert (stored.alpha, stored.own) == (6.0, Own())
+    assert (stored.alpha, stored.own) == (6.0, Originals())
 
 
 def test_one_alpha_over_several_ranks_is_kept_as_it_is() -> None:
     stored = spread(LoraAdapter({"x": one(4, 1.5), "y": one(3, 2.0)}))
-    assert (stored.alpha, stored.own) == (6.0, Own())
+    assert (stored.alpha, stored.own) == (6.0, Originals())
     assert {name: factors.rank for name, factors in stored.modules.items()} == {"x": 4, "y": 3}
 
 
@@ -86,7 +86,7 @@ def test_folding_never_overflows_or_rounds() -> None:
 
 
 def test_a_note_that_no_longer_fits_is_passed_over() -> None:
-    assert undo(one(4, 1.5), "x", Own(scales={"x": 2.0})).scale == 1.5
-    assert undo(one(4, 1.5), "x", Own(scales={"x": 0.0})).scale == 1.5
-    assert undo(one(4, 1.5), "x", Own(ranks={"x": 3})).rank == 4
-    assert undo(one(4, 1.5), "x", Own(ranks={"x": -1})).rank == 4
+    assert undo(one(4, 1.5), "x", Originals(scales={"x": 2.0})).scale == 1.5
+    assert undo(one(4, 1.5), "x", Originals(scales={"x": 0.0})).scale == 1.5
+    assert undo(one(4, 1.5), "x", Originals(ranks={"x": 3})).rank == 4
+    assert undo(one(4, 1.5), "x", Originals(ranks={"x": -1})).rank == 4
