@@ -43,7 +43,7 @@ def _print_version(is_asked: bool) -> None:
 
 
 def _place(command: Any) -> int:
-    """Where in the list of commands one stands."""
+    """Tells where in the list of commands one stands."""
     name = command.name or command.callback.__name__
     return ORDER.index(name) if name in ORDER else len(ORDER)
 

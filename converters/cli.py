@@ -8,7 +8,7 @@ import typer
 from typer import Argument, Option
 
 from converters.choices import Format
-from converters.command import LOCAL, AsJson, Command, examples
+from converters.command import LOCAL, AsJson, Command, checks_against, examples
 
 EXAMPLES = examples(
     "tunefleet convert mlx-adapter peft-adapter --to peft",
@@ -35,16 +35,7 @@ def convert(
     to: Annotated[
         Format, Option(metavar="NAME", rich_help_panel=FORMAT, help="What to write: peft, mlx or gguf.")
     ],
-    base: Annotated[
-        Path | None,
-        Option(
-            "--base",
-            "--model",
-            metavar="MODEL",
-            rich_help_panel=FORMAT,
-            help="The base model, a folder or a .gguf file, to check the adapter against; gguf needs it.",
-        ),
-    ] = None,
+    base: Annotated[Path | None, checks_against(rich_help_panel=FORMAT)] = None,
     as_json: AsJson = False,
 ) -> None:
     """Converts an adapter to another tool's format, to the last bit or not at all."""

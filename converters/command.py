@@ -8,7 +8,7 @@ other commands imports nothing. Examples are printed as they are written, so tha
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import wraps
+from functools import partial, wraps
 from inspect import Parameter, Signature, signature
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, get_type_hints
@@ -28,6 +28,13 @@ SETTINGS = "Settings file"
 AsJson = Annotated[
     bool, typer.Option("--json", rich_help_panel=OUTPUT, help="Print the report as one line of JSON.")
 ]
+checks_against = partial(  # option of a base model, in a group of the command's own
+    typer.Option,
+    "--base",
+    "--model",
+    metavar="MODEL",
+    help="The base model, a folder or a .gguf file, to check the adapter against; gguf needs it.",
+)
 
 
 class SettingsFile(NamedTuple):

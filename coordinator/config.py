@@ -110,16 +110,16 @@ class CoordinatorConfig(BrokerConfig, frozen=True, kw_only=True):
 
     @property
     def strategy_in_force(self) -> StrategyName:
-        """The strategy that is configured, or what stands in for none."""
+        """Names the strategy that is configured, or what stands in for none."""
         return self.strategy or ("tunefleet" if self.calibration_data else "fedbuff")
 
     @property
     def stages_in_force(self) -> Stages:
-        """The strategy's stages with those changed that the configuration changes."""
+        """Returns the strategy's stages with those changed that the configuration changes."""
         return stages_of(self.strategy_in_force, self.stages, self.space)
 
     def recipe_in_force(self, rank: int) -> Recipe:
-        """How devices of a tier are to train: the recipe, and what the strategy's stages ask of devices."""
+        """Adds to the recipe what the strategy's stages ask of devices of a tier."""
         stages = self.stages_in_force
         return structs.replace(
             self.recipe,
@@ -215,7 +215,7 @@ def _value_faults(config: CoordinatorConfig) -> Iterator[Fault | str]:
 
 
 def _strategy_faults(config: CoordinatorConfig) -> Iterator[str]:
-    """What keeps the strategy from serving this fleet."""
+    """Finds what keeps the strategy from serving this fleet."""
     stages = config.stages_in_force
     yield from fleet_faults(stages, config.ranks, config.remainder_rank)
     plain = Recipe(steps=1)

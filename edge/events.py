@@ -46,7 +46,7 @@ class Event(NamedTuple):
 
     @property
     def level(self) -> LogLevel:
-        """How much it matters."""
+        """Tells how much it matters."""
         if self.kind == "debug":
             return "debug"
         return "warning" if self.kind in _WARNINGS else "info"
@@ -59,7 +59,7 @@ Show = Callable[[Event], None]
 def shown(
     as_json: bool, out: TextIO | None = None, *, log_level: LogLevel = "info", has_bars: bool = True
 ) -> Iterator[Show]:
-    """How events are shown on `out`, standard output by default.
+    """Shows events on `out`, standard output by default.
 
     Args:
         as_json: One JSON object a line, every event; else lines for people, or a bar on a terminal.

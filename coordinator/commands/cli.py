@@ -9,7 +9,7 @@ import typer
 from typer import Argument, Option
 
 from converters.choices import Format
-from converters.command import FIRST, OUTPUT, AsJson, Command, examples, unfold
+from converters.command import FIRST, OUTPUT, AsJson, Command, checks_against, examples, unfold
 from converters.command import FLEET as COMMANDS
 from coordinator.commands.serve import EXAMPLES as SERVE
 from coordinator.commands.serve import ServeCommand, serve
@@ -177,16 +177,7 @@ def export(
             metavar="VERSION", min=0, rich_help_panel=FLEET, help="Which version; without it the current one."
         ),
     ] = None,
-    base: Annotated[
-        Path | None,
-        Option(
-            "--base",
-            "--model",
-            metavar="MODEL",
-            rich_help_panel=FLEET,
-            help="The base model, a folder or a .gguf file, to check the adapter against; gguf needs it.",
-        ),
-    ] = None,
+    base: Annotated[Path | None, checks_against(rich_help_panel=FLEET)] = None,
     as_json: AsJson = False,
 ) -> None:
     """Writes a version as an adapter that other tools load."""
@@ -212,7 +203,7 @@ def export(
 
 @contextmanager
 def _opened(state: Path) -> "Iterator[tuple[Journal, VersionStore]]":
-    """A state folder with at least one version, without its lock.
+    """Opens a state folder that holds a version, without its lock.
 
     Raises:
         StateError: It is no coordinator's.

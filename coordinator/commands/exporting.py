@@ -54,7 +54,7 @@ def export_version(
 
 
 def lineage_of(journal: Journal, versions: VersionStore, version: Version) -> Lineage:
-    """Where a version came from, as its card tells it."""
+    """Tells where a version came from, for its card."""
     fleet = journal.meta("fleet") or ""
     return Lineage(f"Fleet {fleet}, version {version.version}", dict(_facts(journal, versions, version)))
 

@@ -83,7 +83,7 @@ def device(
 
 
 def window_speeds(reports: Iterable["Progress"]) -> Iterator[float]:
-    """Tokens a second, of one window after the other, each of a second or of one step that takes longer.
+    """Yields tokens a second, window after window, each of a second or of one step that takes longer.
 
     The first step is left out: in it libraries warm up.
     """

@@ -147,7 +147,7 @@ def _bars(lengths: "Lengths") -> Iterator[str]:
 
 
 def _marked(example: "Shown", has_colour: bool) -> "Text":
-    """The tokens one after the other; their limits and what is trained on show."""
+    """Lays out tokens one after the other; their limits and what is trained on show."""
     from rich.text import Text
 
     text = Text()
@@ -163,7 +163,7 @@ def _marked(example: "Shown", has_colour: bool) -> "Text":
 
 
 def _visible(piece: str) -> str:
-    """A token on one line: a file must not steer the terminal."""
+    """Shows a token on one line: a file must not steer the terminal."""
     return "".join(
         letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in piece
     )

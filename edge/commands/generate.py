@@ -6,7 +6,7 @@ import sys
 from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 from typer import Argument, Option
@@ -24,6 +24,8 @@ EXAMPLES = examples(
     "tunefleet generate --base model.gguf --max-tokens 400 < letter.txt",
 )
 ASKING, SAMPLING = "How to ask", "Sampling"
+_how = partial(Option, rich_help_panel=ASKING)
+_draws = partial(Option, rich_help_panel=SAMPLING)
 STDIN = "-"
 NOTES = {
     "plain": "with the prompt as it stands; --chat asks through the chat template",
@@ -32,89 +34,100 @@ NOTES = {
 Ask = Callable[..., Awaitable[list["Completion"]]]  # `Worker.generate`, its settings given
 
 
-def generate(
-    base: BaseOption,
-    prompts: Annotated[
-        list[str] | None,
-        Argument(
-            metavar="PROMPT",
-            show_default=False,
-            help="What to ask, each for itself; without one, or with -, it is read from standard input.",
-        ),
-    ] = None,
-    adapter: AdapterOption = None,
+Prompts = Annotated[
+    list[str] | None,
+    Argument(
+        metavar="PROMPT",
+        show_default=False,
+        help="What to ask, each for itself; without one, or with -, it is read from standard input.",
+    ),
+]
+AnswersAsJson = Annotated[
+    bool,
+    Option(
+        "--json",
+        rich_help_panel=OUTPUT,
+        help="Print an object a prompt: prompt, completion, num_prompt_tokens, num_tokens, and ended_by, "
+        "which is end, max_tokens or context.",
+    ),
+]
+
+
+class How(NamedTuple):
+    """Whether a prompt is a turn of a chat."""
+
     raw: Annotated[
         bool | None,
-        Option(
+        _how(
             "--raw/--chat",
             "--ignore-chat-template",
-            rich_help_panel=ASKING,
             help="Ask with the prompt as it stands, or as a turn of a chat, through the model's chat "
             "template. Without either as the adapter was trained (its metrics.json tells), and else as a "
             "chat where the model has a template. Conversations are trained on as a chat, Alpaca's rows in "
             "Alpaca's prompt, `prompt` and `completion`, and `text`, as they stand.",
         ),
-    ] = None,
+    ] = None
     system: Annotated[
         str | None,
-        Option(
+        _how(
             "--system",
             "--system-prompt",
             metavar="TEXT",
-            rich_help_panel=ASKING,
             help="What the system says before the prompt, in a chat.",
         ),
-    ] = None,
+    ] = None
+
+
+class Draws(NamedTuple):
+    """How the tokens of an answer are chosen."""
+
     max_tokens: Annotated[
         int,
-        Option(
+        _draws(
             metavar="N",
             min=1,
-            rich_help_panel=SAMPLING,
             help="The most tokens of an answer; prompt and answer together fit the model's context.",
         ),
-    ] = MAX_TOKENS,
+    ] = MAX_TOKENS
     temperature: Annotated[
         float,
-        Option(
+        _draws(
             "--temperature",
             "--temp",
             metavar="X",
             min=0,
-            rich_help_panel=SAMPLING,
             help="Higher is more varied; 0 always takes the most likely token.",
         ),
-    ] = 0.0,
+    ] = 0.0
     top_p: Annotated[
         float,
-        Option(
+        _draws(
             metavar="X",
             min=0,
             max=1,
-            rich_help_panel=SAMPLING,
             help="Draw only from the most likely tokens that together have this probability.",
         ),
-    ] = 1.0,
+    ] = 1.0
     seed: Annotated[
         int,
-        Option(
+        _draws(
             metavar="N",
             min=0,
-            rich_help_panel=SAMPLING,
             help="Of the draws: the same seed gives the same answer again, on the same backend.",
         ),
-    ] = 0,
+    ] = 0
+
+
+def generate(
+    base: BaseOption,
+    prompts: Prompts = None,
+    adapter: AdapterOption = None,
+    *,
+    how: How,
+    draws: Draws,
     backend: BackendOption = "auto",
     precision: PrecisionOption = "auto",
-    as_json: Annotated[
-        bool,
-        Option(
-            "--json",
-            rich_help_panel=OUTPUT,
-            help="Print an object a prompt: prompt, completion, num_prompt_tokens, num_tokens, and ended_by, "
-            "which is end, max_tokens or context.",
-        ),
-    ] = False,
+    as_json: AnswersAsJson = False,
 ) -> None:
     """Answers prompts, with an adapter or without; the text appears as it is generated."""
     from edge.commands.display import Display
@@ -122,12 +135,12 @@ def generate(
     from edge.training.local_run.model import open_model
     from edge.training.requests import Sampling
 
-    if raw and system is not None:
+    if how.raw and how.system is not None:
         raise ConfigError("--system is a turn of a chat; leave it out, or --raw")
-    if top_p == 0:
+    if draws.top_p == 0:
         raise ConfigError("--top-p is 0, which leaves no token; expected more, at most 1")
     begin = Path(adapter) if adapter else None
-    sampling = Sampling(max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed)
+    sampling = Sampling(**draws._asdict())
     texts = _texts(prompts or [])
 
     async def answer() -> None:
@@ -135,18 +148,22 @@ def generate(
             with Display() as display:
                 display.stage(f"loading {base}")
                 loaded = await model.worker.load()
-            asking = _asking(loaded, begin, raw, system)
+            asking = _asking(loaded, begin, how)
             ask = partial(
-                model.worker.generate, sampling=sampling, adapter=model.adapter, asking=asking, system=system
+                model.worker.generate,
+                sampling=sampling,
+                adapter=model.adapter,
+                asking=asking,
+                system=how.system,
             )
             for text in texts:
-                await (_print_json(ask, text) if as_json else _print_text(ask, text, max_tokens))
+                await (_print_json(ask, text) if as_json else _print_text(ask, text, draws.max_tokens))
 
     asyncio.run(answer())
 
 
 def _texts(prompts: list[str]) -> list[str]:
-    """The prompts; what comes from standard input loses its last line break, as in a shell."""
+    """Collects the prompts; what comes from standard input loses its last line break, as in a shell."""
     if prompts.count(STDIN) > 1:
         from edge.errors import ConfigError
 
@@ -168,17 +185,17 @@ def _read() -> str:
     return text.removesuffix("\n").removesuffix("\r")
 
 
-def _asking(loaded: "Loaded", adapter: Path | None, raw: bool | None, system: str | None) -> "Asking":
-    """How to ask: as told, or as the adapter was trained, or through the chat template where there is one."""
+def _asking(loaded: "Loaded", adapter: Path | None, how: How) -> "Asking":
+    """Decides how to ask: as told, as the adapter was trained, or through the chat template there is."""
     from edge.errors import ConfigError
     from edge.training.local_run.output import trained_asking
 
-    wants_chat = raw is False or system is not None
+    wants_chat = how.raw is False or how.system is not None
     if wants_chat and not loaded.has_chat_template:
-        option = "--chat" if raw is False else "--system"
+        option = "--chat" if how.raw is False else "--system"
         raise ConfigError(f"{option} needs a chat template, and the base model has none; leave it out")
-    if wants_chat or raw:
-        return "plain" if raw else "chat"
+    if wants_chat or how.raw:
+        return "plain" if how.raw else "chat"
     trained = trained_asking(adapter) if adapter else None
     if trained == "alpaca" or (trained == "plain" and loaded.has_chat_template):
         typer.echo(f"note: asked as the adapter was trained, {NOTES[trained]}", err=True)
@@ -210,7 +227,7 @@ async def _print_text(ask: Ask, prompt: str, max_tokens: int) -> None:
 
 
 def _harmless(text: str) -> str:
-    """Text without what a terminal would obey: control characters other than line breaks and tabs."""
+    """Takes out what a terminal would obey: control characters other than line breaks and tabs."""
     return "".join(
         letter
         if letter in "\n\t" or letter.isprintable() or ord(letter) > 0x9F

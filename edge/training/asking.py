@@ -17,7 +17,7 @@ _ANSWER = "tunefleet"  # any text that no template contains
 
 
 def encode_questions(request: Generation, tokenizer: Tokenizer, context_tokens: int) -> list[list[int]]:
-    """Tokens to generate from, one list for each prompt.
+    """Encodes prompts as tokens to generate from.
 
     Raises:
         DataError: A prompt is empty, or leaves no room in the model's context: each with its numbers; or the
@@ -31,7 +31,7 @@ def encode_questions(request: Generation, tokenizer: Tokenizer, context_tokens: 
 
 
 def end_tokens(tokenizer: Tokenizer) -> frozenset[int]:
-    """Tokens that end an answer: the model's own, and what its chat template puts behind one."""
+    """Finds the tokens that end an answer: the model's own, and what its chat template puts behind one."""
     return tokenizer.end_ids | _turn_end(tokenizer)
 
 

@@ -63,7 +63,7 @@ class _Header(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def task_digest(adapter: LoraAdapter, data_digest: str, plan: Plan, card: ModelCard) -> str:
-    """What must be the same for a checkpoint to be continued, as sha256 hex."""
+    """Hashes what must be the same for a checkpoint to be continued, as sha256 hex."""
     settings = {
         name: value for name, value in msgspec.structs.asdict(plan).items() if name not in _NOT_IDENTITY
     }
@@ -95,7 +95,7 @@ def save_checkpoint(checkpoint: Checkpoint, folder: Path, task: str) -> None:
 
 
 def load_checkpoint(folder: Path, task: str) -> Checkpoint | None:
-    """The folder's checkpoint, checked; None where there is none.
+    """Loads the folder's checkpoint and checks it; None where there is none.
 
     Raises:
         StateError: It is damaged, of a newer version, or of another task.
@@ -115,7 +115,7 @@ def load_checkpoint(folder: Path, task: str) -> Checkpoint | None:
 
 
 def checkpoint_precision(folder: Path) -> Precision | None:
-    """What the folder's checkpoint was trained in; None where there is none, or none that can be read."""
+    """Reads what the folder's checkpoint was trained in; None if there is none, or none that can be read."""
     try:
         with safe_open(folder / FILE, "numpy") as file:
             return msgspec.json.decode((file.metadata() or {})[METADATA], type=_Header).precision

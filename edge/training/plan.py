@@ -64,7 +64,7 @@ class Plan(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
 
 def lr_at(plan: Plan, step: int, progress: float) -> float:
-    """Learning rate of `step`, counted from 0.
+    """Computes the learning rate of `step`, counted from 0.
 
     Args:
         plan: Peak rate, warm-up and schedule.

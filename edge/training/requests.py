@@ -147,7 +147,7 @@ class Loaded(Record, frozen=True, tag="loaded"):
 
     @property
     def described(self) -> str:
-        """For people."""
+        """Tells people what was loaded, and why."""
         reasons = [why for why in (self.backend_why, self.precision_why) if why not in ("", "as asked")]
         return f"{self.backend} in {self.precision}" + (f" ({'; '.join(reasons)})" if reasons else "")
 
@@ -165,7 +165,7 @@ class Evaluation(Record, frozen=True, tag="evaluation"):
 
     @property
     def perplexity(self) -> float:
-        """Infinite where the loss is beyond a float's exponent."""
+        """Computes the perplexity; infinite where the loss is beyond a float's exponent."""
         return math.exp(self.loss) if self.loss < 700 else math.inf
 
 

@@ -119,13 +119,13 @@ class _Run:
 
     @property
     def is_complete(self) -> bool:
-        """The plan's bound is reached."""
+        """Tells whether the plan's bound is reached."""
         if self.num_steps:
             return self.tally.num_steps >= self.num_steps
         return self.tally.num_steps > 0 and self.tally.seconds >= self.plan.seconds
 
     def batches(self) -> Iterator[Batch]:
-        """The batches that are still to be trained on."""
+        """Yields the batches that are still to be trained on."""
         sizes = {"seq_tokens": self.plan.seq_tokens, "batch_tokens": self.plan.batch_tokens}
         start = self.tally.num_steps
         endless = iterate_batches(self.dataset.examples, seed=self.plan.seed, start=start, **sizes)
@@ -161,7 +161,7 @@ class _Run:
         )
 
     def progress(self) -> Progress:
-        """Where the run stands."""
+        """Tells where the run stands."""
         tally = self.tally
         return Progress(
             step=tally.num_steps,

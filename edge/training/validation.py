@@ -42,7 +42,7 @@ class Validator:
     def is_due(
         self, done: Sequence[Validation], step: int, seconds: float, num_steps: int, *, is_complete: bool
     ) -> bool:
-        """Whether to score now.
+        """Tells whether to score now.
 
         Args:
             done: The scores so far.

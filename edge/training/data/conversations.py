@@ -35,7 +35,7 @@ class Conversation(NamedTuple):
 
 
 def read_messages(messages: Any, column: str) -> list[Turn]:
-    """The turns of a row.
+    """Reads the turns of a row.
 
     Raises:
         Unusable: They are no turns, or none of them is an assistant's.
@@ -52,7 +52,7 @@ def read_messages(messages: Any, column: str) -> list[Turn]:
 
 
 def read_tools(tools: Any) -> list[Any] | None:
-    """The tools of a row, None where it has none.
+    """Reads the tools of a row, None where it has none.
 
     Raises:
         Unusable: They are no list of objects.

@@ -63,7 +63,7 @@ def load_dataset(source: DataSource, tokenizer: Tokenizer, *, seq_tokens: int) -
 
 
 def encode_prompt(tokenizer: Tokenizer, prompt: str) -> list[int]:
-    """Tokens to generate from, made as a prompt of the training data is."""
+    """Encodes a prompt to generate from, as a prompt of the training data is."""
     tokens = tokenizer.encode(prompt)
     starts = tokenizer.bos_id is None or tokens[:1] == [tokenizer.bos_id]
     return tokens if starts else [int(tokenizer.bos_id or 0), *tokens]

@@ -16,7 +16,7 @@ from edge.training.packing import Example
 def make_examples(
     value: Text | Completion | Conversation, tokenizer: Tokenizer, *, trains_on_prompt: bool
 ) -> list[Example]:
-    """The examples of a row, uncut; only a conversation may make several.
+    """Makes the examples of a row, uncut; only a conversation may make several.
 
     Raises:
         Unusable: There is nothing in it to train on.
@@ -32,7 +32,7 @@ def make_examples(
 
 
 def cut_text(example: Example, seq_tokens: int) -> list[Example]:
-    """An example cut into several of at most `seq_tokens` + 1 tokens; every label is in one of them."""
+    """Cuts an example into several of at most `seq_tokens` + 1 tokens; every label is in one of them."""
     # Neighbours share one token, the last of one and the first of the next: each label is trained on once.
     starts = range(0, len(example.tokens) - 1, seq_tokens)
     pieces = [_part(example, slice(at, at + seq_tokens + 1)) for at in starts]
@@ -42,7 +42,7 @@ def cut_text(example: Example, seq_tokens: int) -> list[Example]:
 
 
 def cut_example(example: Example, seq_tokens: int) -> Example:
-    """An example without what is too much of its beginning, and then of its end."""
+    """Cuts what is too much of an example off its beginning, and then off its end."""
     excess = len(example.tokens) - (seq_tokens + 1)
     if excess <= 0:
         return example

@@ -44,12 +44,12 @@ class Faults:
 
     @property
     def num_unusable(self) -> int:
-        """Rows that cannot be used."""
+        """Counts the rows that cannot be used."""
         return sum(self._counts.values())
 
     @property
     def hints(self) -> list[str]:
-        """What to do about them."""
+        """Tells what to do about them."""
         return sorted(self._hints)
 
     def add(self, number: int, fault: Unusable) -> None:
@@ -65,7 +65,7 @@ class Faults:
             numbers.append(number)
 
     def report(self) -> list[dict[str, Any]]:
-        """All reasons, most frequent first, each with its count and first rows."""
+        """Lists all reasons, most frequent first, each with its count and first rows."""
         ranked = sorted(self._counts.items(), key=lambda entry: -entry[1])
         return [
             {"reason": reason, "count": count, "first": list(self._numbers[reason])}
@@ -84,7 +84,7 @@ class Faults:
             raise DataError(f"{self.path}: {self.summary()}")
 
     def summary(self) -> str:
-        """All faults in one sentence."""
+        """Tells all faults in one sentence."""
         reasons = [tell(fault, self.unit, MAX_NUMBERS) for fault in self.report()]
         rest = len(reasons) - MAX_SHOWN
         more = [f"and {rest} more reasons (tunefleet data check names all)"] if rest > 0 else []
@@ -93,7 +93,7 @@ class Faults:
 
 
 def tell(fault: Mapping[str, Any], unit: str, max_numbers: int) -> str:
-    """One of `Faults.report` in words: `3 lack "completion" (lines 4, 9, 17)`."""
+    """Puts one of `Faults.report` into words: `3 lack "completion" (lines 4, 9, 17)`."""
     count, numbers = fault["count"], fault["first"][:max_numbers]
     units = unit if count == 1 else f"{unit}s"
     more = ", …" if count > len(numbers) else ""
@@ -102,13 +102,13 @@ def tell(fault: Mapping[str, Any], unit: str, max_numbers: int) -> str:
 
 
 def shorten(text: str, length: int = 40) -> str:
-    """At most `length` characters on one line, for a message."""
+    """Cuts a text to one line of at most `length` characters, for a message."""
     line = "".join(letter if letter.isprintable() else " " for letter in text)
     return line if len(line) <= length else f"{line[: length - 1]}…"
 
 
 def kind_of(value: Any) -> str:
-    """What a value is, in JSON's words."""
+    """Tells what a value is, in JSON's words."""
     kinds = {str: "a string", bool: "true or false", type(None): "null", dict: "an object", list: "a list"}
     return kinds.get(type(value), "a number" if isinstance(value, int | float) else type(value).__name__)
 

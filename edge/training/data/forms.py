@@ -65,13 +65,13 @@ class Content(NamedTuple):
 
 
 def wanted_columns(source: DataSource) -> frozenset[str]:
-    """All columns that a row of `source` may be read from."""
+    """Names all columns that a row of `source` may be read from."""
     named = filter(None, (source.prompt_column, source.completion_column))
     return COLUMNS.union(named)
 
 
 def recognise(columns: Mapping[str, Any], source: DataSource) -> Content:
-    """The content of a row.
+    """Finds out what a row says.
 
     Raises:
         Unusable: It has none that can be trained on, and why.
@@ -94,14 +94,14 @@ def recognise(columns: Mapping[str, Any], source: DataSource) -> Content:
 
 
 def asking_of(forms: Collection[str]) -> Asking:
-    """How a model is to be asked that was trained on rows of these forms."""
+    """Tells how a model is to be asked that was trained on rows of these forms."""
     if not {MESSAGES, SHAREGPT}.isdisjoint(forms):
         return "chat"
     return "alpaca" if set(forms) == {ALPACA} else "plain"
 
 
 def alpaca_prompt(instruction: str, given: str = "") -> str:
-    """What stands before the answer to an instruction, with an input or without."""
+    """Writes what stands before the answer to an instruction, with an input or without."""
     template = _ALPACA_INPUT if given.strip() else _ALPACA
     return template.format(instruction=instruction, input=given)
 

@@ -16,7 +16,7 @@ EXPECTED = 'expected a mapping such as {"prompt": …, "completion": …}'
 
 @contextmanager
 def data_file(data: Data, name: str = "data") -> Iterator[Path]:
-    """A file of `data` while it is needed: its own, or rows as JSONL in a folder that goes afterwards.
+    """Gives a file of `data` while it is needed: its own, or rows as JSONL in a folder that goes afterwards.
 
     Args:
         data: A path, or rows: mappings of column names to what JSON can hold.

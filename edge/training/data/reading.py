@@ -26,7 +26,7 @@ class Reading(NamedTuple):
 def read_rows(
     rows: Rows, source: DataSource, tokenizer: Tokenizer, faults: Faults, *, seq_tokens: int
 ) -> Iterator[Reading]:
-    """The rows that can be used; the others are added to `faults`.
+    """Reads the rows that can be used; the others are added to `faults`.
 
     Raises:
         DataError: The file cannot be read.

@@ -127,7 +127,7 @@ _SUMS = (
 
 
 def measure(lengths: NDArray[np.int64]) -> Lengths:
-    """The spread of some lengths, with a histogram whose bins double in width."""
+    """Measures how lengths spread, with a histogram whose bins double in width."""
     top = int(np.log2(lengths.max()))
     edges = [(1 << power, (2 << power) - 1) for power in range(int(np.log2(lengths.min())), top + 1)]
     bins = [Bin(low, high, int(np.sum((lengths >= low) & (lengths <= high)))) for low, high in edges]

@@ -36,7 +36,7 @@ class _Answer(NamedTuple):
 
 
 def mark_turns(conversation: Conversation, tokenizer: Tokenizer) -> list[list[Piece]]:
-    """The pieces of each example that a conversation makes; what follows its last answer is left out.
+    """Cuts a conversation into the pieces of its examples; what follows its last answer is left out.
 
     Raises:
         Unusable: The base model has no chat template, or its template does not take the conversation.
@@ -86,7 +86,7 @@ def _answer(conversation: Conversation, end: int, tokenizer: Tokenizer) -> _Answ
 def _content_start(
     turns: Sequence[Turn], after: str, conversation: Conversation, tokenizer: Tokenizer
 ) -> int:
-    """Where the last turn begins to say something: what stands before it is the same whatever it says."""
+    """Finds where the last turn begins to say something: what stands before is the same whatever it says."""
     for marked in _with_mark(turns[-1]):
         text = tokenizer.render([*turns[:-1], marked], tools=conversation.tools, add_generation_prompt=False)
         head, mark, _ = text.partition(MARK)
@@ -96,7 +96,7 @@ def _content_start(
 
 
 def _with_mark(turn: Turn) -> Iterator[Turn]:
-    """The turn with a mark where its thoughts may begin, and where its content does."""
+    """Yields the turn with a mark where its thoughts may begin, and where its content does."""
     content = turn.get("content", "")
     for name in REASONING:
         if name in turn:

@@ -52,7 +52,7 @@ class ModelServer:
 
     @property
     def model(self) -> TrainableModel:
-        """As it is in memory now."""
+        """Returns the model as it is in memory now."""
         return self.held.model
 
     def answer(self, request: Request) -> Reply:
@@ -173,5 +173,5 @@ class Throttle:
 
 
 def fit_plan(plan: Plan, card: ModelCard) -> Plan:
-    """`plan` with rows no longer than the base model's context."""
+    """Returns `plan` with rows no longer than the base model's context."""
     return structs.replace(plan, seq_tokens=min(plan.seq_tokens, card.max_tokens))

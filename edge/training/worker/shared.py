@@ -79,7 +79,7 @@ class SharedWorker:
         self.stop_event.set()
 
     def server(self, model: HeldModel) -> ModelServer:
-        """The device's own view of the model: its data, once tokenized, and its stop."""
+        """Returns the device's own view of the model: its data, once tokenized, and its stop."""
         if self._server is None:
             self._server = ModelServer(model, self.stop_event, lambda reply: self._tell(reply))
         return self._server
@@ -102,7 +102,7 @@ class SharedWorker:
         self.stop_event.set()
 
     async def score(self, request: Scoring) -> Evaluation:
-        """How well data is predicted with an adapter, or without one."""
+        """Tells how well data is predicted with an adapter, or without one."""
         evaluation = await self._shared.ask(self, request)
         assert isinstance(evaluation, Evaluation)
         return evaluation

@@ -9,7 +9,7 @@ from edge.training.data.readers.row import Row
 
 
 def read_saved(path: Path, wanted: Collection[str]) -> Iterator[Row]:
-    """The rows of a folder that `Dataset.save_to_disk` wrote; unwanted columns are named, and None.
+    """Reads a folder that `Dataset.save_to_disk` wrote; unwanted columns are named, and None.
 
     Raises:
         MissingExtra: datasets is not installed.

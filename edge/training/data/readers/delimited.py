@@ -14,7 +14,7 @@ MAX_FIELD_CHARS = (1 << 31) - 1  # the module's own bound is 131,072: shorter th
 
 
 def read_delimited(path: Path) -> Iterator[Row]:
-    """The rows below the header, numbered by the line in which each begins.
+    """Reads the rows below the header, numbered by the line in which each begins.
 
     Raises:
         DataError: The file cannot be read, or its header names a column twice.
@@ -34,7 +34,7 @@ def read_delimited(path: Path) -> Iterator[Row]:
 
 
 def _delimiter(path: Path, header: str) -> str:
-    """The one that cuts the header into most columns; semicolons are what a spreadsheet writes in Europe."""
+    """Finds what cuts the header into most columns; spreadsheets in Europe write semicolons."""
     return "\t" if path.suffix.lower() == ".tsv" else max(DELIMITERS, key=header.count)
 
 

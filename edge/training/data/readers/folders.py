@@ -14,7 +14,7 @@ _MAX_NAMED = 5
 
 
 def locate(path: Path, *, is_held_out: bool = False) -> Path:
-    """The file that `path` names, or the folder of one saved dataset.
+    """Finds the file that `path` names, or the folder of one saved dataset.
 
     Args:
         path: Of a file, of a folder with `train.jsonl` (or .json, .csv, .tsv, .parquet), of a saved dataset,
@@ -36,12 +36,12 @@ def locate(path: Path, *, is_held_out: bool = False) -> Path:
 
 
 def is_saved_dataset(path: Path) -> bool:
-    """Whether `Dataset.save_to_disk` wrote this folder."""
+    """Tells whether `Dataset.save_to_disk` wrote this folder."""
     return (path / "state.json").is_file() and (path / "dataset_info.json").is_file()
 
 
 def stamp(path: Path) -> list[Any]:
-    """What changes when the files below `path` do; empty where nothing can be read."""
+    """Gives what changes when the files below `path` do; empty where nothing can be read."""
     try:
         found = locate(path)
         files = sorted(found.iterdir()) if found.is_dir() else [found]
@@ -68,7 +68,7 @@ def _part(folder: Path, names: tuple[str, ...]) -> Path:
 
 
 def _splits(folder: Path) -> list[str]:
-    """Names in a saved DatasetDict; they become parts of paths, so nothing else is taken."""
+    """Reads the names in a saved DatasetDict; they become parts of paths, so nothing else is taken."""
     try:
         found = msgspec.json.decode((folder / "dataset_dict.json").read_bytes(), type=dict[str, list[str]])
     except FileNotFoundError:

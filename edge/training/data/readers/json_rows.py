@@ -20,7 +20,7 @@ _RAW = msgspec.json.Decoder(list[msgspec.Raw])
 
 
 def read_lines(path: Path) -> Iterator[Row]:
-    """The rows of a JSONL file; blank lines count, and are passed over.
+    """Reads the rows of a JSONL file; blank lines count, and are passed over.
 
     Raises:
         DataError: The file cannot be read, or is one JSON object over many lines.
@@ -42,7 +42,7 @@ def read_lines(path: Path) -> Iterator[Row]:
 
 
 def read_array(path: Path) -> Iterator[Row]:
-    """The rows of a file that is one JSON array.
+    """Reads the rows of a file that is one JSON array.
 
     Raises:
         DataError: The file cannot be read, or is not JSON, and where.

@@ -11,7 +11,7 @@ BATCH_ROWS = 256
 
 
 def read_parquet(path: Path, wanted: Collection[str]) -> Iterator[Row]:
-    """The rows of a Parquet file; columns that are not wanted are named, and None.
+    """Reads the rows of a Parquet file; columns that are not wanted are named, and None.
 
     Raises:
         MissingExtra: pyarrow is not installed.

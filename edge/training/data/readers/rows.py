@@ -94,7 +94,7 @@ def _check_text(path: Path, head: bytes) -> None:
 
 
 def _wide_encoding(head: bytes) -> str | None:
-    """UTF-16 or UTF-32, by its mark, or by every second byte being zero, as English has it in UTF-16."""
+    """Recognises UTF-16 and UTF-32 by their marks, or by a zero in every second byte, as English has it."""
     if head.startswith((b"\xff\xfe\0\0", b"\0\0\xfe\xff")):
         return "UTF-32"
     if head.startswith((b"\xff\xfe", b"\xfe\xff")):
