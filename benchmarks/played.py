@@ -4,7 +4,7 @@ from pathlib import Path
 
 from converters.adapter import LoraAdapter
 from converters.masking import leading_rows
-from coordinator.strategies.base import Contribution
+from coordinator.strategies.contract import Contribution
 from edge.device.task import Learnt, Task, make_plan, task_seed
 from edge.protocol.chunks import CHUNK_BYTES
 from edge.protocol.codec import decode_adapter

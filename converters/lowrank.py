@@ -98,11 +98,16 @@ def norm(x: Factors) -> float:
     return float(np.sqrt(max(inner(x, x), 0.0)))
 
 
-def stack(parts: Sequence[Factors]) -> Stack:
-    """`parts` in order, of the same (in, out) features; their scales are left to the core."""
+def stack(parts: Sequence[Factors], grams: tuple[Matrix, Matrix] | None = None) -> Stack:
+    """Stacks `parts` in order, of the same (in, out) features; their scales are left to the core.
+
+    Args:
+        parts: At least one.
+        grams: Of these parts, where they were stacked before.
+    """
     a: Matrix = np.concatenate([part.a for part in parts], dtype=np.float64)
     b: Matrix = np.concatenate([part.b for part in parts], axis=1, dtype=np.float64)
-    return Stack(a, b, a @ a.T, b.T @ b)
+    return Stack(a, b, *(grams or (a @ a.T, b.T @ b)))
 
 
 def reproject(x: Factors, rank: int, scale: float, *, max_rest: int | None = None) -> Projection:

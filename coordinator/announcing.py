@@ -94,7 +94,7 @@ class Announcer:
                 encoding=config.encoding,
                 base=self._base,
                 rank=rank,
-                space=config.stages_in_force.space,
+                space=config.method_in_force.space,
                 recipe=config.recipe_in_force(rank),
                 sketch=self._blob(self._versions.sketch) if self._versions.sketch else None,
                 epoch=self._epoch,

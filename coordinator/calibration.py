@@ -40,7 +40,7 @@ class _Loaded(NamedTuple):
 
 
 class Calibration:
-    """Held-out data and the base model that reads it; a `coordinator.strategies.base.Calibrator`.
+    """Held-out data and the base model that reads it; a `coordinator.strategies.contract.Calibrator`.
 
     Args:
         base: The base model's folder.

@@ -11,9 +11,11 @@ from msgspec import Meta, structs
 from converters.bases.hub import is_hub_name
 from converters.bases.targets import ALL_LAYERS
 from converters.faults import Fault
-from coordinator.strategies.presets import StrategyName, fleet_faults, stage_faults, stages_of
-from coordinator.strategies.spaces import train_rank
-from coordinator.strategies.stages import NEEDS_CALIBRATION, Stages
+from coordinator.errors import CoordinatorError
+from coordinator.strategies.choice import own_method
+from coordinator.strategies.method import Method, fleet_faults
+from coordinator.strategies.tiers import train_rank
+from coordinator.strategies.written import method_lines, method_table, read_method, written_changes
 from edge.choices import RANK, AskedPrecision, EncodingName, Enrolment, Space
 from edge.protocol.messages import Id, Recipe, Sha256
 from edge.settings import checked, laid_over, path_faults, read_toml, write_toml
@@ -43,7 +45,7 @@ class CoordinatorConfig(BrokerConfig, frozen=True, kw_only=True):
         fingerprint: Of the model that a quantised `base` was made from; others are asked themselves. With a
             quantised one there is no sample for devices to prove their own by.
         strategy: How a buffer becomes a version; None is tunefleet with calibration data, fedbuff without.
-        stages: Fields of `coordinator.strategies.stages.Stages` that are other than the strategy's own.
+        stages: Fields of `coordinator.strategies.method.Method` that are other than the strategy's own.
         calibration_data: What the guard, the cosine filter and the alignment judge by (needs the torch
             extra); a few dozen examples, none of which any device trains on or versions are scored on.
         space: What is added up: true products, or increments of the factors; None is the strategy's own.
@@ -83,7 +85,7 @@ class CoordinatorConfig(BrokerConfig, frozen=True, kw_only=True):
     num_layers: Annotated[int, Meta(ge=-1)] = ALL_LAYERS
     seed: int = 0
     fingerprint: Sha256 | None = None
-    strategy: StrategyName | None = None
+    strategy: str | None = None
     stages: dict[str, Any] = {}  # noqa: RUF012 - each record gets its own
     calibration_data: str | None = None
     space: Space | None = None
@@ -109,24 +111,24 @@ class CoordinatorConfig(BrokerConfig, frozen=True, kw_only=True):
     precision: AskedPrecision = "float32"
 
     @property
-    def strategy_in_force(self) -> StrategyName:
+    def strategy_in_force(self) -> str:
         """Names the strategy that is configured, or what stands in for none."""
         return self.strategy or ("tunefleet" if self.calibration_data else "fedbuff")
 
     @property
-    def stages_in_force(self) -> Stages:
-        """Returns the strategy's stages with those changed that the configuration changes."""
-        return stages_of(self.strategy_in_force, self.stages, self.space)
+    def method_in_force(self) -> Method:
+        """Returns the strategy's method with those stages changed that the configuration changes."""
+        return read_method(own_method(self.strategy_in_force), self.stages, self.space).method
 
     def recipe_in_force(self, rank: int) -> Recipe:
         """Adds to the recipe what the strategy's stages ask of devices of a tier."""
-        stages = self.stages_in_force
+        method = self.method_in_force
         return structs.replace(
             self.recipe,
-            pull=self.recipe.pull or stages.pull,
-            trains=stages.trains,
-            keeps=stages.keeps,
-            train_rank=train_rank(stages, rank),
+            pull=self.recipe.pull or method.pull,
+            trains=method.trains,
+            keeps=method.keeps,
+            train_rank=train_rank(method, rank),
         )
 
 
@@ -141,7 +143,9 @@ def read_config(path: Path | None, overrides: Mapping[str, Any]) -> CoordinatorC
         ConfigError: Naming every fault at once.
     """
     settings = laid_over(read_toml(path) if path else {}, overrides, CoordinatorConfig)
-    return checked(CoordinatorConfig, from_environment(settings), path, check=_value_faults)
+    config = checked(CoordinatorConfig, from_environment(settings), path, check=_value_faults)
+    own = own_method(config.strategy_in_force)
+    return structs.replace(config, stages=written_changes(own, config.stages, config.space))
 
 
 def mqtt_settings(config: CoordinatorConfig) -> MqttSettings:
@@ -160,19 +164,23 @@ def config_text(config: CoordinatorConfig) -> str:
     another strategy with the same file has its own.
     """
     table = structs.asdict(config)
-    recipe, devices = table.pop("recipe"), table.pop("devices")
-    own = structs.asdict(config.stages_in_force)
-    comments = write_toml({name: value for name, value in own.items() if name not in config.stages})
-    told = "".join(f"# {line}\n" for line in comments.splitlines())
+    recipe, devices, changed = table.pop("recipe"), table.pop("devices"), table.pop("stages")
+    in_force = method_table(config.method_in_force)
+    others = method_lines({name: value for name, value in in_force.items() if name not in changed})
+    own = "".join(f"# {line}\n" for line in others.splitlines())
     return (
-        f"{write_toml(table)}# Of {config.strategy_in_force}:\n{told}\n"
+        f"{write_toml(table)}\n[stages]\n{method_lines({name: in_force[name] for name in changed})}"
+        f"# Of {config.strategy_in_force}:\n{own}\n"
         f"{write_toml({'recipe': recipe, 'devices': devices})}"
     )
 
 
 def _value_faults(config: CoordinatorConfig) -> Iterator[Fault | str]:
-    faults = list(stage_faults(config.strategy_in_force, config.stages, config.space))
-    yield from faults or _strategy_faults(config)
+    try:
+        own = own_method(config.strategy_in_force)
+        yield from read_method(own, config.stages, config.space).faults or _strategy_faults(config)
+    except CoordinatorError as error:
+        yield str(error)
     for name, least in (
         ("buffer_size", 1),
         ("time_budget_s", 0),
@@ -216,18 +224,16 @@ def _value_faults(config: CoordinatorConfig) -> Iterator[Fault | str]:
 
 def _strategy_faults(config: CoordinatorConfig) -> Iterator[str]:
     """Finds what keeps the strategy from serving this fleet."""
-    stages = config.stages_in_force
-    yield from fleet_faults(stages, config.ranks, config.remainder_rank)
+    method = config.method_in_force
+    yield from fleet_faults(method, config.ranks, config.remainder_rank)
     plain = Recipe(steps=1)
     given = {name: getattr(config.recipe, name) for name in ("trains", "keeps", "train_rank")}
     changed = [f"{name} {value!r}" for name, value in given.items() if value != getattr(plain, name)]
     if changed:
         yield f"recipe has {' and '.join(changed)}, which the strategy says: see --strategy and [stages]"
-    asking: list[str] = [name for name in stages.order if name in NEEDS_CALIBRATION]
-    asking += [f"guard {stages.guard}"] if stages.guard != "none" else []
-    if asking and config.calibration_data is None:
+    if method.needs and config.calibration_data is None:
         yield (
-            f"strategy {config.strategy_in_force} has no calibration data for {' and '.join(asking)}; "
+            f"strategy {config.strategy_in_force} has no calibration data for {' and '.join(method.needs)}; "
             "set calibration_data (--calibration FILE), or take them out in [stages]"
         )
 

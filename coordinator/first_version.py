@@ -16,9 +16,9 @@ from coordinator.config import CoordinatorConfig
 from coordinator.initial_adapter import Beginning, describe, scale_fact, settle
 from coordinator.ledger.records import Version
 from coordinator.ledger.state import CoordinatorState
-from coordinator.strategies.base import State
-from coordinator.strategies.presets import base_faults
-from coordinator.strategies.spaces import dispatch
+from coordinator.strategies.contract import State
+from coordinator.strategies.method import base_faults
+from coordinator.strategies.tiers import dispatch
 from edge.errors import ConfigError, StateError
 from edge.protocol.tiers import tier_name
 
@@ -45,11 +45,10 @@ def found_fleet(
         DiskFull: There is no room.
     """
     base = read_base(Path(config.base))
-    stages = config.stages_in_force
-    faults = list(base_faults(stages, is_quantized=base.is_quantized))
+    method = config.method_in_force
+    faults = list(base_faults(method, is_quantized=base.is_quantized))
     if faults:
         raise ConfigError.of(config.base, faults)
-    carries_residual = stages.merge == "residual"
     modules = match_targets(base.modules, config.targets)
     _check_beginning(state, beginning)
     state.journal.agree(
@@ -58,19 +57,19 @@ def found_fleet(
             "ranks": ", ".join(str(rank) for rank in config.ranks),
             "scale": scale_fact(config, beginning, state.journal),
             "targets": ", ".join(sorted(config.targets)),
-            "residual rows": str(config.remainder_rank if carries_residual else 0),
+            "residual rows": str(config.remainder_rank if method.carries_residual else 0),
         }
         | ({ADAPTER: beginning.master} if beginning else {})
     )
     state.journal.note(BASE_NAME, name_base(base, config.base))
     # Where a residual is carried no sample is served: a device must not join with a quantised copy.
-    if not base.is_quantized and not carries_residual:
+    if not base.is_quantized and not method.carries_residual:
         state.versions.keep_sketch(make_sample(base))
     current = state.versions.current()
     if current is None:
         adapter = beginning.adapter if beginning else _fresh(config, modules)
         tiers = {
-            tier_name(rank): dispatch(stages, State(0, adapter), rank, None, config.remainder_rank)
+            tier_name(rank): dispatch(method, State(0, adapter), rank, None, config.remainder_rank)
             for rank in config.ranks
         }
         files = state.versions.store(State(0, adapter), tiers)

@@ -159,13 +159,13 @@ def _scales(adapter: LoraAdapter) -> list[float]:
 
 def _contradictions(config: CoordinatorConfig, adapter: LoraAdapter, base: Base) -> Iterator[str]:
     ranks, scales = sorted({factors.rank for _, factors in adapter}), _scales(adapter)
-    stages = config.stages_in_force
+    method = config.method_in_force
     if config.ranks and config.ranks[0] != adapter.max_rank:
         yield (
             f"the adapter has rank {adapter.max_rank}, and --rank is {', '.join(map(str, config.ranks))}: "
             f"leave it out, or give {adapter.max_rank} first"
         )
-    if len(config.ranks) > 1 and stages.space == "factors":
+    if len(config.ranks) > 1 and method.space == "factors":
         yield (
             f"--rank is {', '.join(map(str, config.ranks))}, and in the space factors smaller tiers hold the "
             "first rows of an adapter, not its leading directions: give one rank, or --space product"
@@ -186,7 +186,7 @@ def _contradictions(config: CoordinatorConfig, adapter: LoraAdapter, base: Base)
                 f"the adapter covers {len(covered)} layers ({_some(covered)}), and --targets names "
                 f"{len(chosen)} ({_some(chosen)}): leave it out"
             )
-    if stages.merge == "residual" and len(ranks) > 1:
+    if method.carries_residual and len(ranks) > 1:
         yield (
             f"the adapter has ranks {', '.join(map(str, ranks))}, and strategy fedex-lora puts its residual "
             "behind one rank: take another strategy"

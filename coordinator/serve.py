@@ -128,7 +128,7 @@ async def _run(coordinator: Coordinator) -> None:
 def open_data(config: CoordinatorConfig) -> "tuple[Calibration | None, Calibration | None]":
     """What versions are scored on and what steps are judged by, one object where it is the same file."""
     score = _open(config, config.eval_data)
-    judging = config.calibration_data if config.stages_in_force.needs_calibration else None
+    judging = config.calibration_data if config.method_in_force.needs_calibration else None
     return score, score if judging == config.eval_data else _open(config, judging)
 
 

@@ -33,7 +33,7 @@ from coordinator.merging.merger import Merger, check_calibration
 from coordinator.place import Place
 from coordinator.routing import Offices, Router
 from coordinator.scoring import Score, Scorer
-from coordinator.strategies.base import Calibrator, Strategy
+from coordinator.strategies.contract import Calibrator, Strategy
 from edge.delivery.publisher import Publisher
 from edge.errors import DiskFull
 from edge.protocol.signing import public_key
@@ -181,7 +181,7 @@ def _rules(config: CoordinatorConfig, base: str) -> Rules:
     return Rules(
         fleet=config.fleet,
         base=base,
-        max_staleness=0 if config.stages_in_force.trigger == "round" else config.max_staleness,
+        max_staleness=0 if config.method_in_force.trigger == "round" else config.max_staleness,
         max_update_bytes=config.max_update_bytes,
         max_norm=config.max_norm,
     )

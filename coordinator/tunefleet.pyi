@@ -12,8 +12,9 @@ from converters.api import load_adapter as load_adapter
 from converters.api import save_adapter as save_adapter
 from converters.errors import TunefleetError as TunefleetError
 from coordinator.in_process.fleet import Fleet as Fleet
-from coordinator.strategies.base import Strategy as Strategy
-from coordinator.strategies.stages import Stages as Stages
+from coordinator.strategies.contract import Strategy as Strategy
+from coordinator.strategies.method import Method as Method
+from coordinator.strategies.written import Stages as Stages
 from edge.api import evaluate as evaluate
 from edge.api import generate as generate
 from edge.api import train as train

@@ -14,7 +14,7 @@ from coordinator.events.records import FleetEvent
 from coordinator.ledger.backup import Backup
 from coordinator.observers.history import OriginStatus, Rejection, VersionStatus
 from coordinator.observers.status import DeviceStatus, FleetStatus
-from coordinator.strategies.base import Share
+from coordinator.strategies.contract import Share
 from edge import events as edge_events
 from edge.backends.toy import make_toy_base
 

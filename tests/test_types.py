@@ -19,7 +19,7 @@ SCRIPT = """
 from collections.abc import Sequence
 
 import tunefleet
-from coordinator.strategies.base import Contribution
+from coordinator.strategies.contract import Contribution
 
 result = tunefleet.train("base", [{"text": "on"}], steps=2)
 reveal_type(result.adapter)

@@ -25,11 +25,9 @@ from converters.adapter import LoraAdapter, initial_adapter
 from converters.arithmetic import add, map_entries
 from converters.bases.targets import match_targets
 from coordinator.calibration import Calibration
-from coordinator.strategies.alignfed import STAGES
-from coordinator.strategies.alignment import align
-from coordinator.strategies.base import Contribution, State
-from coordinator.strategies.grouping import group
-from coordinator.strategies.work import begin
+from coordinator.strategies.contract import Contribution, State
+from coordinator.strategies.pipeline_state import PipelineState, begin
+from coordinator.strategies.stages.align import Align
 
 TARGETS, RANK, SCALE = ("q_proj", "v_proj"), 8, 2.0
 NUM_UPDATES, NUM_VERSIONS = 16, 4
@@ -79,8 +77,9 @@ def measure(name: str, folder: Path, repeats: int, num_examples: int) -> dict[st
         versions.append(add(versions[-1], random_adapter(versions[-1], number, 2e-3)))
     num_probed = len(calibration.features(versions[-1]))
     buffer = [draw_update(number, versions) for number in range(NUM_UPDATES)]
-    work = begin(State(NUM_VERSIONS - 1, versions[-1]), buffer, STAGES, "factors", calibration)
-    turns = [timed(lambda: align(group(work))) for _ in range(repeats)]
+    state, align = State(NUM_VERSIONS - 1, versions[-1]), Align()
+    pipeline = PipelineState(state, begin(buffer), calibrator=calibration)
+    turns = [timed(lambda: align(pipeline)) for _ in range(repeats)]
     aligned = turns[-1][0]
     seconds = [took.seconds for _, took in turns]
     return {
@@ -90,7 +89,7 @@ def measure(name: str, folder: Path, repeats: int, num_examples: int) -> dict[st
         "versions": NUM_VERSIONS,
         "examples": num_examples,
         "probed_tokens": num_probed * NUM_TOKENS,
-        "align_steps": STAGES.align_steps,
+        "align_steps": align.steps,
         "aligned": sum(item.load_delta is not item.source.load_delta for item in aligned.items),
         "seconds": statistics.median(seconds),
         "seconds_all": seconds,

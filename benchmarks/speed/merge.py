@@ -30,9 +30,9 @@ from benchmarks.speed.flower import NUM_UPDATES, RANK, checksum, draw_arrays, ti
 from converters.adapter import Factors, LoraAdapter
 from converters.arithmetic import zeros_like
 from converters.formats.canonical import load_adapter, save_adapter
-from coordinator.strategies.base import State
-from coordinator.strategies.factors import add_increments
-from coordinator.strategies.product import add_products
+from coordinator.strategies.contract import State
+from coordinator.strategies.merges.factors import add_increments
+from coordinator.strategies.merges.product import add_products
 from edge.protocol.codec import decode_adapter, encode_adapter
 
 SCALE, REMAINDER_RANK = 2.0, 32
@@ -82,7 +82,7 @@ def merge_products(case: str) -> dict[str, float]:
     size_bytes = sum(4 * delta.num_parameters for delta in deltas)
     buffer = [Update(*pair) for pair in zip(deltas, itertools.cycle(bases), strict=False)]
     state, weights = State(0, bases[0], remainder), [1 / NUM_UPDATES] * NUM_UPDATES
-    _, took = timed(add_products, state, buffer, weights, 1.0, REMAINDER_RANK)
+    _, took = timed(lambda: add_products(state, buffer, weights, REMAINDER_RANK).at(1.0))
     return {**took._asdict(), "growth": (memory_bytes(peak=True) - before_bytes) / size_bytes}
 
 
@@ -92,8 +92,8 @@ def sum_factors() -> dict[str, float]:
     nothing = zeros_like(deltas[0])
     buffer = [Update(delta, nothing) for delta in deltas]
     weights = [1 / NUM_UPDATES] * NUM_UPDATES
-    mean = add_increments(State(0, nothing), buffer, weights, 1.0).adapter
-    seconds = time_runs(lambda: add_increments(State(0, nothing), buffer, weights, 1.0))
+    mean = add_increments(State(0, nothing), buffer, weights).at(1.0).adapter
+    seconds = time_runs(lambda: add_increments(State(0, nothing), buffer, weights).at(1.0))
     return {"seconds": seconds, "checksum": checksum([array for _, one in mean for array in (one.a, one.b)])}
 
 
@@ -101,7 +101,7 @@ def sum_files(folder: Path, count: int) -> dict[str, float]:
     """Adds up `count` updates from files."""
     master = load_adapter(folder / "master")
     buffer = [Update(folder / str(number), master) for number in range(count)]
-    _, took = timed(add_increments, State(0, master), buffer, [1 / count] * count, 1.0)
+    _, took = timed(lambda: add_increments(State(0, master), buffer, [1 / count] * count).at(1.0))
     return {"seconds": took.seconds, "peak_mb": memory_bytes(peak=True) / MB}
 
 

@@ -1,7 +1,7 @@
 """Which runs a table is made of: strategies as rows of coordinator settings, on tasks, in populations.
 
 A row's settings are what a coordinator's TOML file would hold, `strategy` and `stages` before all. Every
-preset of `coordinator.strategies.presets` is a row of the table `main` or `rivals` by itself.
+strategy of `coordinator.strategies.choice` is a row of the table `main` or `rivals` by itself.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,7 +11,8 @@ from msgspec import Struct
 
 from benchmarks.strategies.population import PopulationName
 from benchmarks.strategies.workbench import Poison
-from coordinator.strategies.presets import PRESETS
+from coordinator.strategies.choice import METHODS
+from coordinator.strategies.written import method_table
 
 TableName = Literal["main", "rivals", "parts", "ablation", "poison", "filters", "spread", "models"]
 TABLES: Sequence[TableName] = get_args(TableName)
@@ -23,7 +24,7 @@ MAIN_TASKS = ("dolly", "clinc", "household")
 # Of the other tables but `parts` and `models`: it has the most devices, and an update costs the least.
 SIDE_TASK = "clinc"
 HOSTILE = 0.2  # share of the devices in `poison`
-ROWS: Mapping[str, Mapping[str, Any]] = {name: {"strategy": name} for name in PRESETS}
+ROWS: Mapping[str, Mapping[str, Any]] = {name: {"strategy": name} for name in METHODS}
 # The best of 1, 2 and 4 on a seed that is in no table.
 TUNED: Mapping[str, Mapping[str, Any]] = {"fedbuff, eta 2": {"strategy": "fedbuff", "server_lr": 2.0}}
 MAIN_ROWS = ("fedavg", "fedbuff", "alignfed", "alignfed-literal", DEFAULT)
@@ -114,7 +115,8 @@ def rivals() -> list[Entry]:
 
 def parts() -> list[Entry]:
     """Leaves each part out of the default; gives the baseline the part that does most."""
-    order = PRESETS[DEFAULT].order
+    method = METHODS[DEFAULT]
+    order = method.kinds()
     rows: dict[str, dict[str, Any]] = {DEFAULT: {}}
     for stage in order:
         left = [one for one in order if one != stage]
@@ -124,8 +126,7 @@ def parts() -> list[Entry]:
     rows["steps of 1 and less"] = {"stages": {"guard_longest": 1.0}}
     rows["in factors"] = {"space": "factors"}
     rows["without remainder"] = {"remainder_rank": 0}
-    longest = PRESETS[DEFAULT].guard_longest
-    guard = {"guard": "backtrack", "guard_longest": longest, "guard_tries": PRESETS[DEFAULT].guard_tries}
+    guard = {"guard": method_table(method)["guard"]}
     entries = [(row, {"strategy": DEFAULT, **settings}) for row, settings in rows.items()]
     entries.append(("fedbuff, same guard", {"strategy": BASELINE, "stages": guard}))
     return [Entry(row, settings, Setting(SIDE_TASK)) for row, settings in entries]
@@ -133,11 +134,11 @@ def parts() -> list[Entry]:
 
 def ablation() -> list[Entry]:
     """Leaves each stage out of AlignFed."""
-    order = PRESETS["alignfed"].order
+    order = METHODS["alignfed"].kinds()
     rows: list[tuple[str, dict[str, Any]]] = [("alignfed", {"strategy": "alignfed"})]
     rows += [("alignfed-literal", {"strategy": "alignfed-literal"})]
     for stage in order:
-        if stage not in ("group", "normalise"):  # the others build on these
+        if stage != "normalise":  # the others build on it
             left = [one for one in order if one != stage]
             rows.append((f"without {stage}", {"strategy": "alignfed", "stages": {"order": left}}))
     rows.append(("without pull", {"strategy": "alignfed", "stages": {"pull": 0.0}}))

@@ -33,9 +33,9 @@ from benchmarks.strategies.workbench import Quality, Workbench, poison
 from converters.adapter import LoraAdapter
 from converters.formats.canonical import save_adapter
 from coordinator.config import CoordinatorConfig
-from coordinator.strategies.base import Contribution, Pace, Report, State, Strategy, Waiting
 from coordinator.strategies.choice import choose_strategy
-from coordinator.strategies.spaces import dispatch
+from coordinator.strategies.contract import Contribution, Pace, Report, State, Strategy, Waiting
+from coordinator.strategies.tiers import dispatch
 from edge.device.task import Learnt, Task, make_update, start_adapter
 from edge.errors import ConfigError
 from edge.protocol.codec import max_payload_bytes
@@ -86,7 +86,7 @@ class Fleet:
     ) -> None:
         self.bench, self.population, self.settings = bench, population, settings
         names = tuple(machine.name for machine in population.machines)
-        is_round = config.stages_in_force.trigger == "round"
+        is_round = config.method_in_force.trigger == "round"
         self.config = structs.replace(
             config, cohort=names if is_round and not config.cohort else config.cohort
         )
@@ -264,9 +264,9 @@ class Fleet:
 
     def _hold(self, previous: Held | None) -> Held:
         """Writes the state's adapter for every rank; a file's size is what a download costs."""
-        stages, rows = self.config.stages_in_force, self.config.remainder_rank
+        method, rows = self.config.method_in_force, self.config.remainder_rank
         adapters = {
-            rank: dispatch(stages, self.state, rank, previous.adapters[rank] if previous else None, rows)
+            rank: dispatch(method, self.state, rank, previous.adapters[rank] if previous else None, rows)
             for rank in self._ranks
         }
         paths = {rank: self.bench.folder / f"version-{self.state.version}-{rank}" for rank in adapters}
@@ -299,7 +299,7 @@ class Fleet:
             held.paths[rank],
             rank=rank,
             base=self.bench.fingerprint,
-            space=self.config.stages_in_force.space,
+            space=self.config.method_in_force.space,
             recipe=self.config.recipe_in_force(rank),
             encoding=self.config.encoding,
         )
@@ -347,7 +347,7 @@ class Fleet:
         return start_adapter(recipe, self._adapter, self.personal.get(device))
 
     def _score_test(self) -> Quality:
-        if self.config.stages_in_force.keeps == "none":
+        if self.config.method_in_force.keeps == "none":
             return self.bench.score(self._adapter, self.bench.test)
         parts = enumerate(self.bench.test_parts)
         found = [self.bench.score(self._own_adapter(device), part) for device, part in parts]

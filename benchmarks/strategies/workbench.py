@@ -2,7 +2,7 @@
 
 Training is `edge.training.trainer.train` on the torch backend in this process, in float32 and with one
 thread; task folders lie in memory. The calibration set is answered for here as the coordinator's own does
-(`coordinator.strategies.base.Calibrator`), on the same loaded model.
+(`coordinator.strategies.contract.Calibrator`), on the same loaded model.
 """
 
 import shutil

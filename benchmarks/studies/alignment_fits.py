@@ -31,11 +31,9 @@ from benchmarks.strategies.workbench import Workbench, load_base, memory_folder
 from converters.adapter import LoraAdapter
 from converters.arithmetic import add, multiply, square
 from coordinator.calibration import Calibration
-from coordinator.strategies.alignment import Misfit, Vector, carry_over, fit_maps, group_misfit
-from coordinator.strategies.base import Contribution, Pace, Report, State, Strategy, Waiting
-from coordinator.strategies.grouping import group
-from coordinator.strategies.stages import Stages
-from coordinator.strategies.work import begin
+from coordinator.strategies.contract import Contribution, Pace, Report, State, Strategy, Waiting
+from coordinator.strategies.pipeline_state import PipelineState, begin
+from coordinator.strategies.stages.align import Misfit, Vector, carry_over, fit_maps, group_misfit
 
 WEIGHT = 0.25  # of a group in the step whose loss is told
 EVERY = 4  # merges
@@ -91,10 +89,10 @@ class Watched:
         return self.strategy.merge(state, buffer)
 
     def _measure(self, state: State, buffer: Sequence[Contribution]) -> None:
-        work = group(begin(state, buffer, Stages(order=("group",)), "factors", self.calibrator))
+        pipeline = PipelineState(state, begin(buffer))
         target = self.calibrator.features(state.adapter)
-        for places in work.groups().values():
-            items = [work.items[place] for place in places]
+        for places in pipeline.groups().values():
+            items = [pipeline.items[place] for place in places]
             if items[0].source.staleness > 0 and self.num_measured < self.num_groups:
                 self.num_measured += 1
                 self._measure_group(state, group_misfit(items, target, self.calibrator))

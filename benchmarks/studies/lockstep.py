@@ -14,9 +14,10 @@ from typing import NamedTuple
 from benchmarks.played import make_offer, plan_of, received
 from converters.adapter import LoraAdapter
 from converters.formats.canonical import save_adapter
-from coordinator.strategies.base import State
+from coordinator.strategies.choice import METHODS
+from coordinator.strategies.contract import State
 from coordinator.strategies.pipeline import Pipeline
-from coordinator.strategies.presets import stages_of
+from coordinator.strategies.written import read_method
 from edge.device.task import Learnt, Task, make_update
 from edge.protocol.messages import Recipe, Space
 from edge.training.data.source import DataSource
@@ -50,7 +51,8 @@ class Lockstep:
     ) -> None:
         self._devices, self._recipe = devices, recipe
         self._base, self._folder = fingerprint, folder
-        self._strategy = Pipeline("fedbuff", stages_of("fedbuff", {}, SPACE), len(devices))
+        method = read_method(METHODS["fedbuff"], {}, SPACE).method
+        self._strategy = Pipeline("fedbuff", method, len(devices))
         self._residuals: dict[str, LoraAdapter] = {}
         self._state = State(0, adapter)
         save_adapter(adapter, self.path)

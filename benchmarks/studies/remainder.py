@@ -20,8 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from converters.adapter import Factors, LoraAdapter, initial_adapter
-from coordinator.strategies.base import State
-from coordinator.strategies.product import add_products
+from coordinator.strategies.contract import State
+from coordinator.strategies.merges.product import add_products
 
 WIDTH, RANK, REMAINDER_RANK, NUM_DEVICES, NOISE = 32, 4, 32, 12, 0.5
 DECAYS = (0.0, 0.5, 0.8, 0.9, 1.0)
@@ -96,8 +96,8 @@ def simulate(fleet: Fleet, decay: float, seed: int) -> dict[str, float]:
             train(base, shared + own[device], fleet, rng) for base, device in zip(bases, chosen, strict=True)
         ]
         total = add_products(
-            state, buffer, [1 / len(buffer)] * len(buffer), fleet.server_lr, REMAINDER_RANK, decay
-        )
+            state, buffer, [fleet.server_lr * (1 / len(buffer))] * len(buffer), REMAINDER_RANK, decay
+        ).at(1.0)
         state = State(version + 1, total.adapter, total.remainder)
         history.append(total.adapter)
         merged = total.adapter.modules["m"]

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from msgspec import Struct, structs
 
 from coordinator.events.pace import FleetPace, describe_pace
-from coordinator.strategies.base import Report
+from coordinator.strategies.contract import Report
 
 
 class FleetEvent(Struct, frozen=True):

@@ -17,17 +17,17 @@ from threading import Thread
 from types import TracebackType
 from typing import Any, NamedTuple, Self, TypeVar
 
-from msgspec import structs
-
 from converters.adapter import LoraAdapter
 from converters.bases.hub import find_base
 from coordinator.config import CoordinatorConfig, read_config
 from coordinator.errors import CoordinatorError
 from coordinator.in_process.gathering import Gathering
 from coordinator.observers.history import VersionStatus
-from coordinator.strategies.base import Strategy
-from coordinator.strategies.function import FunctionStrategy, Merge
-from coordinator.strategies.stages import Stages
+from coordinator.strategies.choice import as_strategy
+from coordinator.strategies.contract import Strategy
+from coordinator.strategies.function import Merge
+from coordinator.strategies.method import Method
+from coordinator.strategies.written import Stages, method_fields, read_stages
 from edge.backends import BackendName
 from edge.backends.contract import Precision
 from edge.errors import ConfigError, DataError
@@ -54,8 +54,8 @@ class Fleet:
 
     Args:
         base: Folder of the base model, or a hub name.
-        strategy: How a buffer becomes a version: a name such as `fedavg`, a row of stages, an object that
-            follows `Strategy`, or a function from the adapter and the updates to the next adapter.
+        strategy: How a buffer becomes a version: a name such as `fedavg`, a `Method`, an object that follows
+            `Strategy`, or a function from the adapter and the updates to the next adapter.
         state: The fleet's folder, where another `Fleet` goes on later; None keeps nothing.
         backend: What trains; `auto` chooses by machine and base.
         precision: Of the forward and backward pass.
@@ -81,7 +81,7 @@ class Fleet:
         self,
         base: str | Path,
         *,
-        strategy: "str | Stages | Strategy | Merge | None" = None,
+        strategy: "str | Method | Stages | Strategy | Merge | None" = None,
         state: str | Path | None = None,
         backend: BackendName = "auto",
         precision: Precision = "auto",
@@ -310,7 +310,7 @@ async def _devices(inside: Gathering) -> list[str]:
 
 
 def _choose(
-    strategy: "str | Stages | Strategy | Merge | None", settings: dict[str, Any]
+    strategy: "str | Method | Stages | Strategy | Merge | None", settings: dict[str, Any]
 ) -> tuple[CoordinatorConfig, Strategy | None]:
     """The coordinator's settings, and the strategy where it is the caller's own.
 
@@ -318,15 +318,16 @@ def _choose(
         ConfigError: A setting cannot be used, or the strategy is none.
     """
     if isinstance(strategy, Stages):
-        return read_config(None, settings | {"stages": structs.asdict(strategy)}), None
+        read = read_stages(strategy)
+        if read.faults:
+            raise ConfigError.of("stages", read.faults)
+        strategy = read.method
+    if isinstance(strategy, Method):
+        return read_config(None, settings | {"stages": method_fields(strategy)}), None
     if strategy is None or isinstance(strategy, str):
         return read_config(None, settings | {"strategy": strategy}), None
     config = read_config(None, settings)
-    if callable(getattr(strategy, "merge", None)) and callable(getattr(strategy, "pace", None)):
-        return config, strategy  # type: ignore[return-value]
-    if callable(strategy):
-        return config, FunctionStrategy(strategy, config.buffer_size, config.time_budget_s)
-    raise ConfigError(
-        f"strategy is {type(strategy).__name__}, expected a name, Stages, an object with pace and merge, or "
-        "a function from an adapter and its updates to the next adapter"
-    )
+    try:
+        return config, as_strategy(strategy, config)
+    except CoordinatorError as error:
+        raise ConfigError(str(error)) from error

@@ -21,7 +21,7 @@ from coordinator.observers.status import StatusNotes
 from coordinator.observers.terminal import Terminal
 from coordinator.serve import open_data
 from coordinator.server import Coordinator
-from coordinator.strategies.base import Strategy
+from coordinator.strategies.contract import Strategy
 from edge.backends import BackendName, resolve_backend
 from edge.backends.contract import Precision
 from edge.device.capability_card import device_presence, fresh_memory

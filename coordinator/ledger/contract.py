@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Protocol
 
 from coordinator.ledger.records import Device, DiscardReason, Refusal, Tally, Update, Version
-from coordinator.strategies.base import Account
+from coordinator.strategies.contract import Account
 from edge.errors import Rejected, StateError
 from edge.protocol.messages import UpdateHeader
 

@@ -6,7 +6,7 @@ from typing import Literal, NamedTuple, cast
 from msgspec import Struct
 
 from converters.formats.about import NOTHING, About
-from coordinator.strategies.base import Account, Report
+from coordinator.strategies.contract import Account, Report
 from edge.errors import Rejected
 from edge.protocol.messages import Hello, Reason, Telemetry, UpdateHeader
 

@@ -7,7 +7,7 @@ import msgspec
 from msgspec import Struct
 
 from coordinator.ledger.records import Carried, Device, Origin, Version
-from coordinator.strategies.base import Report
+from coordinator.strategies.contract import Report
 from edge.protocol.messages import Hello, Telemetry
 
 T = TypeVar("T")

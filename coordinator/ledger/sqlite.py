@@ -24,7 +24,7 @@ from coordinator.ledger.records import (
     new_update,
 )
 from coordinator.ledger.rows import pack_row, read_device, read_version
-from coordinator.strategies.base import Account
+from coordinator.strategies.contract import Account
 from edge.errors import DiskFull, Rejected, StateError
 from edge.protocol.messages import UpdateHeader
 from edge.storage.disk import sync_folder

@@ -25,7 +25,7 @@ from converters.formats.canonical import dump_adapter, parse_adapter
 from coordinator.errors import UnknownVersion
 from coordinator.ledger.contract import EVERYTHING, Journal, Objects
 from coordinator.ledger.records import Carried, Origin, Version, VersionFiles
-from coordinator.strategies.base import Account, Report, State
+from coordinator.strategies.contract import Account, Report, State
 from edge.protocol.tiers import tier_rank
 
 

@@ -19,7 +19,8 @@ from coordinator.errors import MergeError, UnreadableUpdate
 from coordinator.ledger.head import Standing
 from coordinator.ledger.records import Update, Version, VersionFiles
 from coordinator.ledger.state import CoordinatorState
-from coordinator.strategies.base import (
+from coordinator.strategies.choice import choose_strategy
+from coordinator.strategies.contract import (
     Account,
     Calibrator,
     Contribution,
@@ -29,8 +30,7 @@ from coordinator.strategies.base import (
     Strategy,
     Waiting,
 )
-from coordinator.strategies.choice import choose_strategy
-from coordinator.strategies.spaces import dispatch
+from coordinator.strategies.tiers import dispatch
 from edge.errors import ConfigError, MissingObject, ProtocolError
 from edge.protocol.codec import decode_adapter
 from edge.protocol.tiers import tier_name
@@ -108,7 +108,7 @@ class Merger:
         journal = self._state.journal
         if not journal.is_stranded(old.version) or journal.waiting():  # hardly ever is one stranded
             return None
-        report = Report(self._strategy.name, self._config.stages_in_force.space, (), 0.0, step_scale=0.0)
+        report = Report(self._strategy.name, self._config.method_in_force.space, (), 0.0, step_scale=0.0)
         files = VersionFiles(old.master, old.remainder, old.tiers, old.carried, {})
         return self._state.versions.add(files, old.version, report, self._clock())
 
@@ -168,7 +168,7 @@ class Merger:
     def _tiers(self, state: State, previous: Mapping[str, LoraAdapter]) -> dict[str, LoraAdapter]:
         config = self._config
         return {
-            name: dispatch(config.stages_in_force, state, rank, previous[name], config.remainder_rank)
+            name: dispatch(config.method_in_force, state, rank, previous[name], config.remainder_rank)
             for rank in config.ranks
             for name in [tier_name(rank)]
         }
@@ -219,7 +219,7 @@ def check_calibration(
     Raises:
         ConfigError: The strategy asks for a calibration set and there is none, or its loss is no number.
     """
-    if not config.stages_in_force.needs_calibration:
+    if not config.method_in_force.needs_calibration:
         return None
     if calibrator is None:
         raise ConfigError(

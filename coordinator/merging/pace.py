@@ -2,7 +2,7 @@
 
 from coordinator.events.pace import REPEAT_EVERY_S, FleetPace
 from coordinator.events.records import PaceChanged
-from coordinator.strategies.base import Pace
+from coordinator.strategies.contract import Pace
 
 
 class PaceNews:

@@ -7,7 +7,7 @@ from coordinator.events.records import refusal
 from coordinator.ledger.contract import EVERYTHING, Updates
 from coordinator.ledger.records import Version
 from coordinator.ledger.versions import VersionStore
-from coordinator.strategies.base import Share
+from coordinator.strategies.contract import Share
 
 
 class OriginStatus(Struct, frozen=True):

@@ -15,37 +15,41 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from converters.adapter import LoraAdapter
+from converters.arithmetic import norm, subtract
 from coordinator.errors import CoordinatorError
-from coordinator.strategies.base import Contribution, Pace, Report, Share, State, Waiting
+from coordinator.strategies.contract import Contribution, Pace, Report, Share, State, Waiting
+from coordinator.strategies.held import HELD_BYTES, HeldDeltas
 from coordinator.strategies.triggers import automatic_budget_s, automatic_size, pace_buffer
-from coordinator.strategies.work import combine, delta_norm
-from edge.protocol.messages import Space
+from edge.choices import Space
 
 Merge = Callable[[LoraAdapter, Sequence[Contribution]], LoraAdapter]
 
 
 class FunctionStrategy(NamedTuple):
-    """A `coordinator.strategies.base.Strategy` around a function.
+    """A `coordinator.strategies.contract.Strategy` around a function.
 
     Attributes:
         merge_updates: From the present adapter and the buffer to the next adapter.
         buffer_size: Updates that make a version; None follows the number of devices.
         time_budget_s: When the oldest update has waited this long, what is there is merged; 0 waits on, None
             as long as it was trained.
+        known_as: Its name; without one it has the function's.
     """
 
     merge_updates: Merge
     buffer_size: int | None = None
     time_budget_s: float | None = None
+    known_as: str = ""
 
     @property
     def name(self) -> str:
-        """The function's own."""
-        return str(getattr(self.merge_updates, "__name__", type(self.merge_updates).__name__))
+        """Returns its name."""
+        own = getattr(self.merge_updates, "__name__", type(self.merge_updates).__name__)
+        return self.known_as or str(own)
 
     @property
     def space(self) -> Space:
-        """Reports tell norms of the factors' increments."""
+        """Returns the space of the reports' norms: those of the factors' increments."""
         return "factors"
 
     def pace(self, waiting: Sequence[Waiting], num_devices: int) -> Pace:
@@ -61,14 +65,15 @@ class FunctionStrategy(NamedTuple):
             CoordinatorError: The function gives no adapter of the present one's modules and shapes. What it
                 raises itself goes through, for it is the caller's code.
         """
+        held = HeldDeltas(HELD_BYTES)  # a report needs their norms, too
+        buffer = [one._replace(load_delta=held.hold(one.load_delta)) for one in buffer]
         adapter = self.merge_updates(state.adapter, buffer)
         self._check(state.adapter, adapter)
-        step = combine([(1.0, adapter), (-1.0, state.adapter)], like=state.adapter)
         report = Report(
             strategy=self.name,
             space=self.space,
             shares=tuple(_share(one, 1 / len(buffer)) for one in buffer),
-            step_norm=delta_norm(step, state.adapter, "factors"),
+            step_norm=norm(subtract(adapter, state.adapter)),
         )
         return state._replace(version=state.version + 1, adapter=adapter), report
 
@@ -86,7 +91,6 @@ class FunctionStrategy(NamedTuple):
 
 
 def _share(one: Contribution, weight: float) -> Share:
-    delta = one.load_delta()
     return Share(
         update=one.update,
         device=one.device,
@@ -94,5 +98,5 @@ def _share(one: Contribution, weight: float) -> Share:
         staleness=one.staleness,
         num_examples=one.num_examples,
         weight=weight,
-        norm=delta_norm(delta, delta, "factors"),
+        norm=norm(one.load_delta()),
     )

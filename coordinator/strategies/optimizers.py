@@ -24,106 +24,129 @@ from typing import NamedTuple
 import numpy as np
 
 from converters.adapter import Array, Factors, LoraAdapter
+from converters.arithmetic import add, map_entries, norm, subtract, zeros_like
 from converters.lowrank import adapter_norm
-from coordinator.strategies.base import State, Sum
+from coordinator.strategies.contract import State
 from coordinator.strategies.guard import Step
-from coordinator.strategies.product import add_products
-from coordinator.strategies.work import Work, factor_inner
+from coordinator.strategies.merges.contract import Loaded, Merge, Merged, Total
+from coordinator.strategies.merges.product import Product, add_products
+from coordinator.strategies.pipeline_state import PipelineState
+from coordinator.strategies.record import Positive, Record, Share
 
 MOMENTUM = {"factors": "momentum", "product": "momentum-product"}  # shapes differ: a switch of space restarts
 MEAN, SQUARE = "adam-mean", "adam-square"
 
 
-class Gone(NamedTuple):
-    """A true change as a merge takes it: increments to nothing."""
+class Run(NamedTuple):
+    """What an optimiser works with in one version."""
 
-    load_delta: Callable[[], LoraAdapter]
-    load_base: Callable[[], LoraAdapter]
+    pipeline: PipelineState  # after its stages
+    merge: Merge
+    longest: float  # merged steps, the guard's first
+    tries: int  # how many steps may be asked for
+    server_lr: float  # eta
+    remainder_rank: int  # of what space `product` carries
+
+    def merged(self, rate: float) -> Merged:
+        """Merges the updates that count, each multiplied by `rate`, too."""
+        chosen = self.pipeline.chosen
+        weights = [rate * item.weight for item in chosen]
+        return self.merge.prepare(self.pipeline.state, chosen, weights, self.remainder_rank, self.tries)
 
 
-def take_step(
-    work: Work, merge: Callable[[float], Sum], length: float, server_lr: float, remainder_rank: int
-) -> Step:
-    """The step of a length, and the moments if it is taken.
+class Optimizer(Record, frozen=True):
+    """What the server makes of a merged step; a subclass names its kind as `tag`."""
 
-    Args:
-        work: After its stages.
-        merge: The state with the merged updates added, by the learning rate they are multiplied with.
-        length: L.
-        server_lr: eta.
-        remainder_rank: Of what space `product` carries.
-    """
-    match work.stages.optimizer:
-        case "none":
-            return Step(merge(server_lr * length), {})
-        case "fedavgm":
-            return _with_momentum(work, merge(server_lr * length), length, remainder_rank)
-        case "fedadam":
-            return _adapted(work, merge(1.0), length * server_lr)
+    def prepare(self, run: Run) -> Callable[[float], Step]:
+        """Merges, and returns what makes the step, and the moments if it is taken.
+
+        It takes the step's share of the longest one, a power of a half.
+        """
+        raise NotImplementedError
+
+
+class Plain(Optimizer, frozen=True, tag="none"):
+    """Takes the merged step as it is."""
+
+    def prepare(self, run: Run) -> Callable[[float], Step]:
+        """See `Optimizer`."""
+        merged = run.merged(run.server_lr * run.longest)
+        return lambda share: Step(merged.at(share), {})
+
+
+class FedAvgM(Optimizer, frozen=True, tag="fedavgm"):
+    """Goes on with a part of what was gone before."""
+
+    momentum: Share = 0.9
+
+    def prepare(self, run: Run) -> Callable[[float], Step]:
+        """See `Optimizer`."""
+        merged = run.merged(run.server_lr * run.longest)
+        return lambda share: self._step(run, merged.at(share), run.longest * share)
+
+    def _step(self, run: Run, total: Total, length: float) -> Step:
+        old, name = run.pipeline.state, MOMENTUM[run.merge.space]
+        if name in old.moments:
+            total = _pushed(run, total, length * self.momentum, old.moments[name])
+        if run.merge.space == "factors":
+            gone = subtract(total.adapter, old.adapter)
+            step_norm = norm(gone)
+        else:
+            gone = LoraAdapter({name: _between(f, total.adapter.modules[name]) for name, f in old.adapter})
+            step_norm = adapter_norm(gone)
+        return Step(total._replace(step_norm=step_norm), {name: gone})
+
+
+class FedAdam(Optimizer, frozen=True, tag="fedadam"):
+    """Moves every coordinate by up to about eta, which is then 0.001 to 0.01."""
+
+    momentum: Share = 0.9
+    second_momentum: Share = 0.99
+    adaptivity: Positive = 1e-3  # its tau, added to the root of the second moment
+
+    def prepare(self, run: Run) -> Callable[[float], Step]:
+        """See `Optimizer`."""
+        old, total = run.pipeline.state, run.merged(1.0).at(1.0)
+        nothing = zeros_like(old.adapter)
+        begun = map_entries(lambda x: np.full_like(x, self.adaptivity**2), old.adapter)
+        step = subtract(total.adapter, old.adapter)
+        mean = map_entries(_running(self.momentum), old.moments.get(MEAN, nothing), step)
+        squared = map_entries(np.square, step)
+        square = map_entries(_running(self.second_momentum), old.moments.get(SQUARE, begun), squared)
+
+        def adapted(share: float) -> Step:
+            rate = np.float32(run.longest * share * run.server_lr)
+            gone = map_entries(
+                lambda m, v: rate * m / (np.sqrt(v) + np.float32(self.adaptivity)), mean, square
+            )
+            adapter, step_norm = add(old.adapter, gone), norm(gone)
+            moved = total._replace(adapter=adapter, step_norm=step_norm)
+            return Step(moved, {MEAN: mean, SQUARE: square})
+
+        return adapted
 
 
 def restart(moments: Mapping[str, LoraAdapter]) -> Mapping[str, LoraAdapter]:
-    """The moments without those that have a direction."""
+    """Returns the moments without those that have a direction."""
     return {name: one for name, one in moments.items() if name == SQUARE}
 
 
-def _with_momentum(work: Work, total: Sum, length: float, remainder_rank: int) -> Step:
-    old, name = work.state, MOMENTUM[work.space]
-    if name in old.moments:
-        total = _pushed(work, total, length * work.stages.momentum, old.moments[name], remainder_rank)
-    if work.space == "factors":
-        gone = _each(np.subtract, total.adapter, old.adapter)
-        step_norm = factor_inner(gone, gone) ** 0.5
-    else:
-        gone = LoraAdapter({name: _between(f, total.adapter.modules[name]) for name, f in old.adapter})
-        step_norm = adapter_norm(gone)
-    return Step(total._replace(step_norm=step_norm), {name: gone})
-
-
-def _pushed(work: Work, total: Sum, by: float, gone: LoraAdapter, remainder_rank: int) -> Sum:
-    """The merged state gone on by a share of the last step."""
-    if work.space == "factors":
-        return total._replace(adapter=_each(lambda x, y: x + np.float32(by) * y, total.adapter, gone))
-    nothing = _each(np.zeros_like, gone)
-    reached = State(work.state.version, total.adapter, total.remainder)
-    rows = remainder_rank if work.stages.carries else 0
+def _pushed(run: Run, total: Total, by: float, gone: LoraAdapter) -> Total:
+    """Goes on from the merged state by a share of the last step."""
+    if not isinstance(run.merge, Product):
+        return total._replace(adapter=map_entries(lambda x, y: x + np.float32(by) * y, total.adapter, gone))
+    nothing = zeros_like(gone)
+    reached = State(run.pipeline.state.version, total.adapter, total.remainder)
+    rows = run.remainder_rank if run.merge.carries else 0
     # The remainder decayed when the updates were merged, and decays once a version.
-    after = add_products(reached, [Gone(lambda: gone, lambda: nothing)], [by], 1.0, rows)
+    after = add_products(reached, [Loaded(nothing, gone)], [by], rows).at(1.0)
     return after._replace(norms=total.norms, dropped_norm=math.hypot(after.dropped_norm, total.dropped_norm))
 
 
 def _between(old: Factors, new: Factors) -> Factors:
-    """The difference of two products, of twice their rank."""
+    """Subtracts two products: a factored one of twice their rank."""
     return Factors(np.concatenate([new.a, old.a]), np.concatenate([new.b, -old.b], axis=1), old.scale)
-
-
-def _adapted(work: Work, total: Sum, server_lr: float) -> Step:
-    stages, old = work.stages, work.state
-    nothing = _each(np.zeros_like, old.adapter)
-    begun = _each(lambda x: np.full_like(x, stages.adaptivity**2), old.adapter)
-    step = _each(np.subtract, total.adapter, old.adapter)
-    mean = _each(_running(stages.momentum), old.moments.get(MEAN, nothing), step)
-    square = _each(_running(stages.second_momentum), old.moments.get(SQUARE, begun), _each(np.square, step))
-    gone = _each(
-        lambda m, v: np.float32(server_lr) * m / (np.sqrt(v) + np.float32(stages.adaptivity)), mean, square
-    )
-    adapter = _each(np.add, old.adapter, gone)
-    return Step(
-        total._replace(adapter=adapter, step_norm=factor_inner(gone, gone) ** 0.5),
-        {MEAN: mean, SQUARE: square},
-    )
 
 
 def _running(momentum: float) -> Callable[[Array, Array], Array]:
     return lambda old, new: np.float32(momentum) * old + np.float32(1 - momentum) * new
-
-
-def _each(operation: Callable[..., Array], first: LoraAdapter, *others: LoraAdapter) -> LoraAdapter:
-    """Every factor of an adapter, with those of others of its shapes, as `operation` makes it."""
-    made = {}
-    for name, f in first:
-        rest = [other.modules[name] for other in others]
-        made[name] = Factors(
-            operation(f.a, *(one.a for one in rest)), operation(f.b, *(one.b for one in rest)), f.scale
-        )
-    return LoraAdapter(made)

@@ -11,34 +11,38 @@ import numpy as np
 
 from converters.adapter import Factors, LoraAdapter
 from converters.masking import leading_rows
-from coordinator.strategies.stages import Stages
-from coordinator.strategies.work import Item, Work
+from coordinator.strategies.method import Method, Shared
+from coordinator.strategies.pipeline_state import Item
 
 
-def keep_shared(work: Work) -> Work:
-    """The work with all that is not shared taken out of its deltas."""
-    stages, rank = work.stages, work.state.adapter.max_rank
-    if stages.merge == "residual":
-        work = work._replace(items=tuple(_cut(item, rank) for item in work.items))
-    if stages.trains == "both" and stages.keeps == "none":
-        return work
-    items = (item._replace(load_delta=partial(_without_private, item, stages)) for item in work.items)
-    return work._replace(items=tuple(items))
+def keep_shared(items: tuple[Item, ...], method: Method, rank: int) -> tuple[Item, ...]:
+    """Takes all that is not shared out of the deltas of items.
+
+    Args:
+        items: As they came.
+        method: Says what is shared.
+        rank: Of the master, whose rows alone are trained where a residual follows behind them.
+    """
+    if method.carries_residual:
+        items = tuple(_leading(item, rank) for item in items)
+    if method.shared == "both":
+        return items
+    return tuple(item.changed(partial(_without_private, item, method.shared)) for item in items)
 
 
-def _cut(item: Item, rank: int) -> Item:
-    return item._replace(
-        load_delta=lambda: leading_rows(item.load_delta(), rank),
-        load_base=lambda: leading_rows(item.load_base(), rank),
-    )
+def _leading(item: Item, rank: int) -> Item:
+    cut = item.changed(lambda: leading_rows(item.load_delta(), rank))
+    return cut._replace(load_base=lambda: leading_rows(item.load_base(), rank))
 
 
-def _without_private(item: Item, stages: Stages) -> LoraAdapter:
-    has_a = stages.trains != "b"
-    has_b = stages.trains != "a" and stages.keeps != "b"
+def _without_private(item: Item, shared: Shared) -> LoraAdapter:
     return LoraAdapter(
         {
-            name: Factors(f.a if has_a else np.zeros_like(f.a), f.b if has_b else np.zeros_like(f.b), f.scale)
+            name: Factors(
+                np.zeros_like(f.a) if shared == "b" else f.a,
+                np.zeros_like(f.b) if shared == "a" else f.b,
+                f.scale,
+            )
             for name, f in item.load_delta()
         }
     )

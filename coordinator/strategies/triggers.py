@@ -8,7 +8,7 @@ it follows the devices; where it gives one, a time budget ends the wait.
 import math
 from collections.abc import Sequence
 
-from coordinator.strategies.base import Pace, Waiting
+from coordinator.strategies.contract import Pace, Waiting
 
 WHOLE_FLEET = 4  # up to so many devices a version holds an update of each,
 SHARE = 5  # of more it holds a fifth: of 50 devices with a buffer of 4, many would be too stale,

@@ -27,8 +27,15 @@ def test_what_is_printed_is_what_is_read(tmp_path, given):
     assert tomllib.loads((tmp_path / "c.toml").read_text())["recipe"]["lr"] == 0.01
 
 
-@pytest.mark.parametrize("stages", [{}, {"order": ["group", "freshness"], "guard": "none"}])
-def test_the_stages_in_force_are_shown_and_those_of_the_strategy_are_comments(tmp_path, given, stages):
+@pytest.mark.parametrize(
+    "stages",
+    [
+        {},
+        {"order": ["group", "freshness"], "guard": "none"},  # the flat form of release 0.1
+        {"order": [{"kind": "align", "steps": 2}], "optimizer": {"kind": "fedavgm"}},
+    ],
+)
+def test_the_method_in_force_are_shown_and_those_of_the_strategy_are_comments(tmp_path, given, stages):
     data = tmp_path / "calibration.jsonl"
     data.write_text("")
     config = read_config(
@@ -37,13 +44,13 @@ def test_the_stages_in_force_are_shown_and_those_of_the_strategy_are_comments(tm
     text = config_text(config)
     (tmp_path / "c.toml").write_text(text)
     assert read_config(tmp_path / "c.toml", {}) == config
-    assert ('# order = [\n#     "group",\n#     "centre",' in text) is not bool(stages)
-    assert '# staleness = "exponential"' in text
+    assert ('# order = [\n#     { kind = "centre" },' in text) is not bool(stages)
+    assert '# merge = { kind = "sum" }' in text
     uncommented = text.replace("# Of alignfed:\n", "").replace("\n# ", "\n")
     (tmp_path / "c.toml").write_text(uncommented)
-    assert read_config(tmp_path / "c.toml", {}).stages_in_force == config.stages_in_force
+    assert read_config(tmp_path / "c.toml", {}).method_in_force == config.method_in_force
     other = read_config(tmp_path / "c.toml", {"strategy": "fedbuff", "stages": {}})
-    assert other.stages_in_force.order == ("freshness",)
+    assert other.method_in_force.kinds() == ["freshness"]
 
 
 def test_what_the_stages_ask_of_devices_is_in_their_recipe(given):
@@ -113,7 +120,7 @@ def test_all_faults_of_a_kind_are_told_at_once(tmp_path, given):
             {"strategy": "fedbuf"},
             "strategy is 'fedbuf', expected one of fedavg, fedasync, fedbuff, alignfed, alignfed-literal,",
         ),
-        ({"stages": {"order": ["groop"]}}, "stages.order has 'groop', expected some of group, absolute,"),
+        ({"stages": {"order": ["groop"]}}, "stages.order has 'groop', expected some of absolute, mix,"),
         ({"stages": {"gard": "backtrack"}}, "stages.gard unknown, did you mean guard?"),
         (
             {"stages": {"guard": "truth"}},

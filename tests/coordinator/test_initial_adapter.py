@@ -19,7 +19,7 @@ from coordinator.commands.cli import app
 from coordinator.config import config_text, read_config
 from coordinator.initial_adapter import settle, settle_folder
 from coordinator.ledger.sqlite import FILE
-from coordinator.strategies.presets import PRESETS
+from coordinator.strategies.choice import METHODS
 from edge.errors import ConfigError, StateError
 from edge.transport.memory import MemoryBroker
 
@@ -209,7 +209,7 @@ def nothing(given):
     return LoraAdapter({name: Factors(0 * f.a[:4], 0 * f.b[:, :4], f.scale) for name, f in given})
 
 
-UNCALIBRATED = sorted(name for name, stages in PRESETS.items() if not stages.needs_calibration)
+UNCALIBRATED = sorted(name for name, stages in METHODS.items() if not stages.needs_calibration)
 
 
 @pytest.mark.parametrize("strategy", UNCALIBRATED)

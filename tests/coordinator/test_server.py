@@ -12,7 +12,7 @@ from coordinator.observers.status import fleet_status
 from coordinator.routing import AGAIN_S
 from coordinator.scoring import Quality
 from coordinator.strategies import fedbuff
-from coordinator.strategies.base import Contribution, State
+from coordinator.strategies.contract import Contribution, State
 from coordinator.strategies.pipeline import Pipeline
 from edge.errors import BackendError
 from edge.protocol.codec import encode_adapter

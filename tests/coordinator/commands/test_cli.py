@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 from contextlib import AsyncExitStack
-from typing import get_args
 
 import pytest
 from typer.testing import CliRunner
@@ -17,7 +16,7 @@ from coordinator.commands.cli import app
 from coordinator.config import read_config
 from coordinator.errors import UnknownVersion
 from coordinator.observers.status import fleet_status
-from coordinator.strategies.presets import PRESETS, StrategyName
+from coordinator.strategies.choice import METHODS
 from edge.errors import StateError
 
 
@@ -177,8 +176,14 @@ def test_a_folder_that_is_none_of_a_coordinators_is_told(tmp_path):
         invoke("status", "--state", tmp_path)
 
 
-def test_every_strategy_can_be_named_on_the_command_line():
-    assert set(get_args(StrategyName)) == set(PRESETS)
+@pytest.mark.parametrize("name", METHODS)
+def test_every_strategy_can_be_named_on_the_command_line(name, fleet, tmp_path):
+    (tmp_path / "few.jsonl").touch()
+    given = ["--broker", "mqtt://h", "--fleet", "home", "--base", fleet.base, "--state", tmp_path / "s"]
+    told = invoke(
+        "serve", *given, "--calibration", tmp_path / "few.jsonl", "--strategy", name, "--print-config"
+    )
+    assert f'strategy = "{name}"' in told
 
 
 def test_the_printed_configuration_is_what_the_command_line_said(fleet, tmp_path):

@@ -9,7 +9,7 @@ from coordinator.ledger.contract import MAX_REFUSALS
 from coordinator.ledger.records import Carried, Refusal
 from coordinator.ledger.sqlite import FILE, SqliteJournal
 from coordinator.ledger.state import CoordinatorState, open_ledger
-from coordinator.strategies.base import Account
+from coordinator.strategies.contract import Account
 from edge.errors import DiskFull, Rejected, StateError
 
 

@@ -7,7 +7,7 @@ from converters.adapter import Factors, LoraAdapter
 from coordinator.errors import UnknownVersion
 from coordinator.ledger.sqlite import SqliteJournal
 from coordinator.ledger.state import CoordinatorState
-from coordinator.strategies.base import Account, Report, Share, State
+from coordinator.strategies.contract import Account, Report, Share, State
 
 
 def adapter(value):

@@ -8,7 +8,7 @@ from coordinator.events.records import Stopped
 from coordinator.ledger.sqlite import SqliteJournal
 from coordinator.merging.pace import PaceNews
 from coordinator.observers.status import StatusNotes, read_pace
-from coordinator.strategies.base import Pace
+from coordinator.strategies.contract import Pace
 
 
 def run(scenario):

@@ -7,7 +7,7 @@ from coordinator.events.pace import FleetPace
 from coordinator.observers.history import VersionStatus
 from coordinator.observers.status import DeviceStatus, FleetStatus, is_under_way
 from coordinator.observers.tables import history_view, status_view
-from coordinator.strategies.base import Share
+from coordinator.strategies.contract import Share
 from edge.protocol.messages import Telemetry
 
 LONG = "raspberry-pi-4-in-the-kitchen-by-the-window"

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 
 from converters.adapter import Factors, LoraAdapter
-from coordinator.strategies.base import Contribution, State
+from coordinator.strategies.choice import METHODS
+from coordinator.strategies.contract import Contribution, State
 from coordinator.strategies.pipeline import Pipeline
-from coordinator.strategies.presets import stages_of
-from coordinator.strategies.stages import Stages
-from coordinator.strategies.work import begin
+from coordinator.strategies.pipeline_state import PipelineState, begin
+from coordinator.strategies.written import read_method
 
 IN, OUT, SCALE = 6, 5, 1.5
 
@@ -66,10 +66,12 @@ def update():
 
 @pytest.fixture(scope="session")
 def strategy():
-    """`strategy(name, stages, **settings)`: the preset with its stages changed."""
+    """`strategy(name, stages, **settings)`: the strategy of a name with its stages changed."""
 
     def make(name, stages=None, **settings):
-        return Pipeline(name, stages_of(name, stages or {}, None), settings.pop("buffer_size", 2), **settings)
+        read = read_method(METHODS[name], stages or {})
+        assert not read.faults
+        return Pipeline(name, read.method, settings.pop("buffer_size", 2), **settings)
 
     return make
 
@@ -130,12 +132,12 @@ def contribution():
 
 
 @pytest.fixture(scope="session")
-def work_of():
-    """`work_of(state, buffer, space=..., calibrator=..., **stages)`: a buffer before its first stage."""
+def pipeline_of():
+    """`pipeline_of(state, buffer, space=..., calibrator=...)`: a buffer before its first stage."""
 
-    def make(state, buffer, *, space="factors", calibrator=None, **stages):
+    def make(state, buffer, **settings):
         state = state if isinstance(state, State) else State(0, state)
-        return begin(state, buffer, Stages(**({"order": ()} | stages), space=space), space, calibrator)
+        return PipelineState(state, begin(buffer), **settings)
 
     return make
 

@@ -1,17 +1,16 @@
 import pytest
 
 from coordinator.config import read_config
-from coordinator.strategies.base import State, Waiting
-from coordinator.strategies.choice import choose_strategy
+from coordinator.strategies.choice import METHODS, choose_strategy
+from coordinator.strategies.contract import State, Waiting
 from coordinator.strategies.pipeline import Pipeline
-from coordinator.strategies.presets import PRESETS
 
 
 @pytest.fixture
 def config_of(tmp_path):
     def make(**settings):
         places = {"broker": "mqtt://localhost", "fleet": "home", "base": str(tmp_path), "state": "s"}
-        if PRESETS[settings["strategy"]].needs_calibration:
+        if METHODS[settings["strategy"]].needs_calibration:
             (tmp_path / "few.jsonl").write_text("{}")
             places["calibration_data"] = str(tmp_path / "few.jsonl")
         return read_config(None, places | settings)
@@ -19,11 +18,11 @@ def config_of(tmp_path):
     return make
 
 
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("name", METHODS)
 def test_every_strategy_can_be_chosen_by_its_name(config_of, name):
     strategy = choose_strategy(config_of(strategy=name))
     assert isinstance(strategy, Pipeline)
-    assert (strategy.name, strategy.stages) == (name, PRESETS[name])
+    assert (strategy.name, strategy.method) == (name, METHODS[name])
 
 
 def test_a_configuration_changes_stages_and_numbers(config_of, adapter, update):

@@ -3,15 +3,14 @@ import math
 import pytest
 
 from coordinator.errors import MergeError
-from coordinator.strategies.base import State
+from coordinator.strategies.contract import State
 from coordinator.strategies.pipeline import Pipeline
-from coordinator.strategies.stages import Stages
+from coordinator.strategies.written import Stages, read_stages
 
 
 def guarded(calibrator, **stages):
-    return Pipeline(
-        "s", Stages(**({"order": (), "guard": "backtrack"} | stages)), buffer_size=1, calibrator=calibrator
-    )
+    read = read_stages(Stages(**({"guard": "backtrack"} | stages)))
+    return Pipeline("s", read.method, buffer_size=1, calibrator=calibrator)
 
 
 @pytest.fixture

@@ -3,15 +3,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coordinator.strategies.base import State
+from coordinator.strategies.contract import State
 from coordinator.strategies.pipeline import Pipeline
-from coordinator.strategies.stages import Stages
+from coordinator.strategies.written import Stages, read_stages
 
 
 def pipeline(optimizer, *, server_lr=1.0, calibrator=None, **stages):
     return Pipeline(
         optimizer,
-        Stages(order=(), optimizer=optimizer, **stages),
+        read_stages(Stages(optimizer=optimizer, **stages)).method,
         buffer_size=1,
         server_lr=server_lr,
         calibrator=calibrator,

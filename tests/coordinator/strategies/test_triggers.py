@@ -1,8 +1,8 @@
 import pytest
 
-from coordinator.strategies.base import Pace, Waiting
+from coordinator.strategies.choice import METHODS
+from coordinator.strategies.contract import Pace, Waiting
 from coordinator.strategies.pipeline import Pipeline
-from coordinator.strategies.presets import PRESETS
 from coordinator.strategies.triggers import automatic_budget_s, automatic_size, pace_buffer, pace_round
 
 
@@ -52,15 +52,15 @@ def test_an_update_waits_as_long_as_it_was_trained_within_bounds():
     assert automatic_budget_s(oldest_first) == 100.0
 
 
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize("num_devices", [1, 2, 3, 7, 50])
 def test_no_strategy_waits_for_more_than_one_update_of_every_device(name, num_devices):
-    strategy = Pipeline(name, PRESETS[name], None, time_budget_s=0.0)
+    strategy = Pipeline(name, METHODS[name], None, time_budget_s=0.0)
     everybody = waiting(*map(str, range(num_devices)))
     assert strategy.pace(everybody, num_devices).take > 0
 
 
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("name", METHODS)
 def test_no_strategy_waits_for_ever_unless_it_is_told_to(name):
-    strategy = Pipeline(name, PRESETS[name], buffer_size=9, time_budget_s=None)
+    strategy = Pipeline(name, METHODS[name], buffer_size=9, time_budget_s=None)
     assert strategy.pace(waiting("a", waited_s=600.0), num_devices=1).take == 1

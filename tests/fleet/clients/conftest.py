@@ -15,7 +15,7 @@ from coordinator.ledger.state import CoordinatorState
 from coordinator.observers.status import StatusNotes
 from coordinator.observers.terminal import Terminal
 from coordinator.server import Coordinator
-from coordinator.strategies.base import Calibrator
+from coordinator.strategies.contract import Calibrator
 from edge.backends.toy import make_toy_base
 from edge.device.capability_card import device_presence, fresh_memory
 from edge.device.client import Client

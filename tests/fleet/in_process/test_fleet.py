@@ -11,9 +11,10 @@ import pytest
 
 import tunefleet
 from coordinator.errors import CoordinatorError, UnknownVersion
-from coordinator.strategies.base import Contribution
+from coordinator.strategies.choice import METHODS
+from coordinator.strategies.contract import Contribution
 from coordinator.strategies.pipeline import Pipeline
-from coordinator.strategies.presets import PRESETS
+from coordinator.strategies.stages.contract import Weight
 from edge.backends.toy import make_toy_base
 from edge.errors import ConfigError, DataError
 
@@ -60,17 +61,26 @@ def test_a_strategy_of_ones_own_is_a_function_and_does_what_it_says(base):
         np.testing.assert_allclose(factors.b, theirs.modules[name].b, atol=1e-5)
 
 
-def test_a_strategy_is_a_name_stages_or_an_object(base):
-    own = Pipeline(name="mine", stages=PRESETS["fedbuff"], buffer_size=3)
+class Double(Weight, frozen=True, tag="double"):
+    """A stage that no configuration can name."""
+
+    def factor(self, item, pipeline):
+        return 2.0
+
+
+def test_a_strategy_is_a_name_a_method_or_an_object(base):
+    own = Pipeline(name="mine", method=METHODS["fedbuff"], buffer_size=3)
     for strategy, name in (
         ("flora", "flora"),
-        (PRESETS["fedasync"], "fedbuff"),
+        (METHODS["fedasync"], "fedbuff"),
+        (tunefleet.Stages(order=("absolute", "mix"), trigger="arrival"), "fedbuff"),
+        (tunefleet.Method(order=(Double(),)), "fedbuff"),
         (own, "mine"),
         (None, "fedbuff"),
     ):
         _, made = run(base, 1, strategy=strategy)
         assert made[1].strategy == name
-    with pytest.raises(ConfigError, match="expected a name, Stages, an object with pace and merge, or"):
+    with pytest.raises(ConfigError, match="expected a name, a Method, an object with pace and merge, or"):
         refuse(base, strategy=7)
     with pytest.raises(ConfigError, match="strategy"):
         refuse(base, strategy="fedbest")

@@ -1,0 +1,1 @@
+"""The strategies, one file for each, as its paper writes it."""
