@@ -17,6 +17,11 @@ def job(**changes):
     return Job(Entry(**(settings | changes.pop("entry", {}))), **({"seed": 0, "is_quick": False} | changes))
 
 
+def test_what_the_release_before_has_kept_is_found():
+    entry = Entry("fedavg", {"strategy": "fedavg"}, Setting("clinc"))
+    assert Job(entry, seed=0, is_quick=True).path == "clinc-fedavg-0-ab77ad5dbb10.json"
+
+
 def test_every_setting_that_decides_a_result_is_in_its_name():
     others = [
         job(seed=1),
