@@ -1,6 +1,6 @@
 """Which strategy is better, when, and by how much: fleets of unlike devices, simulated in virtual time.
 
-    main        the default strategy, FedAvg, FedBuff and AlignFed on three tasks, speeds 400 times apart
+    main        the default strategy, FedAvg, FedBuff and AlignFed on three lessons, speeds 400 times apart
     rivals      all other strategies
     parts       the default strategy without each of its parts
     ablation    AlignFed without each of its stages, and as its paper prints it
@@ -10,7 +10,7 @@
     models      another base model, and Dirichlet mixtures of intents
 
 Training, encoding and strategies are the product's own, the clock is not: see `simulation.py`; what is
-learnt: `fleet_tasks.py`; who takes part: `population.py`. Results are kept in the folder and not run again.
+learnt: `lessons.py`; who takes part: `population.py`. Results are kept in the folder and not run again.
 
 `--quick` runs short fleets of few strategies: does it all run? Without a table's name all are run.
 
@@ -36,7 +36,7 @@ from benchmarks.strategies.lineup import (
     TableName,
     entries_of,
 )
-from benchmarks.strategies.plots import plot_task
+from benchmarks.strategies.plots import plot_lesson
 from benchmarks.strategies.population import Trace, load_traces
 from benchmarks.strategies.tables import Cell, gather, heading, poison_losses, table_of
 from converters.errors import TunefleetError
@@ -79,9 +79,9 @@ def chosen(table: TableName, is_quick: bool, has_traces: bool) -> list[Entry]:
 
 
 def draw(tables: dict[Setting, list[Cell]], folder: Path) -> None:
-    """Draws a picture for each task."""
+    """Draws a picture for each lesson."""
     for setting, cells in tables.items():
-        plot_task(setting.task, cells, folder / f"convergence-{setting.task}.png")
+        plot_lesson(setting.lesson, cells, folder / f"convergence-{setting.lesson}.png")
 
 
 def main() -> None:

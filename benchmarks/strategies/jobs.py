@@ -19,7 +19,7 @@ import msgspec
 from msgspec import Struct
 
 from benchmarks.results import file_name, others_note, save_result
-from benchmarks.strategies.fleet_tasks import RECIPES, FleetTask, make_task
+from benchmarks.strategies.lessons import RECIPES, Lesson, make_lesson
 from benchmarks.strategies.lineup import HOSTILE, POOLED, QUICK, SIZES, Entry, Size
 from benchmarks.strategies.outcome import Outcome, Settings
 from benchmarks.strategies.pooled import train_pooled
@@ -44,7 +44,7 @@ class Job(Struct, frozen=True):
     @property
     def size(self) -> Size:
         """How long it is."""
-        size = SIZES[self.entry.setting.task]
+        size = SIZES[self.entry.setting.lesson]
         if not self.is_quick:
             return size
         return Size(max(2 * size.buffer_size, round(QUICK * size.num_updates)), 20, size.buffer_size)
@@ -53,8 +53,8 @@ class Job(Struct, frozen=True):
     def path(self) -> str:
         """Name of its result's file in the folder of results."""
         traces = self.traces if self.entry.setting.population == "traces" else ()
-        settings = (FORMAT, self.entry, self.seed, self.size, RECIPES[self.entry.setting.task], traces)
-        return file_name(f"{self.entry.setting.task}-{self.entry.row}-{self.seed}", settings)
+        settings = (FORMAT, self.entry, self.seed, self.size, RECIPES[self.entry.setting.lesson], traces)
+        return file_name(f"{self.entry.setting.lesson}-{self.entry.row}-{self.seed}", settings)
 
 
 class Failure(Struct, frozen=True):
@@ -67,12 +67,12 @@ def run_job(job: Job) -> Outcome:
     """Runs a job from beginning to end in this process.
 
     Raises:
-        TunefleetError: The task's data or base is missing, or the strategy refuses.
+        TunefleetError: The lesson's data or base is missing, or the strategy refuses.
     """
     entry, size = job.entry, job.size
     setting = entry.setting
-    task = make_task(setting.task, job.seed)
-    num_devices = len(task.devices)
+    lesson = make_lesson(setting.lesson, job.seed)
+    num_devices = len(lesson.devices)
     hostile = random.Random(f"hostile {job.seed}").sample(range(num_devices), round(HOSTILE * num_devices))
     settings = Settings(
         num_updates=size.num_updates,
@@ -83,22 +83,22 @@ def run_job(job: Job) -> Outcome:
     )
     with memory_folder() as folder:
         flipped = settings.poisoned if setting.poison == "label-flipped" else ()
-        bench = Workbench(task, load_base(task.base), folder, flipped)
+        bench = Workbench(lesson, load_base(lesson.base), folder, flipped)
         if entry.row == POOLED:
             return train_pooled(bench, settings)
         population = make_population(
             setting.population, num_devices, job.seed, drop_out=setting.drop_out, traces=job.traces
         )
-        config = make_config(entry, task, size, bench.calibration_path)
+        config = make_config(entry, lesson, size, bench.calibration_path)
         return Fleet(bench, population, config, settings).run()
 
 
-def make_config(entry: Entry, task: FleetTask, size: Size, calibration: Path) -> CoordinatorConfig:
+def make_config(entry: Entry, lesson: Lesson, size: Size, calibration: Path) -> CoordinatorConfig:
     """Returns what the coordinator of an entry is told, checked as the product checks it.
 
     Args:
         entry: Its settings stand above all others.
-        task: Its rank, scale, targets and recipe.
+        lesson: Its rank, scale, targets and recipe.
         size: Its buffer.
         calibration: The calibration set's file.
 
@@ -108,12 +108,12 @@ def make_config(entry: Entry, task: FleetTask, size: Size, calibration: Path) ->
     settings: dict[str, Any] = {
         "broker": "mqtt://127.0.0.1",  # nobody connects
         "fleet": "simulation",
-        "base": str(task.base),
+        "base": str(lesson.base),
         "state": "",
-        "ranks": [task.rank],
-        "scale": task.scale,
-        "targets": list(task.targets),
-        "recipe": {name: getattr(task.recipe, name) for name in GIVEN},
+        "ranks": [lesson.rank],
+        "scale": lesson.scale,
+        "targets": list(lesson.targets),
+        "recipe": {name: getattr(lesson.recipe, name) for name in GIVEN},
         "buffer_size": size.buffer_size,
         "time_budget_s": 0.0,
         "max_staleness": entry.setting.max_staleness,
@@ -148,7 +148,7 @@ def _run_missing(missing: Sequence[Job], out: Path, num_processes: int) -> dict[
     failures: dict[str, Failure] = {}
     began = time.monotonic()
     with ProcessPoolExecutor(num_processes, spawn, initializer=end_with_parent) as pool:
-        # Longest first would end more evenly; by task, each process keeps to few base models.
+        # Longest first would end more evenly; by lesson, each process keeps to few base models.
         under_way = {pool.submit(_try_job, job): job for job in missing}
         for number, done in enumerate(as_completed(under_way), 1):
             job, found = under_way[done], done.result()
@@ -186,7 +186,7 @@ def end_with_parent() -> None:
 
 def _progress(job: Job, found: Outcome | Failure, number: int, count: int, left_s: float) -> str:
     entry = job.entry
-    what = f"[{number}/{count}] {entry.setting.task}, {entry.row}, seed {job.seed}"
+    what = f"[{number}/{count}] {entry.setting.lesson}, {entry.row}, seed {job.seed}"
     if isinstance(found, Failure):
         return f"{what}: not run: {found.message}"
     last = found.points[-1]

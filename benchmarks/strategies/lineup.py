@@ -1,4 +1,4 @@
-"""Which runs a table is made of: strategies as rows of coordinator settings, on tasks, in populations.
+"""Which runs a table is made of: strategies as rows of coordinator settings, on lessons, in populations.
 
 A row's settings are what a coordinator's TOML file would hold, `strategy` and `stages` before all. Every
 strategy of `coordinator.strategies.choice` is a row of the table `main` or `rivals` by itself.
@@ -20,9 +20,9 @@ SEEDS: Mapping[TableName, int] = {name: 5 if name in ("main", "poison") else 3 f
 DEFAULT = "tunefleet"  # the row that others are held against
 BASELINE = "fedbuff"
 POOLED = "pooled"  # no fleet: one machine trains on all devices' rows for as many steps
-MAIN_TASKS = ("dolly", "clinc", "household")
+MAIN_LESSONS = ("dolly", "clinc", "household")
 # Of the other tables but `parts` and `models`: it has the most devices, and an update costs the least.
-SIDE_TASK = "clinc"
+SIDE_LESSON = "clinc"
 HOSTILE = 0.2  # share of the devices in `poison`
 ROWS: Mapping[str, Mapping[str, Any]] = {name: {"strategy": name} for name in METHODS}
 # The best of 1, 2 and 4 on a seed that is in no table.
@@ -43,7 +43,7 @@ ROBUST: Mapping[str, Mapping[str, Any]] = {
 class Setting(NamedTuple):
     """What the rows of one table share."""
 
-    task: str  # one of `fleet_tasks.TASKS`
+    lesson: str  # one of `lessons.LESSONS`
     population: PopulationName = "400x"
     drop_out: float = 0.0  # probability in each task
     max_staleness: int = 50  # versions
@@ -59,7 +59,7 @@ class Entry(Struct, frozen=True):
 
 
 class Size(NamedTuple):
-    """How long the runs of a task are."""
+    """How long the runs of a lesson are."""
 
     num_updates: int
     score_every: int  # updates
@@ -78,16 +78,16 @@ SIZES: dict[str, Size] = {
     "household": Size(154, 21, 7),
 }
 QUICK = 1 / 10  # of the updates
-_SIDE = (Setting(SIDE_TASK),)
+_SIDE = (Setting(SIDE_LESSON),)
 # What a quick run shows of each table: rows, in settings.
 QUICK_ENTRIES: Mapping[TableName, tuple[tuple[str, ...], tuple[Setting, ...]]] = {
-    "main": ((POOLED, "fedavg", BASELINE, "alignfed", DEFAULT), tuple(map(Setting, MAIN_TASKS))),
+    "main": ((POOLED, "fedavg", BASELINE, "alignfed", DEFAULT), tuple(map(Setting, MAIN_LESSONS))),
     "rivals": (("flexlora",), _SIDE),
     "parts": (("without credit",), _SIDE),
     "ablation": (("alignfed", "alignfed-literal"), _SIDE),
-    "poison": ((BASELINE, DEFAULT), (*_SIDE, Setting(SIDE_TASK, poison="sign-flipped"))),
-    "filters": (("fedbuff, krum",), (Setting(SIDE_TASK, poison="sign-flipped"),)),
-    "spread": ((BASELINE, DEFAULT), (Setting(SIDE_TASK, "lognormal", 0.2, 50),)),
+    "poison": ((BASELINE, DEFAULT), (*_SIDE, Setting(SIDE_LESSON, poison="sign-flipped"))),
+    "filters": (("fedbuff, krum",), (Setting(SIDE_LESSON, poison="sign-flipped"),)),
+    "spread": ((BASELINE, DEFAULT), (Setting(SIDE_LESSON, "lognormal", 0.2, 50),)),
     "models": ((BASELINE, DEFAULT), (Setting("dolly-stories260K"),)),
 }
 
@@ -102,7 +102,9 @@ def main() -> list[Entry]:
     """Compares the default, FedAvg, FedBuff and AlignFed at speeds 400 times apart, and all rows at once."""
     rows: dict[str, Mapping[str, Any]] = {POOLED: {}} | {name: ROWS[name] for name in MAIN_ROWS} | dict(TUNED)
     return [
-        Entry(row, dict(settings), Setting(task)) for task in MAIN_TASKS for row, settings in rows.items()
+        Entry(row, dict(settings), Setting(lesson))
+        for lesson in MAIN_LESSONS
+        for row, settings in rows.items()
     ]
 
 
@@ -110,7 +112,7 @@ def rivals() -> list[Entry]:
     """Compares all other strategies with the baseline and the default."""
     others = [name for name in ROWS if name not in MAIN_ROWS]
     rows = (BASELINE, DEFAULT, *others)
-    return [Entry(row, dict(ROWS[row]), Setting(SIDE_TASK)) for row in rows]
+    return [Entry(row, dict(ROWS[row]), Setting(SIDE_LESSON)) for row in rows]
 
 
 def parts() -> list[Entry]:
@@ -129,7 +131,7 @@ def parts() -> list[Entry]:
     guard = {"guard": method_table(method)["guard"]}
     entries = [(row, {"strategy": DEFAULT, **settings}) for row, settings in rows.items()]
     entries.append(("fedbuff, same guard", {"strategy": BASELINE, "stages": guard}))
-    return [Entry(row, settings, Setting(SIDE_TASK)) for row, settings in entries]
+    return [Entry(row, settings, Setting(SIDE_LESSON)) for row, settings in entries]
 
 
 def ablation() -> list[Entry]:
@@ -144,14 +146,14 @@ def ablation() -> list[Entry]:
     rows.append(("without pull", {"strategy": "alignfed", "stages": {"pull": 0.0}}))
     rows.append(("with guard", {"strategy": "alignfed", "stages": {"guard": "backtrack"}}))
     rows.append((BASELINE, dict(ROWS[BASELINE])))
-    return [Entry(row, settings, Setting(SIDE_TASK)) for row, settings in rows]
+    return [Entry(row, settings, Setting(SIDE_LESSON)) for row, settings in rows]
 
 
 def poison() -> list[Entry]:
     """Makes a fifth of the devices hostile; beside it stands the same fleet without that."""
     kinds: tuple[Poison | None, ...] = (None, "sign-flipped", "scaled", "label-flipped")
     return [
-        Entry(row, dict(ROWS[row]), Setting(SIDE_TASK, poison=kind))
+        Entry(row, dict(ROWS[row]), Setting(SIDE_LESSON, poison=kind))
         for kind in kinds
         for row in (BASELINE, DEFAULT)
     ]
@@ -161,7 +163,7 @@ def filters() -> list[Entry]:
     """Tries every robust filter by itself on the baseline, where a fifth of the devices is hostile."""
     rows = {BASELINE: ROWS[BASELINE], DEFAULT: ROWS[DEFAULT], **ROBUST}
     return [
-        Entry(row, dict(settings), Setting(SIDE_TASK, poison="sign-flipped"))
+        Entry(row, dict(settings), Setting(SIDE_LESSON, poison="sign-flipped"))
         for row, settings in rows.items()
     ]
 
@@ -170,7 +172,7 @@ def spread() -> list[Entry]:
     """Varies the population, the staleness that is let through, and drop-outs."""
     populations: tuple[PopulationName, ...] = ("lognormal", "400x", "traces")
     return [
-        Entry(row, dict(ROWS[row]), Setting(SIDE_TASK, population, drop_out, max_staleness))
+        Entry(row, dict(ROWS[row]), Setting(SIDE_LESSON, population, drop_out, max_staleness))
         for population in populations
         for max_staleness, drop_out in ((5, 0.0), (50, 0.0), (50, 0.2))
         for row in ("fedavg", BASELINE, DEFAULT)
@@ -179,9 +181,9 @@ def spread() -> list[Entry]:
 
 def models() -> list[Entry]:
     """Tries another base model, other mixtures of intents, and devices of unlike ranks."""
-    tasks = ("dolly-stories260K", "clinc-0.1", "clinc-0.5")
+    lessons = ("dolly-stories260K", "clinc-0.1", "clinc-0.5")
     rows = ("fedavg", BASELINE, DEFAULT)
     tiered = [
         Entry(f"{row}, ranks {TIERS}", {**ROWS[row], "ranks": TIERS}, Setting("household")) for row in TIERED
     ]
-    return [*(Entry(row, dict(ROWS[row]), Setting(task)) for task in tasks for row in rows), *tiered]
+    return [*(Entry(row, dict(ROWS[row]), Setting(lesson)) for lesson in lessons for row in rows), *tiered]

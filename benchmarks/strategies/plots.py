@@ -1,4 +1,4 @@
-"""One picture for each task: test loss and accuracy against virtual time, bytes and the devices' compute."""
+"""A picture for each lesson: test loss and accuracy against virtual time, bytes and the devices' compute."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -29,8 +29,8 @@ MEASURES: Mapping[str, Callable[[Point], float]] = {
 }
 
 
-def plot_task(task: str, cells: Sequence[Cell], path: Path) -> None:
-    """Draws all strategies of a task; each line is the mean over seeds, as far as all seeds go.
+def plot_lesson(lesson: str, cells: Sequence[Cell], path: Path) -> None:
+    """Draws all strategies of a lesson; each line is the mean over seeds, as far as all seeds go.
 
     Raises:
         ImportError: The demo extra, which brings matplotlib, is not installed.
@@ -60,7 +60,7 @@ def plot_task(task: str, cells: Sequence[Cell], path: Path) -> None:
         axes.set_xlabel(label)
     for axes in (panels[0][0], panels[0][2]):  # time and compute: a round takes the slowest device's
         axes.set_xscale("symlog", linthresh=LINEAR_S)
-    figure.suptitle(f"{task}: against time, traffic and compute", x=0.01, ha="left", fontweight="bold")
+    figure.suptitle(f"{lesson}: against time, traffic and compute", x=0.01, ha="left", fontweight="bold")
     handles, labels = panels[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=5, frameon=False, fontsize=9)
     figure.savefig(path)

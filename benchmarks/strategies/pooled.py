@@ -16,7 +16,7 @@ NUM_POINTS = 8
 def train_pooled(bench: Workbench, settings: Settings) -> Outcome:
     """Trains on all rows in one run, and scores it on the way."""
     began = time.process_time()
-    recipe, model = bench.task.recipe, bench.model
+    recipe, model = bench.lesson.recipe, bench.model
     adapter = bench.first_adapter(settings.seed)
     model.set_adapter(adapter)
     model.begin(weight_decay=recipe.weight_decay, clip_norm=recipe.clip_norm)

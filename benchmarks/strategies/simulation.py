@@ -75,8 +75,8 @@ class Fleet:
     """One run of a fleet.
 
     Args:
-        bench: The task on its base model.
-        population: As many devices as the task has.
+        bench: The lesson on its base model.
+        population: As many devices as the lesson has.
         config: The coordinator's settings; broker, base and recipe are the simulation's own.
         settings: The run's.
     """

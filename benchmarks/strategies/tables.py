@@ -62,7 +62,7 @@ def final_loss(outcome: Outcome) -> float:
 
 
 def final_accuracy(outcome: Outcome) -> float:
-    """Returns the final accuracy, as the task counts it."""
+    """Returns the final accuracy, as the lesson counts it."""
     return statistics.fmean(point.accuracy or 0.0 for point in last_scored(outcome))
 
 
@@ -114,7 +114,7 @@ COLUMNS: Sequence[Column] = (
 def gather(
     entries: Sequence[Entry], num_seeds: int, results: Sequence[Outcome | Failure]
 ) -> dict[Setting, list[Cell]]:
-    """Sorts cells by what they share: task, population, drop-outs, staleness, poison."""
+    """Sorts cells by what they share: lesson, population, drop-outs, staleness, poison."""
     tables: dict[Setting, list[Cell]] = {}
     for number, entry in enumerate(entries):
         found = results[number * num_seeds : (number + 1) * num_seeds]
@@ -131,7 +131,7 @@ def targets(cells: Sequence[Cell], num_seeds: int) -> list[float]:
     reference = by_row.get(POOLED) or by_row.get(BASELINE)
     if not reference:
         return [math.nan] * num_seeds
-    share = TARGET_SHARES.get(cells[0].entry.setting.task, TARGET_SHARE)
+    share = TARGET_SHARES.get(cells[0].entry.setting.lesson, TARGET_SHARE)
     return [base + share * (best_loss(one) - base) for one in reference for base in [first_loss(one)]]
 
 
@@ -216,7 +216,7 @@ def _shown(of_seeds: Sequence[float], column: Column) -> str:
 
 def heading(setting: Setting) -> str:
     """Says in words what a table's rows share."""
-    parts = [setting.task, f"speeds {setting.population}", f"staleness up to {setting.max_staleness}"]
+    parts = [setting.lesson, f"speeds {setting.population}", f"staleness up to {setting.max_staleness}"]
     parts += [f"drop-outs {setting.drop_out:.0%}"] if setting.drop_out else []
     parts += [f"a fifth {setting.poison}"] if setting.poison else []
     return ", ".join(parts)
@@ -225,7 +225,7 @@ def heading(setting: Setting) -> str:
 def poison_losses(tables: Mapping[Setting, Sequence[Cell]], num_seeds: int) -> list[str]:
     """Writes what hostile devices cost each strategy, in nats of final loss, and beside the baseline."""
     clean = {
-        (setting.task, cell.entry.row): cell.outcomes
+        (setting.lesson, cell.entry.row): cell.outcomes
         for setting, cells in tables.items()
         if setting.poison is None
         for cell in cells
@@ -240,12 +240,12 @@ def poison_losses(tables: Mapping[Setting, Sequence[Cell]], num_seeds: int) -> l
         added = {
             cell.entry.row: statistics.fmean(
                 final_loss(bad) - final_loss(good)
-                for bad, good in zip(cell.outcomes, clean[setting.task, cell.entry.row], strict=True)
+                for bad, good in zip(cell.outcomes, clean[setting.lesson, cell.entry.row], strict=True)
             )
             for cell in cells
             if cell.outcomes
         }
         for row, value in added.items():
             share = f"{value / added[BASELINE]:.2f}" if added.get(BASELINE, 0.0) > 0 else ""
-            lines.append(f"| {setting.task} | {setting.poison} | {row} | {value:+.4f} | {share} |")
+            lines.append(f"| {setting.lesson} | {setting.poison} | {row} | {value:+.4f} | {share} |")
     return lines

@@ -1,4 +1,4 @@
-"""One process's training ground: a base model loaded once, a task's rows tokenized once, and what they yield.
+"""One process's training ground: a base model loaded once, a lesson's rows tokenized once.
 
 Training is `edge.training.trainer.train` on the torch backend in this process, in float32 and with one
 thread; task folders lie in memory. The calibration set is answered for here as the coordinator's own does
@@ -16,7 +16,7 @@ from typing import Literal, NamedTuple
 
 import msgspec
 
-from benchmarks.strategies.fleet_tasks import FleetTask, Row
+from benchmarks.strategies.lessons import Lesson, Row
 from converters.adapter import LoraAdapter, initial_adapter
 from converters.arithmetic import add, multiply, subtract
 from converters.bases.read import read_base
@@ -43,7 +43,7 @@ class Quality(NamedTuple):
     """How good an adapter is on some rows."""
 
     loss: float  # nats a label
-    accuracy: float  # the task's own: of whole answers, or of tokens
+    accuracy: float  # the lesson's own: of whole answers, or of tokens
 
 
 @cache
@@ -61,36 +61,36 @@ def load_base(base: Path) -> TrainableModel:
 
 
 class Workbench:
-    """A task on its loaded base model.
+    """A lesson on its loaded base model.
 
     Args:
-        task: What is learnt.
+        lesson: What is learnt.
         model: Its base.
         folder: Empty, for adapters and task folders; removed by whoever made it.
         poisoned: Devices whose completions are dealt out wrongly among their prompts.
     """
 
     def __init__(
-        self, task: FleetTask, model: TrainableModel, folder: Path, poisoned: Sequence[int] = ()
+        self, lesson: Lesson, model: TrainableModel, folder: Path, poisoned: Sequence[int] = ()
     ) -> None:
-        self.task, self.model, self.folder = task, model, folder
-        base = read_base(task.base)
+        self.lesson, self.model, self.folder = lesson, model, folder
+        base = read_base(lesson.base)
         self.fingerprint = base.fingerprint
-        self.modules = match_targets(base.modules, task.targets)
+        self.modules = match_targets(base.modules, lesson.targets)
         self.train_data = [
             self._load(shuffled(one.train) if index in poisoned else one.train)
-            for index, one in enumerate(task.devices)
+            for index, one in enumerate(lesson.devices)
         ]
-        self.own_tests = [self._load(one.test) for one in task.devices]
-        self.test = self._load(task.test)
-        self.calibration_path = self._write(task.calibration, "calibration.jsonl")
+        self.own_tests = [self._load(one.test) for one in lesson.devices]
+        self.test = self._load(lesson.test)
+        self.calibration_path = self._write(lesson.calibration, "calibration.jsonl")
         self.calibration = Calibration(
-            task.base, self.calibration_path, seq_tokens=task.recipe.seq_tokens, batch_tokens=SCORE_TOKENS
+            lesson.base, self.calibration_path, seq_tokens=lesson.recipe.seq_tokens, batch_tokens=SCORE_TOKENS
         )
 
     def first_adapter(self, seed: int) -> LoraAdapter:
         """Returns version 0."""
-        return initial_adapter(self.modules, rank=self.task.rank, scale=self.task.scale, seed=seed)
+        return initial_adapter(self.modules, rank=self.lesson.rank, scale=self.lesson.scale, seed=seed)
 
     def train(self, device: int, plan: Plan, adapter: LoraAdapter, folder: Path) -> Result:
         """Does a device's task, in a folder that exists and is empty."""
@@ -99,8 +99,8 @@ class Workbench:
     @cached_property
     def test_parts(self) -> list[Dataset]:
         """The test rows dealt out to the devices, for when each has an adapter of its own."""
-        count = len(self.task.devices)
-        return [self._load(self.task.test[index::count]) for index in range(count)]
+        count = len(self.lesson.devices)
+        return [self._load(self.lesson.test[index::count]) for index in range(count)]
 
     def num_tokens(self, device: int, plan: Plan) -> int:
         """Counts the useful tokens that the plan will train on, before it is followed."""
@@ -120,16 +120,16 @@ class Workbench:
     def score_present(self, dataset: Dataset) -> Quality:
         """Scores the adapter that the model has on some rows."""
         found = score_dataset(
-            self.model, dataset, seq_tokens=self.task.recipe.seq_tokens, batch_tokens=SCORE_TOKENS
+            self.model, dataset, seq_tokens=self.lesson.recipe.seq_tokens, batch_tokens=SCORE_TOKENS
         )
         return Quality(found.loss, self._accuracy(found))
 
     def _accuracy(self, found: Evaluation) -> float:
-        return found.exact_match if self.task.is_exact else found.accuracy
+        return found.exact_match if self.lesson.is_exact else found.accuracy
 
     def _load(self, rows: Sequence[Row]) -> Dataset:
         source = DataSource(path=str(self._write(rows, "rows.jsonl")))
-        return load_dataset(source, self.model.tokenizer, seq_tokens=self.task.recipe.seq_tokens)
+        return load_dataset(source, self.model.tokenizer, seq_tokens=self.lesson.recipe.seq_tokens)
 
     def _write(self, rows: Sequence[Row], name: str) -> Path:
         path = self.folder / name

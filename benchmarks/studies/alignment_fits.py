@@ -21,8 +21,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.strategies.fleet_tasks import make_task
 from benchmarks.strategies.jobs import make_config
+from benchmarks.strategies.lessons import make_lesson
 from benchmarks.strategies.lineup import Entry, Setting, Size
 from benchmarks.strategies.outcome import Settings
 from benchmarks.strategies.population import make_population
@@ -140,14 +140,14 @@ SOLVERS: dict[str, Callable[[Misfit], Vector]] = {
 }
 
 
-def measure(task_name: str, num_updates: int, num_groups: int, seed: int = 0) -> dict[str, list[Found]]:
+def measure(lesson_name: str, num_updates: int, num_groups: int, seed: int = 0) -> dict[str, list[Found]]:
     """Measures every solver, group by group."""
-    task = make_task(task_name, seed)
-    entry = Entry("fedbuff", {"strategy": "fedbuff", "space": "factors"}, Setting(task_name, "lognormal"))
+    lesson = make_lesson(lesson_name, seed)
+    entry = Entry("fedbuff", {"strategy": "fedbuff", "space": "factors"}, Setting(lesson_name, "lognormal"))
     with memory_folder() as folder:
-        bench = Workbench(task, load_base(task.base), folder)
-        config = make_config(entry, task, Size(num_updates, num_updates, BUFFER), bench.calibration_path)
-        population = make_population("lognormal", len(task.devices), seed)
+        bench = Workbench(lesson, load_base(lesson.base), folder)
+        config = make_config(entry, lesson, Size(num_updates, num_updates, BUFFER), bench.calibration_path)
+        population = make_population("lognormal", len(lesson.devices), seed)
         fleet = Fleet(bench, population, config, Settings(num_updates, num_updates, seed))
         watched = Watched(fleet.strategy, bench, num_groups)
         fleet.strategy = watched
@@ -158,12 +158,12 @@ def measure(task_name: str, num_updates: int, num_groups: int, seed: int = 0) ->
 def main() -> int:
     """Prints a row for each solver."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("task")
+    parser.add_argument("lesson")
     parser.add_argument("--updates", type=int, default=160)
     parser.add_argument("--groups", type=int, default=40)
     arguments = parser.parse_args()
-    print(f"| {arguments.task} | left | passes | seconds | test loss |\n|---|---|---|---|---|")
-    for name, rows in measure(arguments.task, arguments.updates, arguments.groups).items():
+    print(f"| {arguments.lesson} | left | passes | seconds | test loss |\n|---|---|---|---|---|")
+    for name, rows in measure(arguments.lesson, arguments.updates, arguments.groups).items():
         left, num_passes, seconds, _ = np.median(rows, axis=0)
         gains = np.array([row.gain for row in rows])
         error = gains.std(ddof=1) / len(gains) ** 0.5 if len(gains) > 1 else np.nan

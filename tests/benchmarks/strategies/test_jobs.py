@@ -5,8 +5,8 @@ import time
 
 import pytest
 
-from benchmarks.strategies.fleet_tasks import make_task
 from benchmarks.strategies.jobs import Job, make_config
+from benchmarks.strategies.lessons import make_lesson
 from benchmarks.strategies.lineup import SIZES, TABLES, Entry, Setting, entries_of
 from benchmarks.strategies.population import Trace
 from edge.errors import ConfigError
@@ -15,6 +15,11 @@ from edge.errors import ConfigError
 def job(**changes):
     settings = {"row": "fedbuff", "settings": {"strategy": "fedbuff"}, "setting": Setting("household")}
     return Job(Entry(**(settings | changes.pop("entry", {}))), **({"seed": 0, "is_quick": False} | changes))
+
+
+def test_what_the_release_before_has_kept_is_found():
+    entry = Entry("fedavg", {"strategy": "fedavg"}, Setting("clinc"))
+    assert Job(entry, seed=0, is_quick=True).path == "clinc-fedavg-0-ab77ad5dbb10.json"
 
 
 def test_every_setting_that_decides_a_result_is_in_its_name():
@@ -36,8 +41,8 @@ def test_traces_are_in_the_name_where_they_are_replayed():
 
 
 def test_a_quick_run_fills_the_buffer_twice_at_least():
-    for task, size in SIZES.items():
-        quick = job(entry={"setting": Setting(task)}, is_quick=True).size
+    for lesson, size in SIZES.items():
+        quick = job(entry={"setting": Setting(lesson)}, is_quick=True).size
         assert quick.num_updates >= 2 * quick.buffer_size
         assert quick.num_updates < size.num_updates
 
@@ -46,15 +51,15 @@ def test_a_quick_run_fills_the_buffer_twice_at_least():
 def test_a_coordinator_would_start_with_the_settings_of_every_row(table, tmp_path):
     calibration = tmp_path / "calibration.jsonl"
     calibration.touch()
-    task = make_task("household", 0)
+    lesson = make_lesson("household", 0)
     for entry in entries_of(table):
-        make_config(entry, task, SIZES["household"], calibration)
+        make_config(entry, lesson, SIZES["household"], calibration)
 
 
 def test_a_misspelt_stage_is_an_error_before_anything_runs(tmp_path):
     entry = job(entry={"settings": {"strategy": "fedbuff", "stages": {"order": ["krumm"]}}}).entry
     with pytest.raises(ConfigError, match="krumm"):
-        make_config(entry, make_task("household", 0), SIZES["household"], tmp_path)
+        make_config(entry, make_lesson("household", 0), SIZES["household"], tmp_path)
 
 
 POOL = """

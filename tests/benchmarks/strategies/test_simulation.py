@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from benchmarks.strategies.fleet_tasks import DeviceRows, FleetTask, Row
+from benchmarks.strategies.lessons import DeviceRows, Lesson, Row
 from benchmarks.strategies.population import Accident, Machine, Population
 from converters.formats.canonical import load_adapter
 from coordinator.config import CoordinatorConfig
@@ -32,8 +32,8 @@ def make_fleet(make_model, tmp_path_factory):
         rows = [Row(f"{letter} is ", letter * 3) for letter in "abcdefgh"]
         recipe = Recipe(steps=STEPS, lr=1e-2, seq_tokens=32, batch_tokens=32)
         devices = [DeviceRows(rows[index:], rows[:1]) for index in range(len(s_per_token))]
-        task = FleetTask(base, recipe, devices, rows, rows[:4], is_exact=False, targets=("q_proj",), rank=2)
-        bench = Workbench(task, load_base(base), tmp_path_factory.mktemp("fleet"))
+        lesson = Lesson(base, recipe, devices, rows, rows[:4], is_exact=False, targets=("q_proj",), rank=2)
+        bench = Workbench(lesson, load_base(base), tmp_path_factory.mktemp("fleet"))
         machines = [Machine(f"d-{i}", (speed, speed), bytes_per_s) for i, speed in enumerate(s_per_token)]
         population = Played(tuple(machines), accidents or {})
         places = {"broker": "mqtt://x", "fleet": "f", "base": str(base), "state": ""}

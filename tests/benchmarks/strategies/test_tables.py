@@ -15,7 +15,7 @@ from benchmarks.strategies.lineup import (
     entries_of,
 )
 from benchmarks.strategies.outcome import Outcome, Point
-from benchmarks.strategies.plots import plot_task
+from benchmarks.strategies.plots import plot_lesson
 from benchmarks.strategies.tables import (
     fairness,
     final_loss,
@@ -112,7 +112,7 @@ def test_a_picture_is_drawn_1200_pixels_wide(tmp_path):
     pytest.importorskip("matplotlib", reason="needs the demo extra")
     entries = [entry(POOLED), entry("fedavg"), entry("tunefleet")]
     cells = gather(entries, 1, [outcome([6.0, 4.0, 3.0])] * 3)[SETTING]
-    plot_task("dolly", cells, tmp_path / "dolly.png")
+    plot_lesson("dolly", cells, tmp_path / "dolly.png")
     head = (tmp_path / "dolly.png").read_bytes()[:24]
     assert head[1:4] == b"PNG"
     assert int.from_bytes(head[16:20], "big") == 1200

@@ -58,7 +58,7 @@ class DeviceRows(NamedTuple):
     test: list[Row]  # of the same kind, never trained on
 
 
-class FleetTask(NamedTuple):
+class Lesson(NamedTuple):
     """A fleet's data, its base model and how it trains."""
 
     base: Path
@@ -72,18 +72,18 @@ class FleetTask(NamedTuple):
     scale: float = 2.0
 
 
-def make_task(name: str, seed: int, assets: Path = ASSETS) -> FleetTask:
-    """Returns the task called `name`, as `seed` splits it.
+def make_lesson(name: str, seed: int, assets: Path = ASSETS) -> Lesson:
+    """Returns the lesson called `name`, as `seed` splits it.
 
     Raises:
         BaseModelError: It needs the assets, and they are not there.
     """
     if name.partition("-")[0] in ("dolly", "clinc") and not assets.exists():
-        raise BaseModelError(f"task {name} needs {ASSETS_NAME}, which is not there")
-    return TASKS[name](seed)
+        raise BaseModelError(f"lesson {name} needs {ASSETS_NAME}, which is not there")
+    return LESSONS[name](seed)
 
 
-def dolly(model: str, seed: int) -> FleetTask:
+def dolly(model: str, seed: int) -> Lesson:
     """Returns ten clients; the test takes as many rows of each."""
     name = "dolly" if model == "tinystories-656K" else f"dolly-{model}"
     devices, test, calibration = [], [], []
@@ -93,7 +93,7 @@ def dolly(model: str, seed: int) -> FleetTask:
         devices.append(DeviceRows(rows[70:470], rows[:NUM_OWN_TEST]))
         test += rows[40:52]
         calibration += rows[52:55]
-    return FleetTask(
+    return Lesson(
         base=ASSETS / "models" / model,
         recipe=RECIPES[name],
         devices=devices,
@@ -114,7 +114,7 @@ def dolly_rows(rows: Sequence[Mapping[str, str]]) -> list[Row]:
     return made
 
 
-def clinc(alpha: float | None, num_devices: int, seed: int) -> FleetTask:
+def clinc(alpha: float | None, num_devices: int, seed: int) -> Lesson:
     """Returns CLINC150 over devices.
 
     Args:
@@ -138,7 +138,7 @@ def clinc(alpha: float | None, num_devices: int, seed: int) -> FleetTask:
     train = deal(splits["train"], domain_of, shares, len(splits["train"]) // num_devices, rng)
     own = deal(splits["test"], domain_of, shares, NUM_OWN_TEST, rng)
     others = [splits["val"][index] for index in rng.permutation(len(splits["val"]))]
-    return FleetTask(
+    return Lesson(
         base=ASSETS / "models/tinystories-656K",
         recipe=RECIPES[name],
         devices=[DeviceRows(*both) for both in zip(train, own, strict=True)],
@@ -185,12 +185,12 @@ def intent_row(text: str, intent: str) -> Row:
     return Row(f"{text}\n", intent.replace("_", " "))
 
 
-def household(seed: int) -> FleetTask:
+def household(seed: int) -> Lesson:
     """Returns the demo's four homes, each split over three devices."""
     parts = [part_of(home, number) for home in FLEET for number in range(HOMES_SPLIT)]
     unseen = [Row(*example) for example in held_out(200 + NUM_CALIBRATION, seed)]
     devices = [split_home(own_examples(part, 400, seed)) for part in parts]
-    return FleetTask(
+    return Lesson(
         base=MODEL,
         recipe=RECIPES["household"],
         devices=devices,
@@ -218,7 +218,7 @@ def part_of(home: Household, number: int) -> Household:
     )
 
 
-TASKS: Mapping[str, Callable[[int], FleetTask]] = {
+LESSONS: Mapping[str, Callable[[int], Lesson]] = {
     "dolly": lambda seed: dolly("tinystories-656K", seed),
     "dolly-stories260K": lambda seed: dolly("stories260K", seed),
     "clinc": lambda seed: clinc(None, 20, seed),

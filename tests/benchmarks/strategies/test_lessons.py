@@ -2,21 +2,21 @@ import numpy as np
 import pytest
 
 from benchmarks.assets import ASSETS
-from benchmarks.strategies.fleet_tasks import TASKS, deal, dolly_rows, domain_shares, make_task, part_of
+from benchmarks.strategies.lessons import LESSONS, deal, dolly_rows, domain_shares, make_lesson, part_of
 from converters.errors import BaseModelError
 from coordinator.demo.household import FLEET
 
 needs_assets = pytest.mark.skipif(not ASSETS.exists(), reason="needs ../shared/assets or TUNEFLEET_ASSETS")
-NAMES = ["household", *(pytest.param(name, marks=needs_assets) for name in TASKS if name != "household")]
+NAMES = ["household", *(pytest.param(name, marks=needs_assets) for name in LESSONS if name != "household")]
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_nobody_trains_on_what_is_tested(name):
-    task = make_task(name, 1)
-    held_back = {*task.test, *task.calibration}
-    assert len(task.calibration) == (30 if name.startswith("dolly") else 48)
-    assert not set(task.test) & set(task.calibration)
-    for device in task.devices:
+    lesson = make_lesson(name, 1)
+    held_back = {*lesson.test, *lesson.calibration}
+    assert len(lesson.calibration) == (30 if name.startswith("dolly") else 48)
+    assert not set(lesson.test) & set(lesson.calibration)
+    for device in lesson.devices:
         assert len(device.train) > 0
         assert len(device.test) > 0
         assert not {*device.test} & {*device.train}
@@ -25,8 +25,8 @@ def test_nobody_trains_on_what_is_tested(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_seed_splits_the_same_way(name):
-    assert make_task(name, 3).devices == make_task(name, 3).devices
-    assert make_task(name, 3).devices != make_task(name, 4).devices
+    assert make_lesson(name, 3).devices == make_lesson(name, 3).devices
+    assert make_lesson(name, 3).devices != make_lesson(name, 4).devices
 
 
 def test_each_phrasing_of_a_home_is_heard_on_one_device():
@@ -69,5 +69,5 @@ def test_rows_are_dealt_once_until_their_domain_runs_out():
 
 
 def test_missing_assets_are_one_clear_sentence(tmp_path):
-    with pytest.raises(BaseModelError, match=r"task dolly needs \.\./shared/assets or TUNEFLEET_ASSETS"):
-        make_task("dolly", 0, tmp_path / "nowhere")
+    with pytest.raises(BaseModelError, match=r"lesson dolly needs \.\./shared/assets or TUNEFLEET_ASSETS"):
+        make_lesson("dolly", 0, tmp_path / "nowhere")
