@@ -37,7 +37,7 @@ checks_against = partial(  # option of a base model, in a group of the command's
 )
 
 
-class SettingsFile(NamedTuple):
+class SettingsOptions(NamedTuple):
     """Where settings stand beside the command line."""
 
     config: Annotated[
@@ -54,7 +54,7 @@ class SettingsFile(NamedTuple):
     ] = False
 
 
-class Telling(NamedTuple):
+class EventOptions(NamedTuple):
     """What a command that runs for days tells of itself."""
 
     log_level: Annotated[

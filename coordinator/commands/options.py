@@ -19,7 +19,7 @@ _merging, _recipe = partial(Option, rich_help_panel=MERGING), partial(Option, ri
 _scores = partial(Option, rich_help_panel=SCORES)
 
 
-class Fleet(NamedTuple):
+class FleetOptions(NamedTuple):
     """Which fleet is served, with which model."""
 
     fleet: Annotated[
@@ -46,7 +46,7 @@ class Fleet(NamedTuple):
     ] = None
 
 
-class Adapter(NamedTuple):
+class AdapterOptions(NamedTuple):
     """What version 0 is, and the adapters of the fleet."""
 
     adapter: Annotated[
@@ -87,7 +87,7 @@ class Adapter(NamedTuple):
     ] = None
 
 
-class Merging(NamedTuple):
+class MergingOptions(NamedTuple):
     """How updates become a version."""
 
     strategy: Annotated[
@@ -143,7 +143,7 @@ class Merging(NamedTuple):
     ] = None
 
 
-class Training(NamedTuple):
+class TaskOptions(NamedTuple):
     """How devices train, and send what they learnt."""
 
     steps: Annotated[
@@ -183,7 +183,7 @@ class Training(NamedTuple):
     ] = None
 
 
-class Scores(NamedTuple):
+class ScoreOptions(NamedTuple):
     """What versions are scored on."""
 
     eval_data: Annotated[

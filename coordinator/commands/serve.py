@@ -5,9 +5,16 @@ from typing import Any
 
 import typer
 
-from converters.command import Command, SettingsFile, Telling, examples
-from coordinator.commands.options import Adapter, EnrolmentOption, Fleet, Merging, Scores, Training
-from edge.transport.options import Connection, Wait
+from converters.command import Command, EventOptions, SettingsOptions, examples
+from coordinator.commands.options import (
+    AdapterOptions,
+    EnrolmentOption,
+    FleetOptions,
+    MergingOptions,
+    ScoreOptions,
+    TaskOptions,
+)
+from edge.transport.options import BrokerOptions, Wait
 
 EXAMPLES = examples(
     "tunefleet serve --broker mqtt://HOST --fleet home --base Qwen/Qwen3-0.6B \\",
@@ -45,17 +52,17 @@ class ServeCommand(Command):
 
 
 def serve(
-    fleet: Fleet,
-    adapter: Adapter,
-    merging: Merging,
-    training: Training,
-    scores: Scores,
+    fleet: FleetOptions,
+    adapter: AdapterOptions,
+    merging: MergingOptions,
+    training: TaskOptions,
+    scores: ScoreOptions,
     enrolment: EnrolmentOption = None,
     wait: Wait = False,
     *,
-    connection: Connection,
-    file: SettingsFile,
-    telling: Telling,
+    connection: BrokerOptions,
+    file: SettingsOptions,
+    telling: EventOptions,
 ) -> None:
     """Runs the coordinator, which merges what devices learn into version after version."""
     from coordinator.config import config_text, read_config

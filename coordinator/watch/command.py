@@ -22,7 +22,7 @@ def watch(
         Option(metavar="NAME", rich_help_panel=FLEET, help="The fleet's name; without it all fleets."),
     ] = None,
     *,
-    connection: options.Connection,
+    connection: options.BrokerOptions,
     as_json: Annotated[
         bool, Option("--json", rich_help_panel=OUTPUT, help="Print one JSON object a line, nothing cut.")
     ] = False,

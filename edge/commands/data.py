@@ -9,7 +9,7 @@ import typer
 
 from converters.command import AsJson, Command, Program, examples, unfold
 from edge.choices import SEQ_TOKENS
-from edge.commands.options import DATA, BaseOption, Columns, SeqTokens
+from edge.commands.options import DATA, BaseOption, ColumnOptions, SeqTokens
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -44,7 +44,7 @@ def check(
     ],
     base: BaseOption,
     *,
-    columns: Columns,
+    columns: ColumnOptions,
     seq_tokens: SeqTokens = SEQ_TOKENS,
     as_json: AsJson = False,
 ) -> None:

@@ -53,7 +53,7 @@ AnswersAsJson = Annotated[
 ]
 
 
-class How(NamedTuple):
+class ChatOptions(NamedTuple):
     """Whether a prompt is a turn of a chat."""
 
     raw: Annotated[
@@ -78,7 +78,7 @@ class How(NamedTuple):
     ] = None
 
 
-class Draws(NamedTuple):
+class SamplingOptions(NamedTuple):
     """How the tokens of an answer are chosen."""
 
     max_tokens: Annotated[
@@ -123,8 +123,8 @@ def generate(
     prompts: Prompts = None,
     adapter: AdapterOption = None,
     *,
-    how: How,
-    draws: Draws,
+    how: ChatOptions,
+    draws: SamplingOptions,
     backend: BackendOption = "auto",
     precision: PrecisionOption = "auto",
     as_json: AnswersAsJson = False,
@@ -185,7 +185,7 @@ def _read() -> str:
     return text.removesuffix("\n").removesuffix("\r")
 
 
-def _asking(loaded: "Loaded", adapter: Path | None, how: How) -> "Asking":
+def _asking(loaded: "Loaded", adapter: Path | None, how: ChatOptions) -> "Asking":
     """Decides how to ask: as told, as the adapter was trained, or through the chat template there is."""
     from edge.errors import ConfigError
     from edge.training.local_run.output import trained_asking

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, NoReturn
 
 from typer import Context, Option
 
-from converters.command import Command, SettingsFile, Telling, examples
+from converters.command import Command, EventOptions, SettingsOptions, examples
 from edge.transport import options
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ _fleet, _data = partial(Option, rich_help_panel=FLEET), partial(Option, rich_hel
 _machine, _ending = partial(Option, rich_help_panel=MACHINE), partial(Option, rich_help_panel=ENDING)
 
 
-class Fleet(NamedTuple):
+class FleetOptions(NamedTuple):
     """Which fleet is joined, as which device."""
 
     fleet: Annotated[
@@ -51,7 +51,7 @@ class Fleet(NamedTuple):
     ] = None
 
 
-class ModelAndData(NamedTuple):
+class SourceOptions(NamedTuple):
     """What is trained, on what."""
 
     base: Annotated[
@@ -88,7 +88,7 @@ class ModelAndData(NamedTuple):
     ] = None
 
 
-class Machine(NamedTuple):
+class DeviceOptions(NamedTuple):
     """How this device trains."""
 
     state: Annotated[
@@ -122,7 +122,7 @@ class Machine(NamedTuple):
     ] = None
 
 
-class Ending(NamedTuple):
+class EndingOptions(NamedTuple):
     """How long the device goes on."""
 
     max_tasks: Annotated[
@@ -149,15 +149,15 @@ class JoinCommand(Command):
 
 def join(
     context: Context,
-    fleet: Fleet,
-    data: ModelAndData,
-    machine: Machine,
-    ending: Ending,
+    fleet: FleetOptions,
+    data: SourceOptions,
+    machine: DeviceOptions,
+    ending: EndingOptions,
     wait: options.Wait = False,
     *,
-    connection: options.Connection,
-    file: SettingsFile,
-    telling: Telling,
+    connection: options.BrokerOptions,
+    file: SettingsOptions,
+    telling: EventOptions,
 ) -> None:
     """Trains for a fleet with data that stays on this device."""
     import msgspec
@@ -179,7 +179,7 @@ def join(
     _become_client(msgspec.json.encode(settings), flags)
 
 
-def _check_data(settings: "DeviceConfig", telling: Telling) -> None:
+def _check_data(settings: "DeviceConfig", telling: EventOptions) -> None:
     """Tells what is wrong with the data before the broker or the model is waited for."""
     from edge.backends.tokenizer import load_tokenizer
     from edge.events import Event, shown

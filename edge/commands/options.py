@@ -81,7 +81,7 @@ BatchTokens = Annotated[
 ]
 
 
-class Columns(NamedTuple):
+class ColumnOptions(NamedTuple):
     """What of the data is read, and trained on."""
 
     prompt_column: PromptColumn = None

@@ -27,7 +27,7 @@ from edge.commands.options import (
     BackendOption,
     BaseOption,
     BatchTokens,
-    Columns,
+    ColumnOptions,
     DataOption,
     PrecisionOption,
     SeqTokens,
@@ -46,7 +46,7 @@ _length, _optimizer = partial(Option, rich_help_panel=LENGTH), partial(Option, r
 _machine = partial(Option, rich_help_panel=MACHINE)
 
 
-class HeldOut(NamedTuple):
+class HeldOutOptions(NamedTuple):
     """What is scored and not trained on."""
 
     valid: Annotated[
@@ -68,7 +68,7 @@ class HeldOut(NamedTuple):
     ] = 0
 
 
-class Output(NamedTuple):
+class OutputOptions(NamedTuple):
     """Where the adapter goes."""
 
     out: Annotated[
@@ -89,7 +89,7 @@ class Output(NamedTuple):
     ] = "peft"
 
 
-class Adapter(NamedTuple):
+class AdapterOptions(NamedTuple):
     """What is trained: another adapter, or a new one of this shape."""
 
     adapter: Annotated[
@@ -129,7 +129,7 @@ class Adapter(NamedTuple):
     ] = 0
 
 
-class Length(NamedTuple):
+class LengthOptions(NamedTuple):
     """The bound of training."""
 
     steps: Annotated[
@@ -141,7 +141,7 @@ class Length(NamedTuple):
     seconds: Annotated[float, _length(metavar="S", min=0, help="Or train for S seconds.")] = 0.0
 
 
-class Optimizer(NamedTuple):
+class OptimizerOptions(NamedTuple):
     """How steps are taken."""
 
     lr: Annotated[
@@ -171,7 +171,7 @@ class Optimizer(NamedTuple):
     seed: Annotated[int, _optimizer(metavar="N", min=0, help="Of a new adapter and of the data's order.")] = 0
 
 
-class Machine(NamedTuple):
+class MachineOptions(NamedTuple):
     """What computes, and how much at a time."""
 
     backend: BackendOption = "auto"
@@ -195,13 +195,13 @@ def train(
     context: Context,
     base: BaseOption,
     data: DataOption,
-    held_out: HeldOut,
-    columns: Columns,
-    output: Output,
-    adapter: Adapter,
-    length: Length,
-    optimizer: Optimizer,
-    machine: Machine,
+    held_out: HeldOutOptions,
+    columns: ColumnOptions,
+    output: OutputOptions,
+    adapter: AdapterOptions,
+    length: LengthOptions,
+    optimizer: OptimizerOptions,
+    machine: MachineOptions,
     as_json: AsJson = False,
     print_config: Annotated[
         bool,

@@ -62,7 +62,7 @@ class _Header(Struct, frozen=True, forbid_unknown_fields=True):
     valid: str = ""
 
 
-def task_digest(adapter: LoraAdapter, data_digest: str, plan: Plan, card: ModelCard) -> str:
+def training_digest(adapter: LoraAdapter, data_digest: str, plan: Plan, card: ModelCard) -> str:
     """Hashes what must be the same for a checkpoint to be continued, as sha256 hex."""
     settings = {
         name: value for name, value in msgspec.structs.asdict(plan).items() if name not in _NOT_IDENTITY

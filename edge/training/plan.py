@@ -1,4 +1,4 @@
-"""How one task trains: for how long, at which rate, on how many tokens at a time.
+"""How one adapter is trained: for how long, at which rate, on how many tokens at a time.
 
 A plan is one record, so that a checkpoint can tell whether it belongs to it (`edge.training.checkpoint`).
 """

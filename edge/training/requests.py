@@ -22,7 +22,7 @@ class Training(Record, frozen=True, tag="train"):
         adapter: Canonical file of the adapter to begin with.
         data: What to train on.
         plan: For how long and how.
-        folder: Belongs to this task alone; checkpoints and the result are written here.
+        folder: Belongs to this order alone; checkpoints and the result are written here.
         slowdown: Every step takes this many times as long, to play a slower device; at least 1.
         valid: Scored before the first step, while training, and after the last step.
         valid_every: Steps between two scores; 0 is ten times in all.
@@ -41,7 +41,7 @@ class Progress(Record, frozen=True, tag="progress"):
     """Where training stands after a step."""
 
     step: int  # steps done
-    steps: int  # of the whole task; 0: bounded by time
+    steps: int  # of the whole training; 0: bounded by time
     seconds: float  # spent training so far
     loss: float  # of this step's tokens, before the step, nats per label
     tokens_per_s: float  # useful tokens over training time, slowing down included
@@ -59,15 +59,15 @@ class Validation(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
 
 class Validated(Record, frozen=True, tag="validated"):
-    """Held-out data was scored in the middle of a task."""
+    """Held-out data was scored in the middle of training."""
 
     validation: Validation
 
 
 class Result(Record, frozen=True, tag="result"):
-    """A task that ended; `is_complete` is False when it was stopped, and can be resumed."""
+    """Training that ended; `is_complete` is False when it was stopped, and can be resumed."""
 
-    adapter: str  # canonical file, in the task's folder
+    adapter: str  # canonical file, in the order's folder
     num_examples: int  # trained on, repetitions counted
     num_tokens: int  # useful ones, repetitions counted
     num_truncated: int  # examples of the data that were too long for the plan, and cut
@@ -131,7 +131,7 @@ class Generation(Record, frozen=True, tag="generate"):
 
 
 class Stop(Record, frozen=True, tag="stop"):
-    """Write a checkpoint and end the task under way."""
+    """Write a checkpoint and end the training under way."""
 
 
 class Loaded(Record, frozen=True, tag="loaded"):

@@ -19,7 +19,14 @@ from converters.masking import train_mask
 from edge.backends.contract import Batch, TrainableModel
 from edge.errors import BackendError, OutOfMemory, StateError
 from edge.storage.disk import room_for
-from edge.training.checkpoint import FILE, Checkpoint, Tally, load_checkpoint, save_checkpoint, task_digest
+from edge.training.checkpoint import (
+    FILE,
+    Checkpoint,
+    Tally,
+    load_checkpoint,
+    save_checkpoint,
+    training_digest,
+)
 from edge.training.data.dataset import Dataset
 from edge.training.packing import iterate_batches, pack_epoch, row_lengths, split_batch
 from edge.training.plan import Plan, lr_at
@@ -50,7 +57,7 @@ def train(
         dataset: Loaded for the plan's `seq_tokens`.
         plan: Bound, rates and sizes.
         adapter: What to begin with.
-        folder: Exists, and belongs to this task alone.
+        folder: Exists, and belongs to this training alone.
         validator: Scores held-out data before the first step, while training, and after the last step.
         on_progress: Called after every step.
         should_stop: Asked after every step; True writes a checkpoint and ends.
@@ -63,7 +70,7 @@ def train(
         UnsupportedRecipe: This backend cannot follow the plan.
         OutOfMemory: Not even one row at a time fits.
         BackendError: The loss is no longer finite.
-        StateError: The folder's checkpoint is damaged, belongs to another task, or is in another precision.
+        StateError: The folder's checkpoint is damaged, of another training, or in another precision.
         DiskFull: No room for a checkpoint; the last one is still there.
     """
     run = _Run(model, dataset, plan, adapter, folder, validator)
@@ -88,7 +95,7 @@ def train(
 
 
 class _Run:
-    """One run of a task: the model, and what has been done."""
+    """One run of a training: the model, and what has been done."""
 
     def __init__(
         self,
@@ -102,7 +109,7 @@ class _Run:
         self.model, self.dataset, self.plan, self.folder = model, dataset, plan, folder
         self.validator = validator
         self.validations: list[Validation] = []
-        self.task = task_digest(adapter, dataset.digest, plan, model.card)
+        self.identity = training_digest(adapter, dataset.digest, plan, model.card)
         self.num_steps = plan.steps or (plan.epochs and self._num_epoch_steps())
         self.tally = Tally(micro_batch_tokens=plan.micro_batch_tokens)
         self.losses: list[float] = []
@@ -113,7 +120,7 @@ class _Run:
             pull=plan.pull,
             mask=train_mask(adapter, plan.trains, plan.train_rank),
         )
-        found = load_checkpoint(folder, self.task)
+        found = load_checkpoint(folder, self.identity)
         if found:
             self._resume(found)
 
@@ -193,7 +200,7 @@ class _Run:
             tuple(self.validations),
             self.validator.dataset.digest if self.validator else "",
         )
-        save_checkpoint(checkpoint, self.folder, self.task)
+        save_checkpoint(checkpoint, self.folder, self.identity)
 
     def finish(self) -> Result:
         """Writes a checkpoint and the adapter as it is now."""

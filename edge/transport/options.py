@@ -19,7 +19,7 @@ Url = Annotated[
 Wait = Annotated[bool, _option("--wait", help="Wait for a broker that is not there yet.")]
 
 
-class Connection(NamedTuple):
+class BrokerOptions(NamedTuple):
     """How the broker is spoken to."""
 
     broker_user: Annotated[

@@ -8,13 +8,13 @@ from numpy.typing import NDArray
 from edge.backends.contract import Tokenizer
 from edge.training.data.conversations import Conversation
 from edge.training.data.faults import Unusable
-from edge.training.data.forms import Completion, Text
+from edge.training.data.forms import Pair, Text
 from edge.training.data.turns import Piece, mark_turns
 from edge.training.packing import Example
 
 
 def make_examples(
-    value: Text | Completion | Conversation, tokenizer: Tokenizer, *, trains_on_prompt: bool
+    value: Text | Pair | Conversation, tokenizer: Tokenizer, *, trains_on_prompt: bool
 ) -> list[Example]:
     """Makes the examples of a row, uncut; only a conversation may make several.
 
@@ -24,7 +24,7 @@ def make_examples(
     match value:
         case Text(text):
             groups: list[list[Piece]] = [[(text, True)]]
-        case Completion(prompt, completion):
+        case Pair(prompt, completion):
             groups = [[(prompt, False), (completion, True)]]
         case _:
             groups = mark_turns(value, tokenizer)

@@ -50,8 +50,8 @@ class Text(NamedTuple):
     text: str
 
 
-class Completion(NamedTuple):
-    """A completion that is trained on, after its prompt."""
+class Pair(NamedTuple):
+    """A prompt and its completion, which is trained on."""
 
     prompt: str
     completion: str
@@ -61,7 +61,7 @@ class Content(NamedTuple):
     """What a row says, and the name of the form in which it says so."""
 
     form: str
-    value: Text | Completion | Conversation
+    value: Text | Pair | Conversation
 
 
 def wanted_columns(source: DataSource) -> frozenset[str]:
@@ -110,15 +110,15 @@ def _conversation(row: Mapping[str, Any], column: str) -> Conversation:
     return Conversation(read_messages(row[column], column), read_tools(row.get("tools")))
 
 
-def _completion(row: Mapping[str, Any], prompt: str, completion: str) -> Completion:
+def _completion(row: Mapping[str, Any], prompt: str, completion: str) -> Pair:
     if prompt not in row or completion not in row:
         raise Unusable(_lack(row, (prompt, completion)))
-    return Completion(_string(row, prompt), _trained(row, completion))
+    return Pair(_string(row, prompt), _trained(row, completion))
 
 
-def _alpaca(row: Mapping[str, Any]) -> Completion:
+def _alpaca(row: Mapping[str, Any]) -> Pair:
     given = _string(row, "input") if "input" in row else ""
-    return Completion(alpaca_prompt(_string(row, "instruction"), given), _trained(row, "output"))
+    return Pair(alpaca_prompt(_string(row, "instruction"), given), _trained(row, "output"))
 
 
 def _formless(row: Mapping[str, Any], names: Sequence[str]) -> Unusable:

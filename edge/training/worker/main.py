@@ -2,7 +2,7 @@
 
 Requests come as JSON lines on stdin, replies go as JSON lines to what was stdout when the process began;
 whatever a library prints goes to stderr. A stop request, SIGTERM and the end of stdin (the parent died) end
-the task under way with a checkpoint; the latter two end the process as well.
+the training under way with a checkpoint; the latter two end the process as well.
 
 Run as: python -m edge.training.worker.main BASE BACKEND PRECISION
 """
@@ -36,7 +36,7 @@ from edge.training.worker.model_server import ModelServer
 
 
 class RequestQueue:
-    """Requests as they come; a stop is known at once, also in the middle of a task."""
+    """Requests as they come; a stop is known at once, also in the middle of training."""
 
     def __init__(self) -> None:
         self.stop = Event()
@@ -66,7 +66,7 @@ class RequestQueue:
             self._requests.put(request)
 
     def close(self, *_: object) -> None:
-        """Ends the task under way, and the process after it."""
+        """Ends the training under way, and the process after it."""
         self._is_closed = True
         self.stop.set()
         self._requests.put(None)

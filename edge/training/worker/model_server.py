@@ -70,27 +70,27 @@ class ModelServer:
                 return self._generate(request)
         raise EdgeError(f"worker: {type(request).__name__} is not expected here")
 
-    def _train(self, task: Training) -> Result:
-        plan = fit_plan(task.plan, self.held.card)
-        folder = Path(task.folder)
+    def _train(self, order: Training) -> Result:
+        plan = fit_plan(order.plan, self.held.card)
+        folder = Path(order.folder)
         with room_for("the task", folder):
             folder.mkdir(parents=True, exist_ok=True)
         self.held.train_on(folder)
-        data = self._dataset(task.data, plan.seq_tokens)
+        data = self._dataset(order.data, plan.seq_tokens)
         validator = None
-        if task.valid:
-            held_out = load_dataset(task.valid, self.model.tokenizer, seq_tokens=plan.seq_tokens)
-            validator = Validator(held_out, plan, every=task.valid_every, tell=self._tell_validation)
+        if order.valid:
+            held_out = load_dataset(order.valid, self.model.tokenizer, seq_tokens=plan.seq_tokens)
+            validator = Validator(held_out, plan, every=order.valid_every, tell=self._tell_validation)
         return train(
             self.model,
             data,
             plan,
-            load_adapter(Path(task.adapter)),
+            load_adapter(Path(order.adapter)),
             folder,
             validator=validator,
             on_progress=Throttle(self.send),
             should_stop=self.stop.is_set,
-            slowdown=task.slowdown,
+            slowdown=order.slowdown,
             sleep=self.stop.wait,
         )
 
@@ -150,7 +150,7 @@ class ModelServer:
         self.model.set_adapter(load_adapter(Path(path)) if path else LoraAdapter({}))
 
     def _dataset(self, source: DataSource, seq_tokens: int) -> Dataset:
-        # Kept over tasks: a fleet's device trains on the same file again and again.
+        # Kept from one order to the next: a fleet's device trains on the same file again and again.
         key = msgspec.json.encode([source, seq_tokens, stamp(Path(source.path))])
         if key not in self.datasets:
             self.datasets = {key: load_dataset(source, self.model.tokenizer, seq_tokens=seq_tokens)}
@@ -158,7 +158,7 @@ class ModelServer:
 
 
 class Throttle:
-    """Passes on the first and the last progress of a task, and some in between."""
+    """Passes on the first and the last progress of a training, and some in between."""
 
     def __init__(self, send: Callable[[Reply], None]) -> None:
         self.send = send

@@ -38,7 +38,7 @@ class SharedModel:
         self._turns = ThreadPoolExecutor(1, "tunefleet-model")
 
     async def ask(self, worker: "SharedWorker", request: Request) -> Reply:
-        """Waits for its turn, and for the answer; a task that is cancelled ends after its step."""
+        """Waits for its turn, and for the answer; training that is cancelled ends after its step."""
         asked = asyncio.get_running_loop().run_in_executor(self._turns, self._answer, worker, request)
         try:
             return await asyncio.shield(asked)
@@ -48,7 +48,7 @@ class SharedModel:
             raise
 
     def close(self) -> None:
-        """Waits for the thread, whose tasks have been told to stop."""
+        """Waits for the thread, which has been told to stop."""
         self._turns.shutdown()
         self._model = None
 
@@ -84,8 +84,10 @@ class SharedWorker:
             self._server = ModelServer(model, self.stop_event, lambda reply: self._tell(reply))
         return self._server
 
-    async def train(self, task: Training, on_progress: Callable[[Progress], None] = lambda _: None) -> Result:
-        """Trains, from the checkpoint in the task's folder where there is one.
+    async def train(
+        self, order: Training, on_progress: Callable[[Progress], None] = lambda _: None
+    ) -> Result:
+        """Trains, from the checkpoint in the order's folder where there is one.
 
         Raises:
             TunefleetError: As `edge.training.trainer.train`, and `DataError` for the data.
@@ -93,7 +95,7 @@ class SharedWorker:
         loop = asyncio.get_running_loop()
         self.stop_event.clear()
         self._tell = lambda reply: _pass_on(loop, on_progress, reply)
-        result = await self._shared.ask(self, task)
+        result = await self._shared.ask(self, order)
         assert isinstance(result, Result)
         return result
 

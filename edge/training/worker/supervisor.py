@@ -1,7 +1,7 @@
 """The supervisor of the worker process: starts it, talks to it, and outlives its death.
 
 A process that is killed for want of memory, or dies in a library, ends one call and not the client: the next
-call starts a new process, and training goes on from the task's last checkpoint.
+call starts a new process, and training goes on from the folder's last checkpoint.
 """
 
 import asyncio
@@ -49,8 +49,8 @@ class Trainer(Protocol):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None: ...
 
-    async def train(self, task: Training, on_progress: Callable[[Progress], None] = ...) -> Result:
-        """Trains, from the checkpoint in the task's folder where there is one."""
+    async def train(self, order: Training, on_progress: Callable[[Progress], None] = ...) -> Result:
+        """Trains, from the checkpoint in the order's folder where there is one."""
         ...
 
     async def stop(self) -> None:
@@ -112,18 +112,18 @@ class Worker:
 
     async def train(
         self,
-        task: Training,
+        order: Training,
         on_progress: Callable[[Progress], None] = lambda _: None,
         on_validation: Callable[[Validation], None] = lambda _: None,
     ) -> Result:
-        """Trains, from the checkpoint in the task's folder where there is one.
+        """Trains, from the checkpoint in the order's folder where there is one.
 
         A process that was killed for want of memory is started again with half the micro-batch.
 
         Args:
-            task: What to train.
+            order: What to train.
             on_progress: Called as training goes on.
-            on_validation: Called with each score of the task's held-out data.
+            on_validation: Called with each score of its held-out data.
 
         Raises:
             OutOfMemory: Not even one row at a time fits.
@@ -142,9 +142,9 @@ class Worker:
             try:
                 while True:
                     try:
-                        return await self._ask(task, Result, tell)
+                        return await self._ask(order, Result, tell)
                     except Killed as error:
-                        task = _halved(task, error)
+                        order = _halved(order, error)
             finally:
                 self._is_training = self._wants_stop = False
 
@@ -262,9 +262,9 @@ class Worker:
         return self._process
 
 
-def _halved(task: Training, error: OutOfMemory) -> Training:
+def _halved(order: Training, error: OutOfMemory) -> Training:
     """Returns the order with half the micro-batch, where it is not the smallest."""
-    half = (task.plan.micro_batch_tokens or task.plan.batch_tokens) // 2
+    half = (order.plan.micro_batch_tokens or order.plan.batch_tokens) // 2
     if half < WIDTH_STEP:
-        raise OutOfMemory(f"{error}; lower seq_tokens, {task.plan.seq_tokens}") from error
-    return structs.replace(task, plan=structs.replace(task.plan, micro_batch_tokens=half))
+        raise OutOfMemory(f"{error}; lower seq_tokens, {order.plan.seq_tokens}") from error
+    return structs.replace(order, plan=structs.replace(order.plan, micro_batch_tokens=half))

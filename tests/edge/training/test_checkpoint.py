@@ -9,7 +9,7 @@ from edge.training.checkpoint import (
     Tally,
     load_checkpoint,
     save_checkpoint,
-    task_digest,
+    training_digest,
 )
 from edge.training.plan import Plan
 
@@ -71,10 +71,10 @@ def test_a_task_is_known_by_adapter_data_plan_and_base(adapter, model):
     plan = Plan(steps=3)
     card = model.card
     digests = {
-        task_digest(adapter, "data", plan, card),
-        task_digest(adapter, "other data", plan, card),
-        task_digest(adapter, "data", structs.replace(plan, lr=0.5), card),
-        task_digest(adapter, "data", plan, card._replace(backend="torch")),
+        training_digest(adapter, "data", plan, card),
+        training_digest(adapter, "other data", plan, card),
+        training_digest(adapter, "data", structs.replace(plan, lr=0.5), card),
+        training_digest(adapter, "data", plan, card._replace(backend="torch")),
     }
     assert len(digests) == 4
 
@@ -82,4 +82,6 @@ def test_a_task_is_known_by_adapter_data_plan_and_base(adapter, model):
 def test_a_task_stays_the_same_with_smaller_micro_batches(adapter, model):
     plan = Plan(steps=3)
     other = structs.replace(plan, micro_batch_tokens=32, checkpoint_every_s=1.0)
-    assert task_digest(adapter, "data", plan, model.card) == task_digest(adapter, "data", other, model.card)
+    assert training_digest(adapter, "data", plan, model.card) == training_digest(
+        adapter, "data", other, model.card
+    )
