@@ -9,20 +9,19 @@ from collections.abc import Callable, Iterator
 from coordinator.config import CoordinatorConfig
 from coordinator.ledger.head import Head
 from coordinator.ledger.versions import VersionStore
-from edge.protocol.messages import Blob, Manifest, Presence, encode_message
+from edge.protocol.messages import Blob, Manifest
 from edge.protocol.signing import sign_message
 from edge.protocol.tiers import tier_name
 from edge.protocol.topics import Topics
-from edge.transport import base as transports
-from edge.transport.base import Transport
+from edge.transport.base import BirthAndWill, Transport
+from edge.transport.presence import session_presence
 
 EVERY_S = 60.0
 
 
-def coordinator_presence(fleet: str, epoch: int) -> transports.Presence:
+def coordinator_presence(fleet: str, epoch: int) -> BirthAndWill:
     """Returns what the transport says of the coordinator while connected, and after an unclean end."""
-    birth, will = (encode_message(Presence(online=online, epoch=epoch)) for online in (True, False))
-    return transports.Presence(Topics(fleet).coordinator, birth, will)
+    return session_presence(Topics(fleet).coordinator, epoch)
 
 
 class Announcer:

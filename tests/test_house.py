@@ -32,7 +32,7 @@ NAMED_AFTER_ONE = (
     "edge.backends.torch",
     "edge.backends.mlx",
     "edge.backends.llama_cpp",
-    "edge.transport.broker",
+    "edge.transport.amqtt",
 )
 
 def pass_over(name):

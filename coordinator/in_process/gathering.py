@@ -24,10 +24,10 @@ from coordinator.server import Coordinator
 from coordinator.strategies.contract import Strategy
 from edge.backends import BackendName, resolve_backend
 from edge.backends.contract import Precision
-from edge.device.capability_card import device_presence, fresh_memory
+from edge.device.capability_card import device_presence
 from edge.device.client import Client
 from edge.device.config import DeviceConfig, read_config
-from edge.device.state import DeviceState
+from edge.device.state import DeviceState, fresh_memory
 from edge.training.requests import Evaluation, Scoring
 from edge.training.worker.shared import SharedModel, SharedWorker
 from edge.transport.memory import MemoryBroker, MemoryTransport

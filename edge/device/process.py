@@ -17,10 +17,10 @@ import msgspec
 
 from converters.errors import TunefleetError
 from edge.backends import resolve_backend
-from edge.device.capability_card import device_presence, fresh_memory
+from edge.device.capability_card import device_presence
 from edge.device.client import Client
 from edge.device.config import DeviceConfig, mqtt_settings
-from edge.device.state import DeviceState
+from edge.device.state import DeviceState, fresh_memory
 from edge.events import Event, Show, shown
 from edge.training.requests import Loaded
 from edge.training.worker.supervisor import Worker

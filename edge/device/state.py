@@ -21,6 +21,8 @@ from typing import Any, Self
 import msgspec
 from msgspec import Struct
 
+from edge.device.config import DeviceConfig
+from edge.device.own_base import base_files, base_fingerprint
 from edge.device.task import Task
 from edge.errors import StateError
 from edge.storage.disk import claim_folder, write_file
@@ -48,6 +50,23 @@ class Memory(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     seq: int = 0  # the latest in the coordinator's journal of this device's verdicts
     tokens_per_s: float | None = None  # measured by the last task
     micro_batch_tokens: int = 0  # what memory allowed in the last task; 0 is all at once
+
+
+def fresh_memory(config: DeviceConfig) -> Memory:
+    """Returns what a new state folder of this device remembers.
+
+    Raises:
+        BaseModelError: As `base_fingerprint`.
+    """
+    base = Path(config.base)
+    fingerprint = base_fingerprint(base, config.fingerprint)
+    return Memory(
+        fleet=config.fleet,
+        device_id=config.device_id,
+        base=fingerprint,
+        base_files="" if fingerprint else base_files(base),
+        coordinator_key=config.coordinator_key,
+    )
 
 
 class _Format(Struct):

@@ -18,7 +18,7 @@ class Message(NamedTuple):
     retained: bool = False
 
 
-class Presence(NamedTuple):
+class BirthAndWill(NamedTuple):
     """What is retained at `topic` while connected (birth), and after an unclean end (will)."""
 
     topic: str

@@ -11,10 +11,10 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Self
 
 from edge.errors import TransportError
-from edge.transport.base import Limits, Message, Presence
+from edge.transport.base import BirthAndWill, Limits, Message
 
 
-class Session:
+class BrokerSession:
     """What the broker keeps of one client id, also while nobody is connected under it."""
 
     def __init__(self) -> None:
@@ -22,7 +22,7 @@ class Session:
         self.queue: deque[Message] = deque()
         self.news = asyncio.Event()  # a message came, or the owner's connection ended
         self.owner: MemoryTransport | None = None
-        self.presence: Presence | None = None
+        self.presence: BirthAndWill | None = None
 
 
 class MemoryBroker:
@@ -53,7 +53,7 @@ class MemoryBroker:
         self._loss, self._repeat, self._reorder, self._delay_s = loss, repeat, reorder, delay_s
         self._max_queued = max_queued
         self._sleep = sleep
-        self._sessions: dict[str, Session] = {}
+        self._sessions: dict[str, BrokerSession] = {}
         self._retained: dict[str, Message] = {}
         self._late: set[asyncio.Task[None]] = set()
         self.is_up = asyncio.Event()
@@ -80,9 +80,11 @@ class MemoryBroker:
         if presence is not None:
             self.route(Message(presence.topic, presence.will), retain=True)
 
-    def open_session(self, client_id: str, owner: "MemoryTransport", presence: Presence | None) -> Session:
+    def open_session(
+        self, client_id: str, owner: "MemoryTransport", presence: BirthAndWill | None
+    ) -> BrokerSession:
         """The session of `client_id`, new or as it was left; who held it before is thrown out, as in MQTT."""
-        session = self._sessions.setdefault(client_id, Session())
+        session = self._sessions.setdefault(client_id, BrokerSession())
         session.news.set()
         session.owner, session.presence = owner, presence
         if presence is not None:
@@ -105,13 +107,13 @@ class MemoryBroker:
             if any(matches(pattern, message.topic) for pattern in session.filters):
                 self._deliver(session, message)
 
-    def send_retained(self, session: Session, topic_filter: str) -> None:
+    def send_retained(self, session: BrokerSession, topic_filter: str) -> None:
         """What a new subscription gets first; it is never lost, as nothing else would bring it again."""
         for topic, message in list(self._retained.items()):
             if matches(topic_filter, topic):
                 self._enqueue(session, message)
 
-    def _deliver(self, session: Session, message: Message) -> None:
+    def _deliver(self, session: BrokerSession, message: Message) -> None:
         for _ in range(1 + (self._random.random() < self._repeat)):
             if self._random.random() < self._loss:
                 continue
@@ -122,11 +124,11 @@ class MemoryBroker:
             else:
                 self._enqueue(session, message)
 
-    async def _hold_back(self, session: Session, message: Message) -> None:
+    async def _hold_back(self, session: BrokerSession, message: Message) -> None:
         await self._sleep(self._random.uniform(0, self._delay_s))
         self._enqueue(session, message)
 
-    def _enqueue(self, session: Session, message: Message) -> None:
+    def _enqueue(self, session: BrokerSession, message: Message) -> None:
         if len(session.queue) < self._max_queued:
             session.queue.append(message)
             session.news.set()
@@ -139,7 +141,7 @@ class MemoryTransport:
         self,
         broker: MemoryBroker,
         client_id: str,
-        presence: Presence | None = None,
+        presence: BirthAndWill | None = None,
         limits: Limits = Limits(max_packet_bytes=2_000_000, max_in_flight=16),  # noqa: B008 - a constant
     ) -> None:
         self.limits = limits
@@ -147,7 +149,7 @@ class MemoryTransport:
         self._client_id = client_id
         self._presence = presence
         self._window = asyncio.Semaphore(limits.max_in_flight)
-        self._session: Session | None = None
+        self._session: BrokerSession | None = None
 
     async def __aenter__(self) -> Self:
         await self._broker.is_up.wait()
@@ -206,7 +208,7 @@ class MemoryTransport:
     def _is_connected(self) -> bool:
         return self._session is not None and self._session.owner is self
 
-    def _connected(self) -> Session:
+    def _connected(self) -> BrokerSession:
         if self._session is None or self._session.owner is not self:
             raise TransportError(f"client {self._client_id} is not connected to the broker in memory")
         return self._session

@@ -25,11 +25,11 @@ from coordinator.observers.terminal import Terminal
 from coordinator.server import Coordinator
 from edge.protocol.chunks import split_chunks
 from edge.protocol.codec import encode_adapter
-from edge.protocol.messages import Hello, Manifest, Presence, Receipt, UpdateHeader, Want, encode_message
+from edge.protocol.messages import Hello, Manifest, Receipt, UpdateHeader, Want, encode_message
 from edge.protocol.signing import new_key, open_signed, sign_message
 from edge.protocol.topics import BlobTopic, ReceiptTopic, Topics, VersionTopic
-from edge.transport import base as transports
 from edge.transport.memory import MemoryBroker, MemoryTransport
+from edge.transport.presence import session_presence
 
 MODULES = tuple(f"model.layers.{layer}.self_attn.{name}" for layer in (0, 1) for name in ("q_proj", "v_proj"))
 CHUNK_BYTES = 1024
@@ -68,8 +68,7 @@ class Device:
         self.topics = Topics(fleet)
         self.fleet = fleet
         self.ranks = ranks
-        birth, will = (encode_message(Presence(online=online, epoch=epoch)) for online in (True, False))
-        presence = transports.Presence(self.topics.device(device_id, "state"), birth, will)
+        presence = session_presence(self.topics.device(device_id, "state"), epoch)
         self.transport = MemoryTransport(broker, device_id, presence)
         self._make_header = make_header
         self.receipts: list[Receipt] = []

@@ -12,7 +12,7 @@ from coordinator.demo.processes import Children
 from coordinator.demo.shown.screen import Screen
 from coordinator.demo.shown.views import DeviceView, FleetView
 from coordinator.errors import CoordinatorError
-from edge.transport.broker import EmbeddedBroker
+from edge.transport.amqtt import EmbeddedBroker
 
 POLL_S = 0.3
 COORDINATOR = "coordinator"

@@ -10,11 +10,14 @@ from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
 from edge.errors import BrokerRefused, TlsFailure, TransportError
-from edge.transport.base import Presence
+from edge.transport.base import BirthAndWill
 from edge.transport.settings import MqttSettings
 
 MAX_UNREAD = 64  # messages the broker may send ahead of the consumer, where it lets us say so (MQTT 5)
 MAX_INCOMING_BYTES = 2 << 20  # of one packet; the broker drops larger ones (MQTT 5)
+# CONNACK codes of MQTT 5, section 3.2.2.2.
+UNSUPPORTED_PROTOCOL = 0x84
+FOR_NOW = frozenset({0x88, 0x89, 0x97, 0x9F})  # server unavailable, busy, quota or connection rate exceeded
 
 
 class ProtocolRefused(BrokerRefused):
@@ -25,8 +28,8 @@ class Unanswered(TransportError):  # noqa: N818
     """No answer to CONNECT, or the connection closed: as to a version that the broker cannot parse."""
 
 
-def new_client(settings: MqttSettings, presence: Presence | None, *, is_v5: bool) -> Client:
-    """A client that acknowledges by hand, does not reconnect, and keeps its session where it may last.
+def new_client(settings: MqttSettings, presence: BirthAndWill | None, *, is_v5: bool) -> Client:
+    """Makes a client that acknowledges by hand, does not reconnect, and keeps its session where it may last.
 
     Raises:
         TlsFailure: A certificate file cannot be used.
@@ -71,17 +74,17 @@ def dial(client: Client, settings: MqttSettings) -> None:
 
 
 def refusal(reason: ReasonCode, settings: MqttSettings) -> TransportError:
-    """What a CONNACK that says no means."""
+    """Returns what a CONNACK that says no means; paho gives those of MQTT 3.1.1 the codes of 5."""
     text = f"broker {settings.place} refused client {settings.client_id}: {reason}"
-    if str(reason) == "Unsupported protocol version":
+    if reason.value == UNSUPPORTED_PROTOCOL:
         return ProtocolRefused(text)
-    if str(reason) in ("Server unavailable", "Server busy", "Connection rate exceeded", "Quota exceeded"):
+    if reason.value in FOR_NOW:
         return TransportError(text)
     return BrokerRefused(f"{text}; check user name, password and rights")
 
 
 def unanswered(settings: MqttSettings) -> Unanswered:
-    """What an end of the connection instead of a CONNACK may mean."""
+    """Returns what an end of the connection instead of a CONNACK may mean."""
     hint = "does it ask for a client certificate" if settings.is_encrypted else "is this its TLS port"
     return Unanswered(f"broker {settings.place} closed the connection without an answer; {hint}?")
 

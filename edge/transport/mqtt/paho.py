@@ -19,7 +19,7 @@ from paho.mqtt.reasoncodes import ReasonCode
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from edge.errors import BrokerRefused, TransportError
-from edge.transport.base import Limits, Message, Presence
+from edge.transport.base import BirthAndWill, Limits, Message
 from edge.transport.mqtt.dial import Unanswered, dial, new_client, refusal, unanswered
 from edge.transport.settings import MqttSettings
 
@@ -61,7 +61,7 @@ class Link:
         self,
         settings: MqttSettings,
         version: str,
-        presence: Presence | None,
+        presence: BirthAndWill | None,
         on_message: Callable[[Incoming], None],
         on_lost: Callable[[bool], None],
     ) -> None:
@@ -172,7 +172,7 @@ class Link:
             self._forget_socket(connection)
             connection.close()
 
-    def _new_client(self, presence: Presence | None) -> Client:
+    def _new_client(self, presence: BirthAndWill | None) -> Client:
         client = new_client(self._settings, presence, is_v5=self._is_v5)
         client.on_connect = self._connected
         client.on_disconnect = self._disconnected

@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import Self
 
 from edge.errors import BrokerRefused, PlaceTaken, TlsFailure, TransportError
-from edge.transport.base import Limits, Message, Presence
+from edge.transport.base import BirthAndWill, Limits, Message
 from edge.transport.mqtt.dial import ProtocolRefused, Unanswered
 from edge.transport.mqtt.paho import Incoming, Link, LinkLost
 from edge.transport.settings import MqttSettings
@@ -39,17 +39,19 @@ class MqttTransport:
             ends the transport for good. None has a client that is thrown out come back.
         generator: Draws the jitter of the back-off.
         sleep: Waits between attempts.
+        clock: Seconds of any beginning.
         max_backoff_s: The longest wait between attempts.
     """
 
     def __init__(
         self,
         settings: MqttSettings,
-        presence: Presence | None = None,
+        presence: BirthAndWill | None = None,
         *,
         claim: Callable[[bool], Awaitable[None]] | None = None,
         generator: random.Random | None = None,
         sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
+        clock: Callable[[], float] = time.monotonic,
         max_backoff_s: float = 30.0,
     ) -> None:
         self._settings = settings
@@ -57,6 +59,7 @@ class MqttTransport:
         self._claim = claim
         self._random = generator or random.Random()  # noqa: S311 - jitter, not secrets
         self._sleep = sleep
+        self._clock = clock
         self._max_backoff_s = max_backoff_s
         self._versions = ["5", "3.1.1"] if settings.protocol == "auto" else [settings.protocol]
         self._filters: dict[str, None] = {}  # in order of subscription
@@ -73,7 +76,7 @@ class MqttTransport:
 
     @property
     def limits(self) -> Limits:
-        """Of the present connection, or of the last one.
+        """Returns the limits of the present connection, or of the last one.
 
         Raises:
             TransportError: There has been none.
@@ -84,7 +87,7 @@ class MqttTransport:
 
     @property
     def version(self) -> str:
-        """The version of MQTT that is spoken: `5` or `3.1.1`."""
+        """Returns the version of MQTT that is spoken: `5` or `3.1.1`."""
         return self._versions[0]
 
     async def __aenter__(self) -> Self:
@@ -180,8 +183,7 @@ class MqttTransport:
 
     async def _connect_first(self) -> None:
         """Connects; what cannot be reached is tried again for `wait_for_broker_s`."""
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + self._settings.wait_for_broker_s
+        deadline = self._clock() + self._settings.wait_for_broker_s
         attempt = 0
         while True:
             try:
@@ -194,7 +196,7 @@ class MqttTransport:
                 attempt += 1
                 # Who was thrown out at once asks again, and is told by whom.
                 may_be_taken = isinstance(error, LinkLost) and self._claim and attempt < MAX_CLAIMS
-                if loop.time() + pause > deadline and not may_be_taken:
+                if self._clock() + pause > deadline and not may_be_taken:
                     raise
                 if attempt == 1:
                     LOG.warning("%s; trying again until it answers", error)
@@ -206,7 +208,7 @@ class MqttTransport:
         while True:
             await self._lost.wait()
             LOG.warning("broker %s: the connection is lost; connecting again", self._settings.place)
-            if time.monotonic() - self._connected_at >= STABLE_S:
+            if self._clock() - self._connected_at >= STABLE_S:
                 attempt = 0
             while self._lost.is_set():
                 await self._sleep(self._backoff_s(attempt))
@@ -222,11 +224,11 @@ class MqttTransport:
                     LOG.info("broker %s: connected again", self._settings.place)
 
     def _backoff_s(self, attempt: int) -> float:
-        """Full jitter, so that a fleet does not come back at once when its broker does."""
+        """Draws a pause, of full jitter: a fleet must not come back at once when its broker does."""
         return self._random.uniform(0, min(self._max_backoff_s, 0.5 * 2.0 ** min(attempt, 16)))
 
     async def _connect(self) -> None:
-        """One attempt: claim, connection, subscriptions, birth; only then publishes go out."""
+        """Tries once: claim, connection, subscriptions, birth; only then publishes go out."""
         if self._claim is not None:
             await self._claim(self._was_taken)
         link = await self._open_link()
@@ -239,12 +241,12 @@ class MqttTransport:
         except BaseException:
             link.close()
             raise
-        self._connected_at = time.monotonic()
+        self._connected_at = self._clock()
         self._link, self._window = link, asyncio.Semaphore(link.limits.max_in_flight)
         self._changed.set()
 
     async def _open_link(self) -> Link:
-        """A link in the first version of MQTT that the broker takes; later versions are not tried again."""
+        """Opens a link in the first version of MQTT that the broker takes; later ones are not tried again."""
         while True:
             link = Link(self._settings, self.version, self._presence, self._received, self._lose)
             is_last = len(self._versions) == 1
@@ -278,7 +280,7 @@ class MqttTransport:
         self._lost.set()
 
     def _end(self, fault: PlaceTaken) -> None:
-        """Whoever publishes or listens gets `fault`; nothing is said of the presence, which is another's."""
+        """Gives `fault` to whoever publishes or listens; the presence, which is another's, stays."""
         self._fault, self._is_left = fault, True
         self._changed.set()
         self._queue.put_nowait(None)

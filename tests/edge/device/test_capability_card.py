@@ -5,7 +5,8 @@ import pytest
 from converters.bases.read import read_base
 from converters.errors import BaseModelError
 from edge.backends.toy import make_toy_base
-from edge.device.capability_card import base_fingerprint, capability_card, device_presence, memory_bytes
+from edge.device.capability_card import capability_card, device_presence, memory_bytes
+from edge.device.own_base import base_fingerprint
 
 BASE = "b" * 64
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from edge.transport.base import Message, Presence, Transport
+from edge.transport.base import BirthAndWill, Message, Transport
 from edge.transport.memory import MemoryBroker, MemoryTransport
 from edge.transport.mqtt.transport import MqttTransport
 from edge.transport.settings import MqttSettings
@@ -22,12 +22,12 @@ MOSQUITTO = shutil.which("mosquitto", path="/usr/sbin:/usr/local/sbin:/opt/homeb
 )
 VICTIM = """
 import asyncio, sys
-from edge.transport.base import Presence
+from edge.transport.base import BirthAndWill
 from edge.transport.mqtt.transport import MqttTransport
 from edge.transport.settings import MqttSettings
 
 async def main(url, protocol, client_id, topic):
-    presence = Presence(topic, b"on", b"off")
+    presence = BirthAndWill(topic, b"on", b"off")
     async with MqttTransport(MqttSettings.from_url(url, client_id, protocol=protocol), presence):
         print("connected", flush=True)
         await asyncio.sleep(60)
@@ -56,10 +56,10 @@ class MemorySite:
     async def __aexit__(self, *exc: object) -> None:
         pass
 
-    def client(self, client_id: str, presence: Presence | None = None) -> Transport:
+    def client(self, client_id: str, presence: BirthAndWill | None = None) -> Transport:
         return MemoryTransport(self.broker, client_id, presence)
 
-    async def kill_client(self, client_id: str, presence: Presence) -> None:
+    async def kill_client(self, client_id: str, presence: BirthAndWill) -> None:
         await self.client(client_id, presence).__aenter__()
         self.broker.kill(client_id)
 
@@ -77,11 +77,11 @@ class MqttSite:
         self.port = free_port()
         self.url = f"mqtt://127.0.0.1:{self.port}"
 
-    def client(self, client_id: str, presence: Presence | None = None) -> MqttTransport:
+    def client(self, client_id: str, presence: BirthAndWill | None = None) -> MqttTransport:
         settings = MqttSettings.from_url(self.url, client_id, protocol=self.protocol, wait_for_broker_s=5)
         return MqttTransport(settings, presence, max_backoff_s=0.2)
 
-    async def kill_client(self, client_id: str, presence: Presence) -> None:
+    async def kill_client(self, client_id: str, presence: BirthAndWill) -> None:
         words = [sys.executable, "-c", VICTIM, self.url, self.protocol, client_id, presence.topic]
         victim = await asyncio.create_subprocess_exec(*words, stdout=asyncio.subprocess.PIPE)
         assert victim.stdout is not None
@@ -141,7 +141,7 @@ class AmqttSite(MqttSite):
 
     def __init__(self) -> None:
         super().__init__("3.1.1")
-        from edge.transport.broker import EmbeddedBroker
+        from edge.transport.amqtt import EmbeddedBroker
 
         self._new_broker = lambda: EmbeddedBroker(self.port)
 

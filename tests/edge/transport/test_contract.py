@@ -7,7 +7,7 @@ import random
 import pytest
 
 from edge.errors import TransportError
-from edge.transport.base import Message, Presence
+from edge.transport.base import BirthAndWill, Message
 
 
 def test_every_published_message_arrives(site, take):
@@ -54,7 +54,7 @@ def test_an_empty_payload_clears_what_is_retained(site, take):
 def test_birth_is_retained_while_connected_and_the_wills_payload_after_leaving(site, take):
     async def scenario():
         async with site, site.client("reader") as reader:
-            presence = Presence("device/d1/state", b"on", b"off")
+            presence = BirthAndWill("device/d1/state", b"on", b"off")
             async with site.client("d1", presence):
                 await reader.subscribe("device/+/state")
                 messages = reader.messages()
@@ -71,7 +71,7 @@ def test_a_killed_clients_will_is_published(site, take):
     async def scenario():
         async with site, site.client("reader") as reader:
             await reader.subscribe("device/+/state")
-            await site.kill_client("d1", Presence("device/d1/state", b"on", b"off"))
+            await site.kill_client("d1", BirthAndWill("device/d1/state", b"on", b"off"))
             taken = await take(reader.messages(), {b"on", b"off"})
             assert [m.payload for m in taken] == [b"on", b"off"]
 
@@ -143,7 +143,7 @@ def test_200_chunks_of_64_kib_arrive_intact(site, take):
 
 def test_a_restart_of_the_broker_is_mended(site, take):
     async def scenario():
-        presence = Presence("device/d1/state", b"on", b"off")
+        presence = BirthAndWill("device/d1/state", b"on", b"off")
         async with site, site.client("reader") as reader, site.client("d1", presence) as device:
             await reader.subscribe("#")
             messages = reader.messages()

@@ -16,9 +16,12 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from msgspec import structs
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.reasoncodes import ReasonCode
 
 from edge.errors import BrokerRefused, ConfigError, PlaceTaken, TlsFailure, TransportError
-from edge.transport.base import Presence
+from edge.transport.base import BirthAndWill
+from edge.transport.mqtt.dial import ProtocolRefused, refusal
 from edge.transport.mqtt.transport import MqttTransport
 from edge.transport.settings import MqttSettings
 
@@ -68,6 +71,25 @@ def test_a_broker_that_is_not_there_is_one_line():
 def test_a_host_that_has_no_address_is_one_line():
     with pytest.raises(TransportError, match=r"broker nowhere.invalid:1883 cannot be reached: "):
         asyncio.run(_connect(MqttSettings.from_url("mqtt://nowhere.invalid", "d1")))
+
+
+@pytest.mark.parametrize(
+    ("code", "kind"),
+    [
+        (0x84, ProtocolRefused),  # unsupported protocol version
+        (0x86, BrokerRefused),  # bad user name or password
+        (0x87, BrokerRefused),  # not authorized
+        (0x88, TransportError),  # server unavailable
+        (0x89, TransportError),  # server busy
+        (0x97, TransportError),  # quota exceeded
+        (0x9F, TransportError),  # connection rate exceeded
+    ],
+)
+def test_what_a_refusal_means_is_told_by_its_code(code, kind):
+    """Only what may pass is tried again."""
+    error = refusal(ReasonCode(PacketTypes.CONNACK, identifier=code), MqttSettings(host="h", client_id="d1"))
+    assert type(error) is kind
+    assert "broker h:1883 refused client d1: " in str(error)
 
 
 @pytest.mark.broker
@@ -123,7 +145,7 @@ def test_auto_speaks_5_where_it_can(mosquitto):
 
 
 def test_auto_falls_back_to_3_1_1_and_5_alone_is_refused():
-    broker = pytest.importorskip("edge.transport.broker", reason="needs the broker extra")
+    broker = pytest.importorskip("edge.transport.amqtt", reason="needs the broker extra")
 
     async def scenario():
         async with broker.EmbeddedBroker() as embedded:
@@ -139,7 +161,7 @@ def test_auto_falls_back_to_3_1_1_and_5_alone_is_refused():
 
 
 def test_the_embedded_broker_asks_for_a_password_where_it_has_users():
-    broker = pytest.importorskip("edge.transport.broker", reason="needs the broker extra")
+    broker = pytest.importorskip("edge.transport.amqtt", reason="needs the broker extra")
 
     async def scenario():
         async with broker.EmbeddedBroker(users={"ann": "secret"}) as embedded:
@@ -326,13 +348,13 @@ def test_the_back_off_grows_to_its_bound_and_is_drawn_from_the_generator():
 
 
 def test_a_client_whose_broker_has_gone_can_be_left():
-    broker = pytest.importorskip("edge.transport.broker", reason="needs the broker extra")
+    broker = pytest.importorskip("edge.transport.amqtt", reason="needs the broker extra")
 
     async def scenario():
         settings = None
         async with broker.EmbeddedBroker() as embedded:
             settings = MqttSettings.from_url(embedded.url, "d1", protocol="3.1.1")
-            client = await MqttTransport(settings, Presence("d1", b"on", b"off")).__aenter__()
+            client = await MqttTransport(settings, BirthAndWill("d1", b"on", b"off")).__aenter__()
         waiting = asyncio.create_task(client.publish("up/1", b"never"))
         await asyncio.sleep(0.05)
         async with asyncio.timeout(5):

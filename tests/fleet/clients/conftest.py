@@ -17,10 +17,10 @@ from coordinator.observers.terminal import Terminal
 from coordinator.server import Coordinator
 from coordinator.strategies.contract import Calibrator
 from edge.backends.toy import make_toy_base
-from edge.device.capability_card import device_presence, fresh_memory
+from edge.device.capability_card import device_presence
 from edge.device.client import Client
 from edge.device.config import DeviceConfig, read_config
-from edge.device.state import DeviceState
+from edge.device.state import DeviceState, fresh_memory
 from edge.events import Event
 from edge.storage.spool import Spool
 from edge.training.worker.supervisor import Worker

@@ -11,9 +11,9 @@ import pytest
 from converters.bases.read import read_base
 from converters.errors import BaseModelError
 from converters.proof.sample import MAX_BYTES
-from edge.device.capability_card import base_files, fresh_memory
 from edge.device.learning.proof import sample_of
-from edge.device.state import DeviceState, Memory
+from edge.device.own_base import base_files
+from edge.device.state import DeviceState, Memory, fresh_memory
 from edge.protocol.messages import Blob, Hello, Manifest
 from edge.protocol.signing import open_signed
 from edge.protocol.topics import Topics
