@@ -224,12 +224,13 @@ def _import_api() -> Any:
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # read by libgomp: idle threads must not spin
     os.environ.setdefault("GGML_NO_BACKTRACE", "1")  # an abort must not wait for a debugger
     try:
-        return importlib.import_module("llama_cpp.llama_cpp")
+        import llama_cpp.llama_cpp
     except (ImportError, OSError, RuntimeError, AttributeError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise BackendError(
             f"backend llama_cpp: the installed llama-cpp-python cannot be loaded: {reason}; install it again"
         ) from error
+    return llama_cpp.llama_cpp
 
 
 def _operations(ggml: ctypes.CDLL) -> dict[int, str]:

@@ -125,7 +125,7 @@ def find_error(load_dequantised):
         )
         errors = {}
         for (name, kind), g in found.items():
-            turned = ours.gguf.to_hub_rows(name, g) if kind == "b" else g
+            turned = ours.naming.to_hub_rows(name, g) if kind == "b" else g
             errors[name, kind] = turned - expected[name, kind]
         return Error(
             max(float(np.abs(error).max() / np.abs(expected[key]).max()) for key, error in errors.items()),
