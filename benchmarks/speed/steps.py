@@ -112,14 +112,12 @@ def draw_batches(work: Work, vocab_size: int) -> Iterator[Batch]:
 
 def draw_batch(random: np.random.Generator, vocab_size: int, num_tokens: int, labelled: float) -> Batch:
     """Draws one example of random tokens, its last part labelled as a completion is."""
-    tokens = random.integers(0, vocab_size, (1, num_tokens + 1), np.int32)
-    places = np.arange(num_tokens, dtype=np.int32)[None]
+    tokens = random.integers(0, vocab_size, num_tokens + 1, np.int32)
     return Batch(
-        tokens=tokens[:, :-1],
-        targets=tokens[:, 1:],
-        weights=(places >= round(num_tokens * (1 - labelled))).astype(np.float32),
-        segments=np.ones_like(places),
-        positions=places,
+        tokens=tokens[:-1],
+        targets=tokens[1:],
+        weights=(np.arange(num_tokens) >= round(num_tokens * (1 - labelled))).astype(np.float32),
+        lengths=np.array([num_tokens]),
     )
 
 
@@ -128,8 +126,7 @@ def draw_row(random: np.random.Generator, vocab_size: int, work: Work) -> Batch:
     low, high = np.log([SHORTEST_FLAT, work.num_tokens + 1])
     lengths = np.exp(random.uniform(low, high, int(random.integers(1, MOST_EXAMPLES + 1)))).astype(int)
     alone = [draw_batch(random, vocab_size, length, work.labelled) for length in lengths]
-    row = Batch._make(np.concatenate(fields, axis=1) for fields in zip(*alone, strict=True))
-    return row._replace(segments=np.repeat(np.arange(1, len(lengths) + 1, dtype=np.int32), lengths)[None])
+    return Batch._make(np.concatenate(fields) for fields in zip(*alone, strict=True))
 
 
 def main() -> None:

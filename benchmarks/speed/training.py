@@ -34,7 +34,6 @@ from benchmarks.measuring import as_json, last_line, run_module, spread
 from benchmarks.speed.rivals import (
     BATCH,
     LR,
-    SEQ_TOKENS,
     WARM_STEPS,
     Clock,
     Timing,
@@ -46,7 +45,8 @@ from benchmarks.speed.rivals import (
     run_trainer,
     timing,
 )
-from edge.backends.batch_layout import flatten
+from edge.backends import load_model
+from edge.backends.batch_layout import row_each
 from edge.backends.contract import Batch
 from edge.training.packing import Example, build_batch
 
@@ -201,42 +201,33 @@ def run_torch(work: Work) -> list[Timing]:
 
 def run_mlx(work: Work) -> list[Timing]:
     """Runs our MLX backend as it stands."""
-    from edge.backends.mlx import model as mlx
-
-    model = mlx.load(Path(work.base), precision="float32")
+    model = load_model("mlx", Path(work.base), precision="float32")
     drawn = list(mlx_lm_batches(read_examples(work), 2))  # its second epoch is timed, as the rival's
     examples = [example for rows in drawn for example in rows]
-    batches = [_pack(rows) for rows in drawn]
+    batches = [build_batch(rows) for rows in drawn]
     return [_time_steps("ours", model, batches, examples, warm=len(batches) // 2, clip_norm=0.0)]
 
 
 def _run_torch(stage: Stage, work: Work) -> Timing:
-    from edge.backends.torch import model as backend
-
-    model = backend.load(Path(work.base), precision=stage.precision)  # type: ignore[arg-type]
+    model: Any = load_model("torch", Path(work.base), precision=stage.precision)  # type: ignore[arg-type]
     if not stage.is_packed:
-        model.layout = lambda batch: batch
+        model.forward.layout = row_each
     examples = read_examples(work)
     batches = []
     for rows in chunks(examples, BATCH):
-        batch = _pack(rows) if stage.is_packed else _pad(rows)
+        batch = build_batch(rows if stage.is_packed else _pad(rows))
         if not stage.at_labels:
-            batch = flatten(batch) if stage.is_packed else batch
             batch = batch._replace(weights=np.maximum(batch.weights, UNSEEN))
         batches.append(batch)
     return _time_steps(stage.name, model, batches, examples, warm=WARM_STEPS, clip_norm=1.0)
 
 
-def _pack(examples: Sequence[Example]) -> Batch:
-    return build_batch(examples, [[row] for row in range(len(examples))], seq_tokens=SEQ_TOKENS)
-
-
-def _pad(examples: Sequence[Example]) -> Batch:
+def _pad(examples: Sequence[Example]) -> Iterator[Example]:
     # As a collator does: one example a row, all as wide as the longest, and no row shows that it is padded.
-    batch = build_batch(examples, [[row] for row in range(len(examples))], seq_tokens=SEQ_TOKENS)
-    longest = max(len(example.tokens) - 1 for example in examples)
-    batch = Batch(*(field[:, :longest] for field in batch))
-    return batch._replace(positions=np.tile(np.arange(longest, dtype=np.int32), (len(examples), 1)))
+    longest = max(len(example.tokens) for example in examples)
+    for tokens, labels in examples:
+        room = (0, longest - len(tokens))
+        yield Example(np.pad(tokens, room), np.pad(labels, room))
 
 
 def _time_steps(

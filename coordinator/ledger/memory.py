@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from coordinator.ledger.contract import EVERYTHING, MAX_REFUSALS, check_facts
 from coordinator.ledger.records import Device, DiscardReason, Refusal, Tally, Update, Version, new_update
-from coordinator.strategies.base import Account
+from coordinator.strategies.contract import Account
 from edge.errors import MissingObject, Rejected
 from edge.protocol.messages import UpdateHeader
 

@@ -1,130 +1,143 @@
-"""What a batch asks of a model besides its forward pass: the labelled positions, and sums over examples.
+"""Rows of one width, for a forward pass that takes no other form, and groups of examples of like lengths.
 
-Logits are computed at labelled positions only: on instruction data that is a fraction of all tokens, and with
-a vocabulary of 32,000 the head is a third of a small model's work.
+Batches are planned by such rows (`edge/training/packing.py`), so that one fits into memory whatever computes
+it. A GPU computes in them, several examples a row; on a processor attention goes example by example, or each
+example has a row of its own.
+
+A kernel is compiled for each shape, by MLX on a GPU and by oneDNN for bfloat16 on a processor, and kept. On
+data of unlike lengths every step would bring new ones: there sizes are rounded up to few.
 """
 
+from bisect import bisect_left, insort
+from collections.abc import Callable, Sequence
+from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edge.backends.contract import Batch, Score
+from edge.backends.contract import Batch
+
+Rows = list[list[int]]  # by row, which examples lie in it
+WIDTH_STEP = 32  # widths are multiples of it: few shapes, each fit for the vector units
+FULL_ENOUGH = 0.95  # of a row's tokens in use; narrower rows have cheaper attention
+ROW_TOKENS = 512  # of a packed row, unless one example is longer
 
 
-class Labels(NamedTuple):
-    """The labelled positions of a batch, in order of row and column; all of shape (labels,)."""
+class TokenRows(NamedTuple):
+    """A batch laid out in rows; all but `places` are of shape (rows, width)."""
 
-    places: NDArray[np.int64]  # into the batch's positions, flattened
-    targets: NDArray[np.int64]
-    weights: NDArray[np.float32]
-
-
-def find_labels(batch: Batch) -> Labels:
-    """Positions whose weight is not 0."""
-    places = np.flatnonzero(batch.weights)
-    return Labels(places, batch.targets.ravel()[places].astype(np.int64), batch.weights.ravel()[places])
+    tokens: NDArray[np.int32]  # 0 where there is padding
+    segments: NDArray[np.int32]  # 1, 2, … for the examples of a row; 0 is padding
+    positions: NDArray[np.int32]  # counted from 0 within each example
+    places: NDArray[np.int64]  # (tokens,): where each token of the batch lies in the flattened rows
 
 
-def sum_score(
-    batch: Batch, labels: Labels, losses: NDArray[np.floating], predicted: NDArray[np.integer]
-) -> Score:
-    """Sums over a batch from the loss and the most likely token at each label."""
-    is_correct = predicted == labels.targets
-    example = number_examples(batch).ravel()[labels.places]
-    num_labels, num_wrong = np.bincount(example), np.bincount(example, ~is_correct)
-    return Score(
-        loss_sum=float(losses.astype(np.float64) @ labels.weights),
-        weight_sum=float(labels.weights.sum(dtype=np.float64)),
-        num_correct=int(is_correct.sum()),
-        num_labels=len(is_correct),
-        num_exact=int(np.count_nonzero((num_labels > 0) & (num_wrong == 0))),
-        num_examples=int(np.count_nonzero(num_labels)),
-    )
+Layout = Callable[[Batch], TokenRows]
 
 
-def number_examples(batch: Batch) -> NDArray[np.int64]:
-    """The example of each position, from 1 in order of row and segment; 0 is padding: (rows, width).
-
-    An example is a pair of row and segment, whatever the numbers of segments are: a row cut out of a wider
-    one may bear a number above its own width.
-    """
-    num_rows = len(batch.segments)
-    above = int(batch.segments.max(initial=0)) + 1
-    pairs = batch.segments + above * np.arange(num_rows, dtype=np.int64)[:, None]
-    used = batch.segments > 0
-    numbers = np.zeros(pairs.shape, np.int64)
-    numbers[used] = np.unique(pairs[used], return_inverse=True)[1] + 1
-    return numbers
+def one_row(batch: Batch, *, width: int = 0) -> TokenRows:
+    """Lays all examples end to end into one row, of at least `width`."""
+    return lay_out(batch, [range(batch.num_examples)], width=width)
 
 
-def average_examples(batch: Batch, hidden: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Means of `hidden` (rows, width, size) over each example: (examples, size), by row and segment."""
-    used = batch.segments > 0
-    example = number_examples(batch)[used] - 1
-    sums = np.zeros((int(example.max(initial=-1)) + 1, hidden.shape[-1]), np.float64)
-    np.add.at(sums, example, hidden[used])
-    means: NDArray[np.float32] = (sums / np.bincount(example)[:, None]).astype(np.float32)
-    return means
+def row_each(batch: Batch, *, width: int = 0) -> TokenRows:
+    """Gives each example a row of its own: for models in which packed examples would see each other."""
+    return lay_out(batch, [[index] for index in range(batch.num_examples)], width=width)
 
 
-def mean_weights(batch: Batch) -> NDArray[np.float32]:
-    """What each position, flattened, counts in the mean of each example: (examples, positions).
-
-    A product with it is `average_examples`, and can be differentiated; unlike a sum by index it is the same
-    to the last bit on a GPU, too.
-    """
-    used = np.flatnonzero(batch.segments)
-    example = number_examples(batch).ravel()[used] - 1
-    weights = np.zeros((int(example.max(initial=-1)) + 1, batch.segments.size), np.float32)
-    weights[:, used] = mean_rows(example)
-    return weights
+def pack_rows(batch: Batch) -> TokenRows:
+    """Packs several examples into each row, as a GPU wants them."""
+    longest = int(batch.lengths.max(initial=1))
+    room = max(round_width(longest), ROW_TOKENS)
+    rows = fit_rows(np.arange(batch.num_examples), batch.lengths, row_tokens=room, tokens=batch.num_tokens)
+    widest = max(int(batch.lengths[row].sum()) for row in rows)
+    return lay_out(batch, rows, width=round_width(widest))
 
 
-def mean_rows(example: NDArray[np.integer]) -> NDArray[np.float32]:
-    """Rows by which a product takes means: (examples, tokens), for the example of each token, from 0."""
-    lengths = np.bincount(example)
-    rows = np.zeros((len(lengths), len(example)), np.float32)
-    rows[example, np.arange(len(example))] = 1 / lengths[example]
-    return rows
-
-
-def unpack(batch: Batch) -> Batch:
-    """The same examples, one a row: for models in which packed examples would see each other."""
-    used = batch.segments > 0
-    row = number_examples(batch)[used] - 1
-    place = (row, batch.positions[used])
-    shape = (int(row.max(initial=0)) + 1, int(place[1].max(initial=0)) + 1)
-    unpacked = Batch._make(np.zeros(shape, field.dtype) for field in batch)
-    for new, old in zip(unpacked, batch, strict=True):
-        new[place] = old[used]
-    unpacked.segments[place] = 1
-    return unpacked
-
-
-def flatten(batch: Batch) -> Batch:
-    """The same examples in one row without padding, segments numbered through: shape (1, useful tokens)."""
-    used = batch.segments > 0
-    flat = Batch._make(field[used][None] for field in batch)
-    return flat._replace(segments=number_examples(batch)[used][None].astype(np.int32))
+def lay_out(batch: Batch, rows: Sequence[Sequence[int]], *, width: int = 0) -> TokenRows:
+    """Lays the examples of `batch` out in `rows`, each example once, in rows of at least `width`."""
+    order = np.fromiter(chain.from_iterable(rows), np.int64)
+    counts = np.array([len(row) for row in rows])
+    row, first = np.repeat(np.arange(len(rows)), counts), np.cumsum(counts) - counts
+    lengths = batch.lengths[order]
+    begins = np.cumsum(lengths) - lengths
+    begins -= begins[first][row]  # now counted from each row's own beginning
+    width = max(width, int((begins + lengths).max()))
+    starts, segments = np.zeros_like(order), np.zeros_like(order)
+    starts[order] = row * width + begins
+    segments[order] = np.arange(len(order)) - first[row] + 1
+    places = np.repeat(starts, batch.lengths) + batch.positions
+    laid = np.zeros((3, len(rows) * width), np.int32)
+    laid[:, places] = batch.tokens, segments[batch.owners], batch.positions
+    tokens, numbers, positions = laid.reshape(3, len(rows), width)
+    return TokenRows(tokens, numbers, positions, places)
 
 
 def group_by_length(batch: Batch) -> list[Batch]:
-    """The same examples, one a row, in batches of like lengths: rows are at least 7/8 full."""
-    flat = flatten(batch)
-    lengths = np.bincount(flat.segments[0], minlength=1)[1:]
-    starts = np.cumsum(lengths) - lengths
+    """Splits a batch into groups of like lengths: rows of one example each are at least 7/8 full in each."""
     groups: list[Batch] = []
-    longest_first = np.argsort(-lengths, kind="stable")
+    longest_first = np.argsort(-batch.lengths, kind="stable")
     while longest_first.size:
-        width = lengths[longest_first[0]]
-        count = np.count_nonzero(lengths[longest_first] * 8 >= width * 7)
-        chosen, longest_first = longest_first[:count], longest_first[count:]
-        columns = np.arange(width)
-        is_used = columns < lengths[chosen, None]
-        place = np.where(is_used, starts[chosen, None] + columns, 0)
-        group = Batch._make(np.where(is_used, field[0][place], 0).astype(field.dtype) for field in flat)
-        groups.append(
-            group._replace(segments=is_used.astype(np.int32))
-        )  # each row's only example is its first
+        lengths = batch.lengths[longest_first]
+        count = np.count_nonzero(lengths * 8 >= lengths[0] * 7)
+        groups.append(batch.select(longest_first[:count]))
+        longest_first = longest_first[count:]
     return groups
+
+
+def fit_rows(
+    examples: NDArray[np.int64], lengths: NDArray[np.int64], *, row_tokens: int, tokens: int
+) -> Rows:
+    """Fits examples into rows, longest first into the fullest row that takes it (best fit decreasing).
+
+    Rows just wide enough for the longest example have the cheapest attention; wider ones are filled better.
+    Of either, a whole number makes up `tokens`.
+
+    Args:
+        examples: Indices into `lengths`.
+        lengths: Tokens of each example, at most `row_tokens`.
+        row_tokens: Longest row.
+        tokens: Of one batch, padding included.
+    """
+    total = int(lengths[examples].sum())
+    longest = round_width(int(lengths[examples].max(initial=1)), row_tokens)
+    num_rows = max(1, tokens // longest)
+    while True:
+        room = min(max(tokens // num_rows // WIDTH_STEP * WIDTH_STEP, longest), row_tokens)
+        rows = _best_fit(examples, lengths, room)
+        if num_rows == 1 or room == row_tokens or total >= FULL_ENOUGH * room * len(rows):
+            return rows
+        num_rows //= 2
+
+
+def round_width(used: int, most: int | None = None) -> int:
+    """Rounds a row's used tokens up to a multiple of 32, and down to `most`."""
+    width = -(-used // WIDTH_STEP) * WIDTH_STEP
+    return width if most is None else min(width, most)
+
+
+def round_up(count: int, *, sizes: int = 4) -> int:
+    """Rounds up to one of so many `sizes`, a power of two, to each power of two, and to a multiple of 16.
+
+    With 4 an eighth is filled up on average, with 8 a sixteenth.
+    """
+    step = max(16, (1 << count.bit_length()) // (2 * sizes))
+    return -(-max(count, 1) // step) * step
+
+
+def _best_fit(examples: NDArray[np.int64], lengths: NDArray[np.int64], room: int) -> Rows:
+    descending = examples[np.argsort(-lengths[examples], kind="stable")]
+    rows: Rows = []
+    gaps: list[tuple[int, int]] = []  # (free tokens, row), sorted
+    for index, length in zip(descending.tolist(), lengths[descending].tolist(), strict=True):
+        at = bisect_left(gaps, (length, 0))
+        if at == len(gaps):
+            gap, row = room, len(rows)
+            rows.append([])
+        else:
+            gap, row = gaps.pop(at)
+        rows[row].append(index)
+        if gap > length:
+            insort(gaps, (gap - length, row))
+    return rows

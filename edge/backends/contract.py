@@ -9,6 +9,7 @@ AdamW is Loshchilov & Hutter's (arXiv 1711.05101) with bias correction, betas (0
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -23,26 +24,54 @@ Snapshot = dict[str, NDArray[Any]]  # flat names to arrays: adapter, both AdamW 
 
 
 class Batch(NamedTuple):
-    """Packed token rows; several examples may share a row, none sees another.
+    """Some examples end to end, without padding: ragged, as no width holds for all.
 
-    All are of shape (rows, width). Position t of a row attends to positions s <= t of the same segment.
+    Example i has `lengths[i]` tokens and begins where example i - 1 ends. Its token at position t attends to
+    positions s <= t of the same example, and to nothing of another.
     """
 
-    tokens: NDArray[np.int32]
-    targets: NDArray[np.int32]  # the next token of the same example; anything where the weight is 0
-    weights: NDArray[np.float32]  # 0 where the target is not trained on
-    segments: NDArray[np.int32]  # 1, 2, … within a row; 0 is padding
-    positions: NDArray[np.int32]  # counted from 0 within each segment
+    tokens: NDArray[np.int32]  # (tokens,)
+    targets: NDArray[np.int32]  # (tokens,): the next token of the same example; any where the weight is 0
+    weights: NDArray[np.float32]  # (tokens,): 0 where the target is not trained on
+    lengths: NDArray[np.int64]  # (examples,): tokens of each example, at least 1; their sum is `tokens`
 
     @property
     def num_tokens(self) -> int:
-        """Useful tokens: all but padding."""
-        return int(np.count_nonzero(self.segments))
+        """Tokens of all examples."""
+        return len(self.tokens)
 
     @property
     def num_examples(self) -> int:
-        """Examples in all rows."""
-        return int(self.segments.max(1, initial=0).sum())
+        """Examples, with or without a label."""
+        return len(self.lengths)
+
+    @property
+    def starts(self) -> NDArray[np.int64]:
+        """Where each example begins: (examples,)."""
+        return np.cumsum(self.lengths) - self.lengths
+
+    @property
+    def spans(self) -> list[slice]:
+        """Where each example lies among the tokens."""
+        ends = np.cumsum(self.lengths).tolist()
+        return [slice(begin, end) for begin, end in pairwise([0, *ends])]
+
+    @property
+    def owners(self) -> NDArray[np.int64]:
+        """The example of each token, counted from 0: (tokens,)."""
+        return np.repeat(np.arange(len(self.lengths)), self.lengths)
+
+    @property
+    def positions(self) -> NDArray[np.int32]:
+        """The place of each token in its example, counted from 0: (tokens,)."""
+        return (np.arange(len(self.tokens)) - np.repeat(self.starts, self.lengths)).astype(np.int32)
+
+    def select(self, chosen: Sequence[int] | NDArray[np.integer]) -> "Batch":
+        """Returns the examples numbered `chosen`, in that order."""
+        lengths = self.lengths[chosen]
+        shifts = self.starts[chosen] - (np.cumsum(lengths) - lengths)
+        places = np.repeat(shifts, lengths) + np.arange(int(lengths.sum()))
+        return Batch(self.tokens[places], self.targets[places], self.weights[places], lengths)
 
 
 class ModelCard(NamedTuple):
@@ -148,7 +177,7 @@ class Model(Protocol):
     def features(self, batch: Batch) -> NDArray[np.float32]:
         """Hidden states before the head, averaged over each example's tokens: (examples, hidden size).
 
-        Examples are in order of row and segment.
+        Examples are in the batch's order.
         """
         ...
 

@@ -3,6 +3,7 @@
 So clipping, AdamW, masks and snapshots are a few operations, whatever the number of modules.
 """
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -22,33 +23,43 @@ class Shape(NamedTuple):
 
 
 Form = dict[str, Shape]  # by module, in sorted order
+Matrices = dict[str, tuple[Array, Array]]  # by module: a and b
 
 
 def form_of(adapter: LoraAdapter) -> Form:
-    """What `adapter` looks like, its numbers left out."""
+    """Returns what `adapter` looks like, its numbers left out."""
     return {name: Shape(factors.a.shape, factors.b.shape, factors.scale) for name, factors in adapter}
 
 
 def to_vector(adapter: LoraAdapter) -> Array:
-    """All factors end to end: (parameters,)."""
+    """Joins all factors end to end: (parameters,)."""
     matrices = [matrix.ravel() for _, factors in adapter for matrix in (factors.a, factors.b)]
     return np.concatenate([np.zeros(0, np.float32), *matrices])
 
 
+def split_vector(vector: Array, form: Form) -> Matrices:
+    """Returns a and b of each module as views of `vector`."""
+    found, begin = {}, 0
+    for name, shape in form.items():
+        middle = begin + math.prod(shape.a)
+        end = middle + math.prod(shape.b)
+        found[name] = vector[begin:middle].reshape(shape.a), vector[middle:end].reshape(shape.b)
+        begin = end
+    return found
+
+
 def from_vector(vector: Array, form: Form) -> LoraAdapter:
-    """The adapter of `form` whose factors are `vector`; copies.
+    """Returns the adapter of `form` whose factors are copied from `vector`.
 
     Raises:
         AdapterError: Naming every module that has entries which are not finite.
     """
-    found, begin = {}, 0
-    for name, shape in form.items():
-        middle = begin + int(np.prod(shape.a))
-        end = middle + int(np.prod(shape.b))
-        a, b = vector[begin:middle].reshape(shape.a).copy(), vector[middle:end].reshape(shape.b).copy()
-        found[name] = Factors(a, b, shape.scale)
-        begin = end
-    return LoraAdapter(found)
+    return LoraAdapter(
+        {
+            name: Factors(a.copy(), b.copy(), form[name].scale)
+            for name, (a, b) in split_vector(vector, form).items()
+        }
+    )
 
 
 def check_mask(mask: LoraAdapter, form: Form) -> None:
@@ -76,7 +87,7 @@ def check_mask(mask: LoraAdapter, form: Form) -> None:
 
 
 def mask_vector(mask: LoraAdapter | None, form: Form) -> NDArray[np.bool_] | None:
-    """True where an entry is trained: (parameters,); None where all are.
+    """Returns where an entry is trained: (parameters,), or None where all are.
 
     Raises:
         BackendError: As `check_mask`.

@@ -83,13 +83,11 @@ def measure_speeds(
 
 
 def trial_batch(model: TrainableModel) -> Batch:
-    """Examples of arbitrary tokens and of unlike lengths, one a row; fewer for a larger model."""
+    """Makes examples of arbitrary tokens and of unlike lengths; fewer for a larger model."""
     card = model.card
     num_tokens = min(max(PARAMETER_TOKENS // max(card.num_parameters, 1), LEAST_TOKENS), MOST_TOKENS)
     lengths = np.minimum([*LENGTHS] * (num_tokens // sum(LENGTHS)), card.max_tokens)
-    shape = (len(lengths), int(lengths.max()))
-    tokens = (np.arange(shape[0] * shape[1], dtype=np.int32) * 7 % card.vocab_size).reshape(shape)
-    places = np.tile(np.arange(shape[1], dtype=np.int32), (shape[0], 1))
-    is_used = places < lengths[:, None]
-    weights = (is_used & (places >= lengths[:, None] * (1 - LABELLED))).astype(np.float32)
-    return Batch(tokens, np.roll(tokens, -1, 1), weights, is_used.astype(np.int32), places)
+    tokens = np.arange(lengths.sum() + 1, dtype=np.int32) * 7 % card.vocab_size
+    batch = Batch(tokens[:-1], tokens[1:], np.zeros(len(tokens) - 1, np.float32), lengths)
+    is_label = batch.positions >= np.repeat(lengths, lengths) * (1 - LABELLED)
+    return batch._replace(weights=is_label.astype(np.float32))

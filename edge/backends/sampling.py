@@ -1,5 +1,7 @@
 """The choice of the next token, for backends whose library leaves it to them."""
 
+from collections.abc import Callable, Collection, Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -27,3 +29,31 @@ def pick_token(
         shares[order[before >= top_p]] = 0
         shares /= shares.sum()
     return int(random.choice(len(shares), p=shares))
+
+
+def continue_text(
+    prompt: Sequence[int],
+    room: int,
+    next_logits: Callable[[Sequence[int]], NDArray[np.float32]],
+    pick: Callable[[NDArray[np.float32]], int],
+    ends: Collection[int | None],
+    on_token: Callable[[int], object],
+) -> list[int]:
+    """Generates a completion, token by token, without its prompt.
+
+    Args:
+        prompt: Token ids.
+        room: The most tokens of the completion.
+        next_logits: Computes the (vocabulary,) logits of what follows the tokens so far.
+        pick: Chooses a token by its logits.
+        ends: Tokens that end the completion, and are left out.
+        on_token: Called with each token as it comes.
+    """
+    tokens = list(prompt)
+    for _ in range(room):
+        token = pick(next_logits(tokens))
+        if token in ends:
+            break
+        tokens.append(token)
+        on_token(token)
+    return tokens[len(prompt) :]

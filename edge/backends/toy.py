@@ -1,15 +1,15 @@
 """The toy backend: a one-layer attention model over bytes, in numpy, with gradients by hand.
 
 Small enough for tests and try-outs (loads in milliseconds, trains a step in a few), and honest: causal
-attention within segments, LoRA on its four linear modules, AdamW. With x the token embeddings and sinusoidal
-positions, its hidden states are h = x + o_proj(attention(q_proj x, k_proj x, v_proj x)), its logits
-h @ lm_head.
+attention example by example, LoRA on its four linear modules, AdamW. With x the token embeddings and
+sinusoidal positions, its hidden states are h = x + o_proj(attention(q_proj x, k_proj x, v_proj x)), its
+logits h @ lm_head.
 
 A base is a folder that `make_toy_base` writes: `toy.json`, and weights under their Hugging Face names.
 """
 
 import json
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,19 +19,14 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from converters.adapter import Factors, LoraAdapter
+from converters.adapter import LoraAdapter
 from converters.bases.fit import check_fit
 from converters.errors import BaseModelError
-from edge.backends.batch_layout import (
-    Labels,
-    average_examples,
-    find_labels,
-    mean_weights,
-    sum_score,
-)
+from edge.backends.adamw import AdamW
 from edge.backends.contract import Batch, ModelCard, OnToken, Precision, Score, Snapshot
-from edge.backends.parameters import check_mask, form_of
-from edge.backends.sampling import pick_token
+from edge.backends.labels import average_examples, find_labels, mean_weights, sum_score
+from edge.backends.parameters import Matrices, form_of, from_vector, mask_vector, split_vector, to_vector
+from edge.backends.sampling import continue_text, pick_token
 from edge.errors import BackendError, OutOfMemory
 
 Array = NDArray[np.float32]
@@ -39,7 +34,6 @@ BOS, EOS, VOCAB = 256, 257, 258
 LAYER = "model.layers.0.self_attn."
 PROJECTIONS = tuple(f"{LAYER}{letter}_proj" for letter in "qkvo")
 WEIGHTS = (*(name + ".weight" for name in PROJECTIONS), "model.embed_tokens.weight", "lm_head.weight")
-BETAS, EPSILON = (0.9, 0.999), 1e-8
 
 
 def make_toy_base(
@@ -131,15 +125,15 @@ class ByteTokenizer:
 
 
 class Trace(NamedTuple):
-    """What the forward pass leaves for the backward pass; B rows of width T, hidden size d."""
+    """What the forward pass leaves for the backward pass; t tokens, hidden size d."""
 
-    x: Array  # (B, T, d)
-    q: Array  # (B, T, d)
-    k: Array  # (B, T, d)
-    v: Array  # (B, T, d)
-    attention: Array  # (B, T, T)
-    z: Array  # (B, T, d), input of o_proj
-    h: Array  # (B, T, d)
+    x: Array  # (t, d)
+    q: Array  # (t, d)
+    k: Array  # (t, d)
+    v: Array  # (t, d)
+    attention: list[Array]  # of each example: (length, length)
+    z: Array  # (t, d), input of o_proj
+    h: Array  # (t, d)
 
 
 class ToyModel:
@@ -156,25 +150,24 @@ class ToyModel:
             vocab_size=VOCAB,
             num_parameters=sum(weight.size for weight in weights.values()),
         )
-        self.scales: dict[str, float] = {}
-        self.factors: dict[str, Array] = {}  # `<module>.a` and `<module>.b`
-        self.begin(weight_decay=0.0, clip_norm=0.0)
+        self.set_adapter(LoraAdapter({}))
 
     def set_adapter(self, adapter: LoraAdapter) -> None:
         """See `Model.set_adapter`."""
         check_fit(adapter, self.card.modules, "adapter does not fit the toy base")
-        self.scales = {name: factors.scale for name, factors in adapter}
-        self.factors = _by_factor(adapter)
+        self.form = form_of(adapter)
+        self.parameters = to_vector(adapter)
+        self.factors = split_vector(self.parameters, self.form)
         self.begin(weight_decay=0.0, clip_norm=0.0)
 
     def adapter(self) -> LoraAdapter:
         """See `Model.adapter`."""
-        return self._as_adapter(self.factors)
+        return from_vector(self.parameters, self.form)
 
     def score(self, batch: Batch) -> Score:
         """See `Model.score`."""
         labels = find_labels(batch)
-        logits = self._logits(self._forward(batch).h, labels)
+        logits = self._logits(self._forward(batch).h[labels.places])
         return sum_score(batch, labels, _cross_entropy(logits, labels.targets), logits.argmax(-1))
 
     def features(self, batch: Batch) -> Array:
@@ -193,14 +186,17 @@ class ToyModel:
         on_token: OnToken = lambda index, token: None,
     ) -> list[list[int]]:
         """See `Model.generate`."""
-        random = np.random.default_rng(seed)
-        stops = {EOS} if ends is None else ends
-
-        def choose(logits: Array) -> int:
-            return pick_token(logits, temperature, top_p, random)
-
+        pick = partial(pick_token, temperature=temperature, top_p=top_p, random=np.random.default_rng(seed))
+        ends = {EOS} if ends is None else ends
         return [
-            self._continue(list(prompt), max_tokens, choose, stops, partial(on_token, index))
+            continue_text(
+                prompt,
+                min(max_tokens, self.card.max_tokens - len(prompt)),
+                self._next_logits,
+                pick,
+                ends,
+                partial(on_token, index),
+            )
             for index, prompt in enumerate(prompts)
         ]
 
@@ -208,195 +204,143 @@ class ToyModel:
         self, *, weight_decay: float, clip_norm: float, pull: float = 0.0, mask: LoraAdapter | None = None
     ) -> None:
         """See `TrainableModel.begin`."""
-        self.mask: dict[str, Array] = {}
-        if mask is not None:
-            check_mask(mask, form_of(self.adapter()))
-            self.mask = _by_factor(mask)
-        self.weight_decay, self.clip_norm, self.pull = weight_decay, clip_norm, pull
-        self.dispatched = dict(self.factors)
-        self.num_steps = 0
-        self.moments = [{name: np.zeros_like(value) for name, value in self.factors.items()} for _ in BETAS]
+        self.pull, self.dispatched = pull, split_vector(self.parameters.copy(), self.form)
+        self.optimizer = AdamW(self.parameters, weight_decay, clip_norm, mask_vector(mask, self.form))
 
     def step(self, batches: Sequence[Batch], lr: float) -> float:
         """See `TrainableModel.step`."""
-        loss, gradients = self._differentiate(batches, self.pull)
-        self._update(gradients, lr)
+        loss, gradient = self._differentiate(batches, self.pull)
+        self.optimizer.step(gradient, lr)
         return loss
 
     def gradient(self, batches: Sequence[Batch]) -> tuple[float, LoraAdapter]:
         """See `TrainableModel.gradient`."""
-        loss, gradients = self._differentiate(batches, 0.0)
-        return loss, self._as_adapter(gradients)
+        loss, gradient = self._differentiate(batches, 0.0)
+        return loss, from_vector(gradient, self.form)
 
     def pull_back(self, batch: Batch, cotangent: Array) -> LoraAdapter:
         """See `TrainableModel.pull_back`."""
         self._check_memory([batch])
-        trace, gradients = self._forward(batch), self._zeros()
-        dh = (mean_weights(batch).T @ cotangent).reshape(trace.h.shape)
-        self._attention_backward(trace, dh, gradients)
-        return self._as_adapter(gradients)
+        gradient = np.zeros_like(self.parameters)
+        dh = mean_weights(batch).T @ cotangent
+        self._attention_backward(batch, self._forward(batch), dh, split_vector(gradient, self.form))
+        return from_vector(gradient, self.form)
 
     def snapshot(self) -> Snapshot:
         """See `TrainableModel.snapshot`."""
-        kinds = {"factor": self.factors, "first": self.moments[0], "second": self.moments[1]}
-        arrays: Snapshot = {
-            f"{kind}.{name}": v.copy() for kind, held in kinds.items() for name, v in held.items()
-        }
-        return {**arrays, "num_steps": np.array(self.num_steps, np.int64)}
+        found: Snapshot = {name: matrix.copy() for name, matrix in self._state()}
+        return {**found, "num_steps": np.array(self.optimizer.num_steps, np.int64)}
 
     def restore(self, snapshot: Snapshot) -> None:
         """See `TrainableModel.restore`."""
-        for kind, held in (("factor", self.factors), ("first", self.moments[0]), ("second", self.moments[1])):
-            for name in held:
-                held[name] = snapshot[f"{kind}.{name}"].copy()
-        self.num_steps = int(snapshot["num_steps"])
+        for name, matrix in self._state():
+            matrix[...] = snapshot[name]
+        self.optimizer.num_steps = int(snapshot["num_steps"])
 
-    def _as_adapter(self, factors: Mapping[str, Array]) -> LoraAdapter:
-        return LoraAdapter(
-            {
-                name: Factors(factors[f"{name}.a"].copy(), factors[f"{name}.b"].copy(), scale)
-                for name, scale in self.scales.items()
-            }
-        )
-
-    def _zeros(self) -> dict[str, Array]:
-        return {name: np.zeros_like(value) for name, value in self.factors.items()}
+    def _state(self) -> Iterator[tuple[str, Array]]:
+        """Yields what a step changes, as views by the names of a snapshot."""
+        held = {"factor": self.parameters, "first": self.optimizer.first, "second": self.optimizer.second}
+        for kind, vector in held.items():
+            for name, (a, b) in split_vector(vector, self.form).items():
+                yield f"{kind}.{name}.a", a
+                yield f"{kind}.{name}.b", b
 
     def _check_memory(self, batches: Sequence[Batch]) -> None:
-        if 0 < self.memory_tokens < max(batch.tokens.size for batch in batches):
+        if 0 < self.memory_tokens < max(batch.num_tokens for batch in batches):
             raise OutOfMemory(f"backend toy: a micro-batch holds more than {self.memory_tokens} tokens")
 
-    def _differentiate(self, batches: Sequence[Batch], pull: float) -> tuple[float, dict[str, Array]]:
-        """The loss, and the gradients of the loss and the pull together."""
+    def _differentiate(self, batches: Sequence[Batch], pull: float) -> tuple[float, Array]:
+        """Returns the loss, and the gradient of the loss and the pull together: (parameters,)."""
         self._check_memory(batches)
-        gradients = self._zeros()
+        gradient = np.zeros_like(self.parameters)
+        gradients = split_vector(gradient, self.form)
         total = sum(float(batch.weights.sum()) for batch in batches)
         share = pull / sum(batch.num_examples for batch in batches)
-        return sum(self._backward(batch, total, share, gradients) for batch in batches), gradients
+        return sum(self._backward(batch, total, share, gradients) for batch in batches), gradient
 
     def _linear(self, name: str, x: Array) -> Array:
         y: Array = x @ self.weights[name + ".weight"].T
-        if name in self.scales:
-            y += self.scales[name] * (x @ self.factors[name + ".a"].T @ self.factors[name + ".b"].T)
+        if name in self.form:
+            a, b = self.factors[name]
+            y += np.float32(self.form[name].scale) * (x @ a.T @ b.T)
         return y
 
-    def _linear_backward(self, name: str, x: Array, dy: Array, gradients: dict[str, Array]) -> Array:
+    def _linear_backward(self, name: str, x: Array, dy: Array, gradients: Matrices) -> Array:
         dx: Array = dy @ self.weights[name + ".weight"]
-        if name in self.scales:
-            a, b, scale = self.factors[name + ".a"], self.factors[name + ".b"], self.scales[name]
-            rows, d_rows = x.reshape(-1, x.shape[-1]), dy.reshape(-1, dy.shape[-1])
-            gradients[name + ".b"] += scale * (d_rows.T @ (rows @ a.T))
-            gradients[name + ".a"] += scale * ((d_rows @ b).T @ rows)
+        if name in self.form:
+            (a, b), (da, db), scale = self.factors[name], gradients[name], np.float32(self.form[name].scale)
+            db += scale * (dy.T @ (x @ a.T))
+            da += scale * ((dy @ b).T @ x)
             dx += scale * (dy @ b @ a)
         return dx
 
     def _forward(self, batch: Batch) -> Trace:
         x = self.weights["model.embed_tokens.weight"][batch.tokens]
-        dim = x.shape[-1]
-        x = x + _sinusoids(batch.positions, dim)
+        x = x + _sinusoids(batch.positions, x.shape[-1])
         q, k, v = (self._linear(name, x) for name in PROJECTIONS[:3])
-        same = batch.segments[:, :, None] == batch.segments[:, None, :]
-        scores = np.where(np.tril(same), q @ k.transpose(0, 2, 1) * np.float32(dim**-0.5), np.float32(-1e9))
-        attention = np.exp(scores - scores.max(-1, keepdims=True))
-        attention /= attention.sum(-1, keepdims=True)
-        z = attention @ v
+        attention, z = [], np.empty_like(x)
+        for at in batch.spans:
+            weights = _attend(q[at], k[at])
+            z[at] = weights @ v[at]
+            attention.append(weights)
         return Trace(x, q, k, v, attention, z, x + self._linear(PROJECTIONS[3], z))
 
-    def _logits(self, h: Array, labels: Labels) -> Array:
-        logits: Array = h.reshape(-1, h.shape[-1])[labels.places] @ self.weights["lm_head.weight"].T
+    def _logits(self, h: Array) -> Array:
+        logits: Array = h @ self.weights["lm_head.weight"].T
         return logits
 
-    def _backward(self, batch: Batch, total: float, share: float, gradients: dict[str, Array]) -> float:
+    def _next_logits(self, tokens: Sequence[int]) -> Array:
+        row = np.array(tokens, np.int32)
+        batch = Batch(row, row, np.ones(len(row), np.float32), np.array([len(row)]))
+        return self._logits(self._forward(batch).h[-1])
+
+    def _backward(self, batch: Batch, total: float, share: float, gradients: Matrices) -> float:
         trace, labels = self._forward(batch), find_labels(batch)
-        logits = self._logits(trace.h, labels)
+        logits = self._logits(trace.h[labels.places])
         loss = float(_cross_entropy(logits, labels.targets) @ labels.weights) / total
         d_logits = _softmax(logits)
         d_logits[np.arange(len(logits)), labels.targets] -= 1
         d_logits *= labels.weights[:, None] / np.float32(total)
         dh = np.zeros_like(trace.h)
-        dh.reshape(-1, dh.shape[-1])[labels.places] = d_logits @ self.weights["lm_head.weight"]
+        dh[labels.places] = d_logits @ self.weights["lm_head.weight"]
         if share:
             dh += self._pull_gradient(batch, trace.h, share)
-        self._attention_backward(trace, dh, gradients)
+        self._attention_backward(batch, trace, dh, gradients)
         return loss
 
     def _pull_gradient(self, batch: Batch, h: Array, share: float) -> Array:
-        """Of `share` times the squared distances of the features from the dispatched ones, at `h`."""
+        """Differentiates `share` times the squared distances of the features from the dispatched ones."""
         trained, self.factors = self.factors, self.dispatched
         fixed = self._forward(batch).h
         self.factors = trained
         means = mean_weights(batch)
-        away: Array = means @ (h - fixed).reshape(-1, h.shape[-1])
+        away: Array = means @ (h - fixed)
         gradient: Array = means.T @ (2 * share * away)
-        return gradient.reshape(h.shape)
+        return gradient
 
-    def _attention_backward(self, trace: Trace, dh: Array, gradients: dict[str, Array]) -> None:
+    def _attention_backward(self, batch: Batch, trace: Trace, dh: Array, gradients: Matrices) -> None:
         dz = self._linear_backward(PROJECTIONS[3], trace.z, dh, gradients)
-        d_attention = dz @ trace.v.transpose(0, 2, 1)
-        inner = (d_attention * trace.attention).sum(-1, keepdims=True)
-        d_scores = trace.attention * (d_attention - inner) * np.float32(trace.x.shape[-1] ** -0.5)
-        ends = (
-            d_scores @ trace.k,
-            d_scores.transpose(0, 2, 1) @ trace.q,
-            trace.attention.transpose(0, 2, 1) @ dz,
-        )
-        for name, dy in zip(PROJECTIONS[:3], ends, strict=True):
-            if name in self.scales:  # the embeddings below are frozen
+        dq, dk, dv = (np.empty_like(dz) for _ in range(3))
+        for at, weights in zip(batch.spans, trace.attention, strict=True):
+            d_weights = dz[at] @ trace.v[at].T
+            inner = (d_weights * weights).sum(-1, keepdims=True)
+            d_scores = weights * (d_weights - inner) * np.float32(dz.shape[-1] ** -0.5)
+            dq[at], dk[at], dv[at] = d_scores @ trace.k[at], d_scores.T @ trace.q[at], weights.T @ dz[at]
+        for name, dy in zip(PROJECTIONS[:3], (dq, dk, dv), strict=True):
+            if name in self.form:  # the embeddings below are frozen
                 self._linear_backward(name, trace.x, dy, gradients)
 
-    def _update(self, gradients: dict[str, Array], lr: float) -> None:
-        for name, mask in self.mask.items():
-            gradients[name] *= mask
-        norm = (
-            sum(float(np.square(gradient, dtype=np.float64).sum()) for gradient in gradients.values()) ** 0.5
-        )
-        shrink = np.float32(self.clip_norm / norm if 0 < self.clip_norm < norm else 1.0)
-        self.num_steps += 1
-        corrections = [1 - beta**self.num_steps for beta in BETAS]
-        for name, gradient in gradients.items():
-            for moments, beta, power in zip(self.moments, BETAS, (1, 2), strict=True):
-                moments[name] = (
-                    np.float32(beta) * moments[name] + np.float32(1 - beta) * (gradient * shrink) ** power
-                )
-            first, second = (
-                moments[name] / np.float32(c) for moments, c in zip(self.moments, corrections, strict=True)
-            )
-            decayed = self.factors[name] * np.float32(1 - lr * self.weight_decay)
-            moved: Array = decayed - np.float32(lr) * first / (np.sqrt(second) + np.float32(EPSILON))
-            if self.mask:
-                moved = np.where(self.mask[name] > 0, moved, self.factors[name])
-            self.factors[name] = moved
 
-    def _continue(
-        self,
-        tokens: list[int],
-        max_tokens: int,
-        choose: Callable[[Array], int],
-        ends: Collection[int],
-        on_token: Callable[[int], object],
-    ) -> list[int]:
-        start = len(tokens)
-        for _ in range(min(max_tokens, self.card.max_tokens - start)):
-            row = np.array([tokens], np.int32)
-            ones = np.ones_like(row)
-            batch = Batch(
-                row, row, ones.astype(np.float32), ones, np.arange(len(tokens), dtype=np.int32)[None]
-            )
-            token = choose(self._forward(batch).h[0, -1] @ self.weights["lm_head.weight"].T)
-            if token in ends:
-                break
-            tokens.append(token)
-            on_token(token)
-        return tokens[start:]
+def _attend(q: Array, k: Array) -> Array:
+    """Weighs each token of one example by those before it: (length, length)."""
+    scores = q @ k.T * np.float32(q.shape[-1] ** -0.5)
+    scores[np.triu_indices(len(q), 1)] = -np.inf
+    return _softmax(scores)
 
 
-def _by_factor(adapter: LoraAdapter) -> dict[str, Array]:
-    return {f"{name}.{key}": getattr(factors, key).copy() for name, factors in adapter for key in "ab"}
-
-
-def _softmax(logits: NDArray[np.floating]) -> NDArray[np.floating]:
-    powers = np.exp(logits - logits.max(-1, keepdims=True))
-    shares: NDArray[np.floating] = powers / powers.sum(-1, keepdims=True)
+def _softmax(logits: Array) -> Array:
+    shares: Array = np.exp(logits - logits.max(-1, keepdims=True))
+    shares /= shares.sum(-1, keepdims=True)
     return shares
 
 

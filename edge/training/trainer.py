@@ -68,7 +68,7 @@ def train(
     Raises:
         UnsupportedAdapter: The adapter does not fit the base.
         UnsupportedRecipe: This backend cannot follow the plan.
-        OutOfMemory: Not even one row at a time fits.
+        OutOfMemory: Not even one example at a time fits.
         BackendError: The loss is no longer finite.
         StateError: The folder's checkpoint is damaged, of another training, or in another precision.
         DiskFull: No room for a checkpoint; the last one is still there.
@@ -247,13 +247,14 @@ class _Run:
         self.model.restore(found.model)
 
     def _halve(self, parts: Sequence[Batch], error: OutOfMemory) -> None:
-        largest = parts[0].tokens
-        if len(largest) == 1:
+        largest = max(parts, key=lambda part: part.num_tokens)
+        if largest.num_examples == 1:
             raise OutOfMemory(
-                f"{error}; one row of {largest.size} tokens is the smallest part of a step: "
+                f"{error}; one example of {largest.num_tokens} tokens is the smallest part of a step: "
                 f"lower seq_tokens, {self.plan.seq_tokens}"
             ) from error
-        self.tally = msgspec.structs.replace(self.tally, micro_batch_tokens=largest.size // 2)
+        half = (self.tally.micro_batch_tokens or self.plan.batch_tokens) // 2
+        self.tally = msgspec.structs.replace(self.tally, micro_batch_tokens=half)
 
 
 def _peak_memory_bytes() -> int:

@@ -9,15 +9,13 @@ end as the rows of one product.
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from edge.backends.llama_cpp.graph import Node
 from edge.backends.llama_cpp.native import Array, array_of, tensor_at
-
-if TYPE_CHECKING:
-    from edge.backends.llama_cpp.tape import Tape
+from edge.backends.llama_cpp.tape import Tape
 
 SMALL_SCORES = 1 << 17  # for fewer, other threads are not worth waking
 
@@ -39,7 +37,7 @@ class Operands(NamedTuple):
     mask: Array  # (1, 1, tokens, tokens)
     scale: np.float32
 
-    def pieces(self, tape: "Tape") -> list[Piece]:
+    def pieces(self, tape: Tape) -> list[Piece]:
         """Enough to give every thread some."""
         heads, shared = self.keys.shape[1], self.queries.shape[1] // self.keys.shape[1]
         is_whole = len(tape.examples) >= tape.threads.count or self.is_small
@@ -57,7 +55,7 @@ class Operands(NamedTuple):
         return bool(heads * tokens * tokens < SMALL_SCORES)
 
 
-def weigh_values(tape: "Tape", node: Node) -> Array:
+def weigh_values(tape: Tape, node: Node) -> Array:
     """The result of the product `node`, of attention weights with values: (1, heads, tokens, head size)."""
     held = _operands(tape, node)
     out = np.empty((*held.queries.shape[:-1], held.values.shape[-2]), np.float32)
@@ -65,7 +63,7 @@ def weigh_values(tape: "Tape", node: Node) -> Array:
     return out
 
 
-def attend(tape: "Tape", held: Operands, out: Array) -> list[Array]:
+def attend(tape: Tape, held: Operands, out: Array) -> list[Array]:
     """Fills `out`, (1, heads, tokens, head size), and gives the weights of each piece."""
 
     def weigh(piece: Piece) -> Array:
@@ -90,7 +88,7 @@ def taken_over(nodes: Sequence[Node]) -> frozenset[int]:
     return frozenset(found)
 
 
-def attend_in_graph(tape: "Tape", node: Node, out: Array) -> None:
+def attend_in_graph(tape: Tape, node: Node, out: Array) -> None:
     """Fills `out` from the cache, which has room for more tokens, while the graph is computed."""
     soft_max, scores = _behind(tape.nodes, node)
     count = tape.num_tokens
@@ -99,7 +97,7 @@ def attend_in_graph(tape: "Tape", node: Node, out: Array) -> None:
     )
     held = Operands(
         keys=keys[:, :, :count],
-        queries=tape.queries(scores),
+        queries=tape.queries.pop(scores.index),
         values=values[..., :count],
         mask=tape.mask(soft_max),
         scale=np.float32(soft_max.floats[0]),
@@ -107,7 +105,7 @@ def attend_in_graph(tape: "Tape", node: Node, out: Array) -> None:
     attend(tape, held, out)
 
 
-def back_through_attention(tape: "Tape", node: Node, g: Array) -> None:
+def back_through_attention(tape: Tape, node: Node, g: Array) -> None:
     """Adds to the gradients of keys, queries and values, from that of `weigh_values`."""
     held, kept = _operands(tape, node), tape.attention(node)
     d_keys, d_queries, d_values = (np.empty(x.shape, np.float32) for x in held[:3])
@@ -147,7 +145,7 @@ def _weights(held: Operands, piece: Piece) -> Array:
     return weights
 
 
-def _operands(tape: "Tape", node: Node) -> Operands:
+def _operands(tape: Tape, node: Node) -> Operands:
     soft_max, scores = _behind(tape.nodes, node)
     return Operands(
         keys=tape.operand(scores, 0),

@@ -1,4 +1,4 @@
-"""llama.cpp's forward graph as a list of nodes, and what a backward pass through it needs.
+"""llama.cpp's forward graph as a list of nodes, and the record of what a backward pass does at each.
 
 The nodes are read once from a graph that was computed; later graphs of the same model differ in the number
 of tokens only. The key-value cache is looked through: it is cleared before each batch, so what a node reads
@@ -6,17 +6,17 @@ from it is what another node has just written.
 """
 
 import ctypes
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 
+from edge.backends.llama_cpp.context import Context
 from edge.backends.llama_cpp.native import (
     F16,
     F32,
     Array,
-    Context,
     Tensor,
     array_of,
     describe,
@@ -28,8 +28,6 @@ from edge.backends.llama_cpp.weights import Weight
 from edge.errors import BackendError
 
 VIEWS = frozenset({"RESHAPE", "VIEW", "PERMUTE", "TRANSPOSE", "CONT", "CACHE"})
-CHEAP = VIEWS | {"RMS_NORM", "NORM", "MUL", "SCALE", "SOFT_MAX", "GLU", "UNARY"}  # computed again, not kept
-"""Of these and of a few others (`_is_cheap`) no result is kept; the backward pass computes it again."""
 
 
 @dataclass(slots=True, eq=False)
@@ -66,8 +64,8 @@ class Node:
     takes_soft_max: bool = False
 
 
-class Plan(NamedTuple):
-    """What to do at each node for one adapter."""
+class Route(NamedTuple):
+    """What to do at each node for one adapter: the gradients' way back."""
 
     trained: frozenset[int]  # products with a weight that carries LoRA
     head: Weight
@@ -80,7 +78,7 @@ class Plan(NamedTuple):
 
 
 def read_graph(pointers: Sequence[int]) -> list[Node]:
-    """The nodes at `pointers`, in order of computation, while llama.cpp still holds them."""
+    """Reads the nodes at `pointers`, in order of computation, while llama.cpp still holds them."""
     index = {pointer: number for number, pointer in enumerate(pointers)}
     nodes = [_read_node(number, pointer, index) for number, pointer in enumerate(pointers)]
     _look_through_cache(nodes, [tensor_at(pointer) for pointer in pointers])
@@ -94,7 +92,7 @@ def read_graph(pointers: Sequence[int]) -> list[Node]:
 
 
 def record_graph(context: Context, *, everywhere: bool) -> list[Node]:
-    """The nodes where logits are wanted everywhere, or not: alike for any number of tokens.
+    """Reads the nodes where logits are wanted everywhere, or not: alike for any number of tokens.
 
     Forgets all tokens.
     """
@@ -111,68 +109,6 @@ def record_graph(context: Context, *, everywhere: bool) -> list[Node]:
     nodes = read_graph(pointers)
     context.clear()
     return nodes
-
-
-def make_plan(nodes: Sequence[Node], modules: frozenset[str]) -> Plan:
-    """What to do for LoRA on the weights called `modules`.
-
-    Raises:
-        BackendError: Naming every operation on the gradients' way that has no backward pass here.
-    """
-    from edge.backends.llama_cpp.attention import taken_over
-    from edge.backends.llama_cpp.operations import find_obstacle, needed_operands
-
-    head = nodes[-1].weight
-    last = nodes[-1].sources[-1]
-    if head is None or last is None or last != len(nodes) - 2:
-        raise BackendError(
-            f"backend llama_cpp cannot train this architecture: {nodes[-1].op} follows the head"
-        )
-    trained = frozenset(node.index for node in nodes if node.weight and node.module in modules)
-    has_gradient = [False] * len(nodes)
-    for node in nodes:
-        behind = any(has_gradient[source] for source in node.sources if source is not None)
-        has_gradient[node.index] = node.index in trained or (behind and node.op != "SET_ROWS")
-    on_way = [node for node in nodes[: last + 1] if has_gradient[node.index]]
-    obstacles = sorted({name for node in on_way if (name := find_obstacle(node))})
-    if obstacles:
-        raise BackendError(
-            f"backend llama_cpp cannot train this architecture: no gradient of {', '.join(obstacles)}"
-        )
-    needed = {
-        node.sources[operand]
-        for node in on_way
-        for operand in needed_operands(node, has_gradient, node.index in trained)
-    }
-    kept = set().union(*(_behind(nodes, number) for number in needed))
-    masked = {node.sources[1] for node in on_way if node.takes_soft_max}
-    return Plan(
-        trained=trained,
-        head=head,
-        last=last,
-        has_gradient=tuple(has_gradient),
-        is_changed=tuple(number in trained or number == last for number in range(len(nodes))),
-        is_kept=tuple(number in kept for number in range(len(nodes))),
-        taken_over=taken_over(nodes),
-        takes_input=tuple(
-            node.index in masked or (node.op == "GET_ROWS" and has_gradient[node.index]) for node in nodes
-        ),
-    )
-
-
-def _behind(nodes: Sequence[Node], number: int | None) -> set[int]:
-    """Results to keep so that this one can be had: itself, or what it is computed from again."""
-    if number is None:
-        return set()
-    if not _is_cheap(nodes[number]):
-        return {number}
-    return set().union(*(_behind(nodes, source) for source in nodes[number].sources))
-
-
-def _is_cheap(node: Node) -> bool:
-    if node.op == "ADD":
-        return any(constant is not None for constant in node.constants)
-    return node.op in CHEAP or (node.op == "MUL_MAT" and node.weight is None)
 
 
 def _read_node(number: int, pointer: int, index: Mapping[int, int]) -> Node:
@@ -208,7 +144,7 @@ def _weight(tensor: Tensor) -> Weight:
 
 
 def _constant(tensor: Tensor) -> Array | None:
-    """Norm weights, biases, frequency factors: small, so they are copied once. Inputs have no values yet."""
+    """Copies norm weights, biases, frequency factors, which are small; inputs have no values yet."""
     is_vector = tensor.ne[1] * tensor.ne[2] * tensor.ne[3] == 1
     if not is_vector or not tensor.name.endswith((b".weight", b".bias", b".scale")):
         return None
@@ -236,8 +172,3 @@ def _look_through_cache(nodes: list[Node], tensors: Sequence[Tensor]) -> None:
             continue
         node.sources[0], node.is_transposed = written[tensor.view_src]
         node.op = "CACHE"
-
-
-def shapes_of(pointers: Sequence[int]) -> Iterator[tuple[int, ...]]:
-    """The shapes of tensors, outermost dimension first."""
-    return (tuple(tensor_at(pointer).ne[::-1]) for pointer in pointers)

@@ -18,26 +18,36 @@ from converters.bases.fit import check_fit
 from converters.bases.gguf import GgufBase, read_gguf
 from converters.bases.gguf_naming import naming_of
 from converters.parallel import count_processors
-from edge.backends.batch_layout import average_examples, find_labels, flatten, sum_score
+from edge.backends.adamw import AdamW
 from edge.backends.contract import Batch, ModelCard, OnToken, Precision, Score, Snapshot
-from edge.backends.llama_cpp import native
-from edge.backends.llama_cpp.adamw import AdamW
-from edge.backends.llama_cpp.graph import Node, Plan, make_plan, record_graph
-from edge.backends.llama_cpp.groups import Group, make_groups
+from edge.backends.labels import average_examples, find_labels, mean_weights, sum_score
+from edge.backends.llama_cpp.context import MAX_SEQUENCES, Context, Model
+from edge.backends.llama_cpp.forward import Forward
+from edge.backends.llama_cpp.graph import Node, Route, record_graph
+from edge.backends.llama_cpp.groups import make_groups
 from edge.backends.llama_cpp.head import apply_head
 from edge.backends.llama_cpp.memory import Room, context_tokens
+from edge.backends.llama_cpp.operations import OPERATIONS
+from edge.backends.llama_cpp.route import make_route
 from edge.backends.llama_cpp.selftest import ensure_tested
 from edge.backends.llama_cpp.tape import Lora, Tape
 from edge.backends.llama_cpp.tokenizer import GgufTokenizer
 from edge.backends.llama_cpp.weights import Multiplier, Threads
-from edge.backends.parameters import check_mask, form_of, from_vector, mask_vector, to_vector
-from edge.backends.sampling import pick_token
+from edge.backends.parameters import (
+    check_mask,
+    form_of,
+    from_vector,
+    mask_vector,
+    split_vector,
+    to_vector,
+)
+from edge.backends.sampling import continue_text, pick_token
 from edge.errors import BackendError, OutOfMemory
 
 Array = NDArray[np.float32]
 
 
-def load(base: Path, *, precision: Precision = "auto", seed: int = 0) -> "LlamaCppModel":
+def load_model(base: Path, *, precision: Precision = "auto", seed: int = 0) -> "LlamaCppModel":
     """Loads a GGUF file; nothing in it depends on `seed`.
 
     Raises:
@@ -51,15 +61,14 @@ def load(base: Path, *, precision: Precision = "auto", seed: int = 0) -> "LlamaC
     gguf = read_gguf(base)
     Room(gguf).take(0, 0, keeps=False)
     ensure_tested()
-    return LlamaCppModel(gguf, native.Model(base))
+    return LlamaCppModel(gguf, Model(base))
 
 
 class LlamaCppModel:
     """A loaded GGUF model; see `TrainableModel`."""
 
-    def __init__(self, gguf: GgufBase, model: native.Model) -> None:
-        self.gguf, self.model = gguf, model
-        self.naming = naming_of(gguf)
+    def __init__(self, gguf: GgufBase, model: Model) -> None:
+        self.gguf, self.model, self.naming = gguf, model, naming_of(gguf)
         self.num_threads = count_processors()
         self.tokenizer = GgufTokenizer(model)
         self.card = ModelCard(
@@ -72,7 +81,7 @@ class LlamaCppModel:
         self.threads = Threads(self.num_threads)
         self.multiplier = Multiplier(self.threads)
         self.room = Room(gguf)
-        self.context: native.Context | None = None
+        self.context: Context | None = None
         self.graphs: dict[bool, list[Node]] = {}
         self.set_adapter(LoraAdapter({}))
 
@@ -80,55 +89,42 @@ class LlamaCppModel:
         """See `Model.set_adapter`."""
         check_fit(adapter, self.card.modules, f"adapter does not fit {self.gguf.path}")
         self.form = form_of(adapter)
-        shapes = [matrix for shape in self.form.values() for matrix in (shape.a, shape.b)]
-        self.flat = to_vector(self._in_file_order(adapter))
-        self.summed = np.zeros_like(self.flat)
-        ends = np.cumsum([0, *(rows * columns for rows, columns in shapes)])
-        values, gradients = (
-            [
-                whole[begin:end].reshape(shape)
-                for begin, end, shape in zip(ends, ends[1:], shapes, strict=False)
-            ]
-            for whole in (self.flat, self.summed)
-        )
+        self.parameters = to_vector(self._in_file_order(adapter))
+        self.summed = np.zeros_like(self.parameters)
+        gradients = split_vector(self.summed, self.form)
         self.loras = {
             self.naming.tensors[name].removesuffix(".weight"): Lora(
-                values[2 * i],
-                values[2 * i + 1],
-                np.float32(shape.scale),
-                gradients[2 * i],
-                gradients[2 * i + 1],
+                *factors, np.float32(self.form[name].scale), *gradients[name]
             )
-            for i, (name, shape) in enumerate(self.form.items())
+            for name, factors in split_vector(self.parameters, self.form).items()
         }
-        self.plans: dict[bool, Plan] = {}
+        self.routes: dict[bool, Route] = {}
         self.begin(weight_decay=0.0, clip_norm=0.0)
 
     def adapter(self) -> LoraAdapter:
         """See `Model.adapter`."""
-        return self._as_adapter(self.flat)
+        return self._as_adapter(self.parameters)
 
     def score(self, batch: Batch) -> Score:
         """See `Model.score`."""
         losses, predicted = [np.zeros(0, np.float32)], [np.zeros(0, np.int64)]
         with self.threads.alone():
             for group in make_groups(batch):
-                tape, hidden = self._forward(group, group.is_label, keeps=False)
-                found = apply_head(hidden, tape.plan.head, self.multiplier, group.targets[group.is_label])
+                is_label = group.weights != 0
+                tape, hidden = self._forward(group, is_label, keeps=False)
+                found = apply_head(hidden, tape.route.head, self.multiplier, group.targets[is_label])
                 losses.append(found.losses)
                 predicted.append(found.predicted)
-        flat = flatten(batch)
-        return sum_score(flat, find_labels(flat), np.concatenate(losses), np.concatenate(predicted))
+        return sum_score(batch, find_labels(batch), np.concatenate(losses), np.concatenate(predicted))
 
     def features(self, batch: Batch) -> Array:
         """See `Model.features`."""
-        flat = flatten(batch)
         with self.threads.alone():
             hidden = [
-                self._forward(group, np.ones(len(group.tokens), np.bool_), keeps=False)[1]
+                self._forward(group, np.ones(group.num_tokens, np.bool_), keeps=False)[1]
                 for group in make_groups(batch, needs_labels=False)
             ]
-        return average_examples(flat, np.concatenate(hidden)[None])
+        return average_examples(batch, np.concatenate(hidden))
 
     def generate(
         self,
@@ -142,16 +138,17 @@ class LlamaCppModel:
         on_token: OnToken = lambda index, token: None,
     ) -> list[list[int]]:
         """See `Model.generate`."""
-        random = np.random.default_rng(seed)
+        pick = partial(pick_token, temperature=temperature, top_p=top_p, random=np.random.default_rng(seed))
         stops = {self.tokenizer.eos_id} if ends is None else ends
-
-        def choose(logits: Array) -> int:
-            return pick_token(logits, temperature, top_p, random)
-
-        return [
-            self._continue(list(prompt), max_tokens, choose, stops, partial(on_token, index))
-            for index, prompt in enumerate(prompts)
-        ]
+        found: list[list[int]] = []
+        for index, prompt in enumerate(prompts):
+            limit = min(len(prompt) + max_tokens, self.card.max_tokens)
+            room, tell = limit - len(prompt), partial(on_token, index)
+            found.append([])
+            if room > 0:
+                with self._reading_on(limit) as next_logits:
+                    found[index] = continue_text(prompt, room, next_logits, pick, stops, tell)
+        return found
 
     def begin(
         self, *, weight_decay: float, clip_norm: float, pull: float = 0.0, mask: LoraAdapter | None = None
@@ -161,8 +158,8 @@ class LlamaCppModel:
             check_mask(mask, self.form)
             mask = self._in_file_order(mask)
         self.pull = pull
-        self.dispatched = self.flat.copy() if pull else None
-        self.optimizer = AdamW(self.flat, weight_decay, clip_norm, mask_vector(mask, self.form))
+        self.dispatched = self.parameters.copy() if pull else None
+        self.optimizer = AdamW(self.parameters, weight_decay, clip_norm, mask_vector(mask, self.form))
 
     def step(self, batches: Sequence[Batch], lr: float) -> float:
         """See `TrainableModel.step`."""
@@ -180,8 +177,8 @@ class LlamaCppModel:
         with self._summing():
             left = cotangent
             for group in make_groups(batch, needs_labels=False):
-                means = group.means
-                tape, _ = self._forward(group, np.ones(len(group.tokens), np.bool_), keeps=True)
+                means = mean_weights(group)
+                tape, _ = self._forward(group, np.ones(group.num_tokens, np.bool_), keeps=True)
                 if self.loras:
                     tape.backward(means.T @ left[: len(means)])
                 left = left[len(means) :]
@@ -189,11 +186,11 @@ class LlamaCppModel:
 
     def snapshot(self) -> Snapshot:
         """See `TrainableModel.snapshot`."""
-        return {"factors": self.flat.copy(), **self.optimizer.snapshot()}
+        return {"factors": self.parameters.copy(), **self.optimizer.snapshot()}
 
     def restore(self, snapshot: Snapshot) -> None:
         """See `TrainableModel.restore`."""
-        self.flat[:] = snapshot["factors"]
+        self.parameters[:] = snapshot["factors"]
         self.optimizer.restore(snapshot)
 
     def _in_file_order(self, adapter: LoraAdapter) -> LoraAdapter:
@@ -227,87 +224,81 @@ class LlamaCppModel:
             groups = (group for batch in batches for group in make_groups(batch, needs_labels=not share))
             return float(sum(self._backward(group, total, share) for group in groups))
 
-    def _continue(
-        self,
-        prompt: list[int],
-        max_tokens: int,
-        choose: Callable[[Array], int],
-        ends: Collection[int | None],
-        on_token: Callable[[int], object],
-    ) -> list[int]:
-        limit = min(len(prompt) + max_tokens, self.card.max_tokens)
-        if limit <= len(prompt):
-            return []
-        self.room.take(limit, limit, self.flat.size, keeps=False)
-        context = native.Context(self.model, limit, 1, self.num_threads)
+    @contextmanager
+    def _reading_on(self, limit: int) -> Iterator[Callable[[Sequence[int]], Array]]:
+        """Opens a context for a text of up to `limit` tokens; yields what computes the logits behind it."""
+        self.room.take(limit, limit, self.parameters.size, keeps=False)
+        context = Context(self.model, limit, 1, self.num_threads)
+        done = 0
+
+        def next_logits(tokens: Sequence[int]) -> Array:
+            nonlocal done
+            new, begin = np.array(tokens[done:], np.int32), done
+            done = len(tokens)
+            tape = self._tape(context, len(new) == 1, np.arange(begin, done, dtype=np.int32))
+            return Forward(tape, keeps=False).logits(context, new)
+
         try:
-            plans = {everywhere: self._plan(context, everywhere) for everywhere in (False, True)}
-            tokens, done = list(prompt), 0
-            while len(tokens) < limit:
-                new, done = np.array(tokens[done:], np.int32), len(tokens)
-                nodes, plan = plans[len(new) == 1]
-                places = np.arange(done - len(new), done, dtype=np.int32)
-                tape = Tape(nodes, plan, self.loras, self.multiplier, places, keeps=False)
-                token = choose(tape.logits(context, new))
-                if token in ends:
-                    break
-                tokens.append(token)
-                on_token(token)
-            return tokens[len(prompt) :]
+            for everywhere in (False, True):
+                self._route(context, everywhere)  # a graph is recorded while the context is empty
+            yield next_logits
         finally:
             context.close()
 
-    def _plan(self, context: native.Context, everywhere: bool) -> tuple[list[Node], Plan]:
+    def _route(self, context: Context, everywhere: bool) -> tuple[list[Node], Route]:
         if everywhere not in self.graphs:
             self.graphs[everywhere] = record_graph(context, everywhere=everywhere)
         nodes = self.graphs[everywhere]
-        if everywhere not in self.plans:
-            self.plans[everywhere] = make_plan(nodes, frozenset(self.loras))
-        return nodes, self.plans[everywhere]
+        if everywhere not in self.routes:
+            self.routes[everywhere] = make_route(nodes, frozenset(self.loras))
+        return nodes, self.routes[everywhere]
 
-    def _forward(self, group: Group, is_output: NDArray[np.bool_], *, keeps: bool) -> tuple[Tape, Array]:
+    def _forward(self, group: Batch, is_output: NDArray[np.bool_], *, keeps: bool) -> tuple[Tape, Array]:
         """The pass, and the hidden states before the head where `is_output`."""
-        self.room.take(len(group.tokens), int(group.positions.max()) + 1, self.flat.size, keeps=keeps)
-        context = self._open(len(group.tokens))
-        nodes, plan = self._plan(context, bool(is_output.all()))
-        tape = Tape(nodes, plan, self.loras, self.multiplier, group.positions, keeps=keeps)
-        return tape, tape.run(context, group.tokens, group.sequences, is_output)
+        longest = int(group.lengths.max())
+        self.room.take(group.num_tokens, longest, self.parameters.size, keeps=keeps)
+        context = self._open(group.num_tokens)
+        tape = self._tape(context, bool(is_output.all()), group.positions)
+        run = Forward(tape, keeps=keeps).run
+        return tape, run(context, group.tokens, group.owners.astype(np.int32), is_output)
 
-    def _open(self, num_tokens: int) -> native.Context:
+    def _tape(self, context: Context, everywhere: bool, positions: NDArray[np.int32]) -> Tape:
+        nodes, route = self._route(context, everywhere)
+        return Tape(nodes, route, self.loras, self.multiplier, positions, OPERATIONS)
+
+    def _open(self, num_tokens: int) -> Context:
         """A context with room for so many tokens; the one there is, if it is large enough."""
         if self.context is None or self.context.num_tokens < num_tokens:
             if self.context is not None:
                 self.context.close()
                 self.context = None
-            self.context = native.Context(
-                self.model, context_tokens(num_tokens), native.MAX_SEQUENCES, self.num_threads
-            )
+            self.context = Context(self.model, context_tokens(num_tokens), MAX_SEQUENCES, self.num_threads)
         return self.context
 
-    def _backward(self, group: Group, total: float, share: float) -> float:
-        is_label = group.is_label
+    def _backward(self, group: Batch, total: float, share: float) -> float:
+        is_label = group.weights != 0
         is_output = np.ones_like(is_label) if share else is_label
         fixed = self._dispatched_hidden(group) if share else None
         tape, hidden = self._forward(group, is_output, keeps=True)
         weights = group.weights[is_label] / np.float32(total)
         at_labels = hidden[is_label[is_output]]
-        found = apply_head(at_labels, tape.plan.head, self.multiplier, group.targets[is_label], weights)
+        found = apply_head(at_labels, tape.route.head, self.multiplier, group.targets[is_label], weights)
         if self.loras and found.d_hidden is not None:
             d_hidden: Array = found.d_hidden
             if fixed is not None:
-                means = group.means
+                means = mean_weights(group)
                 away: Array = means @ (hidden - fixed)
                 d_hidden = means.T @ (2 * share * away)
                 d_hidden[is_label] += found.d_hidden
             tape.backward(d_hidden)
         return float(found.losses.astype(np.float64) @ weights)
 
-    def _dispatched_hidden(self, group: Group) -> Array:
+    def _dispatched_hidden(self, group: Batch) -> Array:
         """Hidden states of all tokens with the adapter that was there at `begin`."""
         assert self.dispatched is not None
-        trained = self.flat.copy()
-        self.flat[:] = self.dispatched
+        trained = self.parameters.copy()
+        self.parameters[:] = self.dispatched
         try:
-            return self._forward(group, np.ones(len(group.tokens), np.bool_), keeps=False)[1]
+            return self._forward(group, np.ones(group.num_tokens, np.bool_), keeps=False)[1]
         finally:
-            self.flat[:] = trained
+            self.parameters[:] = trained

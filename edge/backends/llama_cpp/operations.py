@@ -4,16 +4,13 @@ Arrays have four dimensions, outermost first, which are ggml's in reverse order.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from edge.backends.llama_cpp.attention import back_through_attention, weigh_values
 from edge.backends.llama_cpp.graph import VIEWS, Node
 from edge.backends.llama_cpp.native import Array, tensor_at
-
-if TYPE_CHECKING:
-    from edge.backends.llama_cpp.tape import Tape
+from edge.backends.llama_cpp.tape import Operations, Tape
 
 NORMAL, NEOX = 0, 2  # modes of ROPE: pairs side by side, or half a head apart
 _ONE, _HALF = np.float32(1), np.float32(0.5)
@@ -58,38 +55,38 @@ def needed_operands(node: Node, has_gradient: Sequence[bool], is_trained: bool) 
 # What a result is, from its operands.
 
 
-def _result_view(tape: "Tape", node: Node) -> Array:
+def _result_view(tape: Tape, node: Node) -> Array:
     return _look(tape, node, tape.operand(node, 0))
 
 
-def _result_add(tape: "Tape", node: Node) -> Array:
+def _result_add(tape: Tape, node: Node) -> Array:
     return tape.operand(node, 0) + tape.operand(node, 1)
 
 
-def _result_mul(tape: "Tape", node: Node) -> Array:
+def _result_mul(tape: Tape, node: Node) -> Array:
     return tape.operand(node, 0) * tape.operand(node, 1)
 
 
-def _result_scale(tape: "Tape", node: Node) -> Array:
+def _result_scale(tape: Tape, node: Node) -> Array:
     return tape.operand(node, 0) * np.float32(node.floats[0]) + np.float32(node.floats[1])
 
 
-def _result_rms_norm(tape: "Tape", node: Node) -> Array:
+def _result_rms_norm(tape: Tape, node: Node) -> Array:
     x = tape.operand(node, 0)
     return x * _inverse_rms(x, node.floats[0])
 
 
-def _result_norm(tape: "Tape", node: Node) -> Array:
+def _result_norm(tape: Tape, node: Node) -> Array:
     x = tape.operand(node, 0)
     centred: Array = x - x.mean(-1, keepdims=True)
     return centred * _inverse_rms(centred, node.floats[0])
 
 
-def _result_unary(tape: "Tape", node: Node) -> Array:
+def _result_unary(tape: Tape, node: Node) -> Array:
     return ACTIVATIONS[node.kind](tape.operand(node, 0))[0]
 
 
-def _result_glu(tape: "Tape", node: Node) -> Array:
+def _result_glu(tape: Tape, node: Node) -> Array:
     gate, up = _halves(tape, node)
     out = np.empty(up.shape, np.float32)
 
@@ -103,7 +100,7 @@ def _result_glu(tape: "Tape", node: Node) -> Array:
 # What an operand's gradient is, from the result's.
 
 
-def _back_view(tape: "Tape", node: Node, g: Array) -> None:
+def _back_view(tape: Tape, node: Node, g: Array) -> None:
     source = node.sources[0]
     assert source is not None
     shape = tape.shape(source)
@@ -120,38 +117,38 @@ def _back_view(tape: "Tape", node: Node, g: Array) -> None:
         tape.add(source, np.ascontiguousarray(g).reshape(shape))
 
 
-def _back_add(tape: "Tape", node: Node, g: Array) -> None:
+def _back_add(tape: Tape, node: Node, g: Array) -> None:
     for place in (0, 1):
         tape.add_like(node, place, g)
 
 
-def _back_mul(tape: "Tape", node: Node, g: Array) -> None:
+def _back_mul(tape: Tape, node: Node, g: Array) -> None:
     for place in (0, 1):
         if tape.wants(node, place):
             tape.add_like(node, place, g * tape.operand(node, 1 - place))
 
 
-def _back_scale(tape: "Tape", node: Node, g: Array) -> None:
+def _back_scale(tape: Tape, node: Node, g: Array) -> None:
     tape.add(node.sources[0], g * np.float32(node.floats[0]))
 
 
-def _back_rms_norm(tape: "Tape", node: Node, g: Array) -> None:
+def _back_rms_norm(tape: Tape, node: Node, g: Array) -> None:
     x = tape.operand(node, 0)
     tape.add(node.sources[0], _norm_gradient(x, g, _inverse_rms(x, node.floats[0])))
 
 
-def _back_norm(tape: "Tape", node: Node, g: Array) -> None:
+def _back_norm(tape: Tape, node: Node, g: Array) -> None:
     x = tape.operand(node, 0)
     centred: Array = x - x.mean(-1, keepdims=True)
     dx = _norm_gradient(centred, g, _inverse_rms(centred, node.floats[0]))
     tape.add(node.sources[0], dx - dx.mean(-1, keepdims=True))
 
 
-def _back_unary(tape: "Tape", node: Node, g: Array) -> None:
+def _back_unary(tape: Tape, node: Node, g: Array) -> None:
     tape.add(node.sources[0], g * ACTIVATIONS[node.kind](tape.operand(node, 0))[1])
 
 
-def _back_glu(tape: "Tape", node: Node, g: Array) -> None:
+def _back_glu(tape: Tape, node: Node, g: Array) -> None:
     gate, up = _halves(tape, node)
     d_gate, d_up = np.empty(up.shape, np.float32), np.empty(up.shape, np.float32)
 
@@ -169,14 +166,14 @@ def _back_glu(tape: "Tape", node: Node, g: Array) -> None:
         tape.add(node.sources[0], np.concatenate([d_gate, d_up], -1))
 
 
-def _back_mul_mat(tape: "Tape", node: Node, g: Array) -> None:
+def _back_mul_mat(tape: Tape, node: Node, g: Array) -> None:
     if node.weight:
         tape.multiply_back(node, g)
     else:
         back_through_attention(tape, node, g)
 
 
-def _back_rope(tape: "Tape", node: Node, g: Array) -> None:
+def _back_rope(tape: Tape, node: Node, g: Array) -> None:
     cos, sin = tape.rotation(node)
     size = cos.shape[-1]
     out = g.copy()
@@ -190,9 +187,9 @@ def _back_rope(tape: "Tape", node: Node, g: Array) -> None:
     tape.add(node.sources[0], out)
 
 
-def _back_get_rows(tape: "Tape", node: Node, g: Array) -> None:
+def _back_get_rows(tape: Tape, node: Node, g: Array) -> None:
     whole = np.zeros(tape.shape(node.sources[0]), np.float32)
-    whole[0, 0, tape.rows(node)] = g[0, 0]
+    whole[0, 0, tape.rows_of(node)] = g[0, 0]
     tape.add(node.sources[0], whole)
 
 
@@ -246,14 +243,14 @@ def _activation(node: Node) -> Callable[[Array], tuple[Array, Array]]:
     return ACTIVATIONS[node.kind.removesuffix("GLU")]
 
 
-def _halves(tape: "Tape", node: Node) -> tuple[Array, Array]:
+def _halves(tape: Tape, node: Node) -> tuple[Array, Array]:
     if len(node.sources) == 2:
         return tape.operand(node, 0), tape.operand(node, 1)
     gate, up = np.split(tape.operand(node, 0), 2, -1)
     return gate, up
 
 
-def _look(tape: "Tape", node: Node, x: Array) -> Array:
+def _look(tape: Tape, node: Node, x: Array) -> Array:
     if node.op == "CACHE":
         size, heads = tape.cache_shape(node)
         turned = x.reshape(1, -1, heads, size)
@@ -272,7 +269,7 @@ def _axes(node: Node) -> tuple[int, ...]:
     return tuple(3 - source_of[3 - axis] for axis in range(4))
 
 
-def _strided(tape: "Tape", node: Node, x: Array) -> Array:
+def _strided(tape: Tape, node: Node, x: Array) -> Array:
     # The offset is the operation's first parameter, 64 bits wide.
     offset = node.integers[0] & 0xFFFFFFFF | node.integers[1] << 32
     strides = tuple(tensor_at(tape.pointers[node.index]).nb[::-1])
@@ -282,7 +279,7 @@ def _strided(tape: "Tape", node: Node, x: Array) -> Array:
 ACTIVATIONS: dict[str, Callable[[Array], tuple[Array, Array]]] = {
     "SILU": _silu, "SWI": _silu, "GELU": _gelu, "GE": _gelu, "RELU": _relu, "RE": _relu,
 }  # fmt: skip
-FORWARD: dict[str, Callable[["Tape", Node], Array]] = {
+FORWARD: dict[str, Callable[[Tape, Node], Array]] = {
     **dict.fromkeys(VIEWS, _result_view),
     "ADD": _result_add,
     "MUL": _result_mul,
@@ -293,7 +290,7 @@ FORWARD: dict[str, Callable[["Tape", Node], Array]] = {
     "GLU": _result_glu,
     "MUL_MAT": weigh_values,
 }
-BACKWARD: dict[str, Callable[["Tape", Node, Array], None]] = {
+BACKWARD: dict[str, Callable[[Tape, Node, Array], None]] = {
     **dict.fromkeys(VIEWS, _back_view),
     "ADD": _back_add,
     "MUL": _back_mul,
@@ -306,3 +303,4 @@ BACKWARD: dict[str, Callable[["Tape", Node, Array], None]] = {
     "ROPE": _back_rope,
     "GET_ROWS": _back_get_rows,
 }
+OPERATIONS = Operations(FORWARD, BACKWARD)

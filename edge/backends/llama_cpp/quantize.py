@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from converters.errors import BaseModelError, TunefleetError
-from edge.backends.llama_cpp.native import api, last_words, open_library
+from edge.backends.llama_cpp.native import open_library
 
 FILE_TYPES = {  # llama_ftype
     "f16": 1, "q4_0": 2, "q8_0": 7, "q4_K_S": 14, "q4_K_M": 15, "q5_K_M": 17, "q6_K": 18, "bf16": 32,
@@ -26,10 +26,10 @@ def quantize(source: Path, target: Path, kind: str) -> None:
     if kind not in FILE_TYPES:
         raise BaseModelError(f"{target}: quantisation {kind!r}, expected one of {', '.join(FILE_TYPES)}")
     library = open_library()
-    params = api.llama_model_quantize_default_params()
+    params = library.api.llama_model_quantize_default_params()
     params.ftype = FILE_TYPES[kind]
-    if api.llama_model_quantize(os.fsencode(source), os.fsencode(target), params):
-        raise BaseModelError(f"{source}: llama.cpp cannot quantise it: {last_words(library)}")
+    if library.api.llama_model_quantize(os.fsencode(source), os.fsencode(target), params):
+        raise BaseModelError(f"{source}: llama.cpp cannot quantise it: {library.last_words}")
 
 
 if __name__ == "__main__":

@@ -6,11 +6,12 @@ a random direction of each factor comes from differences of that loss.
 """
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import NamedTuple
 
 import numpy as np
 
@@ -19,10 +20,14 @@ from converters.faults import sum_up, tell
 from converters.files.atomic import write_atomic
 from converters.gguf_export.toy import MATRICES, VOCAB, make_weights, write_toy
 from edge.backends.llama_cpp import native
-from edge.backends.llama_cpp.graph import make_plan, record_graph
+from edge.backends.llama_cpp.context import Context, Model
+from edge.backends.llama_cpp.forward import Forward
+from edge.backends.llama_cpp.graph import record_graph
 from edge.backends.llama_cpp.head import apply_head
 from edge.backends.llama_cpp.native import Array
-from edge.backends.llama_cpp.tape import Lora, Tape
+from edge.backends.llama_cpp.operations import OPERATIONS
+from edge.backends.llama_cpp.route import make_route
+from edge.backends.llama_cpp.tape import Lora, Operations, Tape
 from edge.backends.llama_cpp.weights import Multiplier, Threads
 from edge.errors import BackendError, OutOfMemory
 
@@ -33,30 +38,19 @@ IS_OUTPUT = POSITIONS > 1
 TARGETS = TOKENS[::-1][IS_OUTPUT]
 RANK, SCALE = 3, np.float32(1.5)
 STEP = 0.01  # of a factor's norm
-LOSS_BOUND, SLOPE_BOUND = 1e-4, 1e-2  # 5e-7 and 2e-3 were seen
 
 
-def ensure_tested(folder: Path | None = None) -> None:
-    """Runs the test, unless it was passed before with the same library, and remembers that it was passed.
+class Tried(NamedTuple):
+    """What the test tries: the backend as it is, unless the test itself is tested."""
 
-    Args:
-        folder: Where that is remembered; by default in the user's cache. If it cannot be, that is no error.
-
-    Raises:
-        BackendError: The installed llama.cpp cannot be trained with; what differs.
-    """
-    mark = (folder or _cache_folder()) / f"llama-cpp-{_installation()}"
-    with suppress(OSError):
-        if mark.exists():
-            return
-    run_test()
-    with suppress(OSError):
-        mark.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(mark, b"")
+    operations: Operations = OPERATIONS
+    forward: type[Forward] = Forward
+    loss_bound: float = 1e-4  # 5e-7 was seen
+    slope_bound: float = 1e-2  # 2e-3 was seen
 
 
-def run_test() -> None:
-    """Trains the toy.
+def run_test(tried: Tried | None = None) -> None:
+    """Trains the toy, with the backend as it is unless `tried` says otherwise.
 
     Raises:
         BackendError: Naming all that differs.
@@ -64,7 +58,7 @@ def run_test() -> None:
     native.open_library()  # refuses by itself what it does not know
     try:
         with TemporaryDirectory() as folder:
-            faults = list(_find_faults(Path(folder)))
+            faults = list(_find_faults(Path(folder), tried or Tried()))
     except OutOfMemory:
         raise
     except Exception as error:  # where insides are read wrongly, anything may go wrong
@@ -75,6 +69,32 @@ def run_test() -> None:
         raise BackendError(_message(sum_up("", faults)), whole=_message(tell("", faults)))
 
 
+def ensure_tested(
+    folder: Path | None = None,
+    *,
+    test: Callable[[], None] = run_test,
+    library_files: Callable[[], list[Path]] = native.library_files,
+) -> None:
+    """Runs the test, unless it was passed before with the same library, and remembers that it was passed.
+
+    Args:
+        folder: Where that is remembered; by default in the user's cache. If it cannot be, that is no error.
+        test: What is run.
+        library_files: Lists the files of the installed llama.cpp.
+
+    Raises:
+        BackendError: The installed llama.cpp cannot be trained with; what differs.
+    """
+    mark = (folder or _cache_folder()) / f"llama-cpp-{_installation(library_files())}"
+    with suppress(OSError):
+        if mark.exists():
+            return
+    test()
+    with suppress(OSError):
+        mark.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(mark, b"")
+
+
 def _message(found: str) -> str:
     oldest, newest = (".".join(map(str, end)) for end in (native.OLDEST, native.NEWEST))
     return (
@@ -83,12 +103,12 @@ def _message(found: str) -> str:
     )
 
 
-def _find_faults(folder: Path) -> Iterator[str]:
+def _find_faults(folder: Path, tried: Tried) -> Iterator[str]:
     weights = make_weights(seed=0)
     loras = _random_loras()
-    loss = _train(folder, weights, loras)
+    loss = _train(folder, weights, loras, tried)
     expected = _own_loss(folder, weights, loras)
-    if abs(loss - expected) > LOSS_BOUND:
+    if abs(loss - expected) > tried.loss_bound:
         yield f"the loss is {loss:.6f}, expected {expected:.6f}"
     random = np.random.default_rng(2)
     for name, lora in loras.items():
@@ -99,7 +119,7 @@ def _find_faults(folder: Path) -> Iterator[str]:
                 for sign in (1, -1)
             )
             slope, found = (up - down) / 2, float((step * gradient).sum())
-            if not abs(found - slope) <= SLOPE_BOUND * abs(slope):
+            if not abs(found - slope) <= tried.slope_bound * abs(slope):
                 yield f"the slope of {name}'s factor {kind} is {found:.3g}, expected {slope:.3g}"
 
 
@@ -108,28 +128,29 @@ def _moved(lora: Lora, kind: str, step: Array) -> Lora:
 
 
 def _direction(random: np.random.Generator, factor: Array, gradient: Array) -> Array:
-    """A small random step, uphill, so that the slope is never too small to be seen."""
+    """Returns a small random step, uphill, so that the slope is never too small to be seen."""
     direction = np.sign(gradient) + random.normal(size=factor.shape).astype(np.float32)
     direction *= np.float32(STEP * np.linalg.norm(factor) / np.linalg.norm(direction))
     return direction
 
 
-def _train(folder: Path, weights: Mapping[str, Array], loras: Mapping[str, Lora]) -> float:
-    """The loss by way of the tape, which leaves its gradients in `loras`."""
+def _train(folder: Path, weights: Mapping[str, Array], loras: Mapping[str, Lora], tried: Tried) -> float:
+    """Computes the loss by way of the tape, which leaves its gradients in `loras`."""
     with _Toy(folder, weights) as context:
         nodes = record_graph(context, everywhere=False)
         multiplier = Multiplier(Threads(1))
-        tape = Tape(nodes, make_plan(nodes, frozenset(loras)), loras, multiplier, POSITIONS, keeps=True)
-        hidden = tape.run(context, TOKENS, SEQUENCES, IS_OUTPUT)
+        route = make_route(nodes, frozenset(loras))
+        tape = Tape(nodes, route, loras, multiplier, POSITIONS, tried.operations)
+        hidden = tried.forward(tape, keeps=True).run(context, TOKENS, SEQUENCES, IS_OUTPUT)
         shares = np.full(len(TARGETS), 1 / len(TARGETS), np.float32)
-        found = apply_head(hidden, tape.plan.head, multiplier, TARGETS, shares)
+        found = apply_head(hidden, route.head, multiplier, TARGETS, shares)
         assert found.d_hidden is not None
         tape.backward(found.d_hidden)
         return float(found.losses.mean())
 
 
 def _own_loss(folder: Path, weights: Mapping[str, Array], loras: Mapping[str, Lora]) -> float:
-    """llama.cpp's, with the factors merged into the weights."""
+    """Computes llama.cpp's own loss, with the factors merged into the weights."""
     merged = dict(weights)
     for name, lora in loras.items():
         merged[f"{name}.weight"] = weights[f"{name}.weight"] + lora.scale * (lora.b @ lora.a)
@@ -146,9 +167,9 @@ class _Toy:
         self.path = folder / "toy.gguf"
         write_toy(self.path, weights)
 
-    def __enter__(self) -> native.Context:
-        self.model = native.Model(self.path)
-        self.context = native.Context(self.model, len(TOKENS), 2, 1)
+    def __enter__(self) -> Context:
+        self.model = Model(self.path)
+        self.context = Context(self.model, len(TOKENS), 2, 1)
         return self.context
 
     def __exit__(self, *_: object) -> None:
@@ -170,8 +191,8 @@ def _cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "tunefleet"
 
 
-def _installation() -> str:
-    """Another one for another llama.cpp or another version of this backend."""
-    files = [*native.library_files(), *sorted(Path(__file__).parent.glob("*.py"))]
+def _installation(library_files: list[Path]) -> str:
+    """Names what is installed: another llama.cpp or another version of this backend has another name."""
+    files = [*library_files, *sorted(Path(__file__).parent.glob("*.py"))]
     seen = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     return f"{native.installed_version()}-{sha256(repr(seen).encode()).hexdigest()[:16]}"

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from edge.backends.chat import ChatTemplate
-from edge.backends.llama_cpp.native import Model, api
+from edge.backends.llama_cpp.context import Model
 from edge.errors import DataError
 
 SPACE = "\u2581"  # how a SentencePiece vocabulary spells it
@@ -31,15 +31,15 @@ class GgufTokenizer:
     """See `Tokenizer`."""
 
     def __init__(self, model: Model) -> None:
-        self._model, self._vocab = model, model.vocab
-        self.bos_id = self._special("bos", api.llama_vocab_bos(self._vocab))
-        self.eos_id = self._special("eos", api.llama_vocab_eos(self._vocab))
+        self._model, self._vocab, self._api = model, model.vocab, model.api
+        self.bos_id = self._special("bos", self._api.llama_vocab_bos(self._vocab))
+        self.eos_id = self._special("eos", self._api.llama_vocab_eos(self._vocab))
 
     @cached_property
     def end_ids(self) -> frozenset[int]:
         """See `Tokenizer.end_ids`; llama.cpp knows them by the file's metadata and by their texts."""
         vocab, tokens = self._vocab, range(self._model.vocab_size)
-        return frozenset(token for token in tokens if api.llama_vocab_is_eog(vocab, token))
+        return frozenset(token for token in tokens if self._api.llama_vocab_is_eog(vocab, token))
 
     @property
     def has_chat_template(self) -> bool:
@@ -54,20 +54,20 @@ class GgufTokenizer:
             text = "".join(letter for letter in text if letter.replace(" ", SPACE) in self._alphabet)
         raw = text.encode()
         room = len(raw) + 2
-        tokens = (api.llama_token * room)()
-        count = api.llama_tokenize(self._vocab, raw, len(raw), tokens, room, False, True)
+        tokens = (self._api.llama_token * room)()
+        count = self._api.llama_tokenize(self._vocab, raw, len(raw), tokens, room, False, True)
         return list(tokens[: max(count, 0)])
 
     def decode(self, tokens: Sequence[int]) -> str:
         """See `Tokenizer.decode`."""
-        if api.llama_vocab_type(self._vocab) == api.LLAMA_VOCAB_TYPE_BPE:
+        if self._api.llama_vocab_type(self._vocab) == self._api.LLAMA_VOCAB_TYPE_BPE:
             # llama.cpp's own way takes spaces before punctuation away for some models.
             return b"".join(map(self._piece, tokens)).decode(errors="replace")
-        held = (api.llama_token * len(tokens))(*tokens)
+        held = (self._api.llama_token * len(tokens))(*tokens)
         room = 16 * len(tokens) + 16
         while True:
             text = ctypes.create_string_buffer(room)
-            count = api.llama_detokenize(self._vocab, held, len(tokens), text, room, True, False)
+            count = self._api.llama_detokenize(self._vocab, held, len(tokens), text, room, True, False)
             if count >= 0:
                 return text.raw[:count].decode(errors="replace")
             room = -count
@@ -90,7 +90,7 @@ class GgufTokenizer:
 
     @cached_property
     def _chat(self) -> ChatTemplate | None:
-        template = api.llama_model_chat_template(self._model.pointer, None)
+        template = self._api.llama_model_chat_template(self._model.pointer, None)
         if not template:
             return None
         special = {"bos_token": self._text(self.bos_id), "eos_token": self._text(self.eos_id)}
@@ -99,10 +99,13 @@ class GgufTokenizer:
     @cached_property
     def _alphabet(self) -> frozenset[str] | None:
         """The characters that can be spelt, of a SentencePiece vocabulary without bytes; None is all."""
-        if api.llama_vocab_type(self._vocab) != api.LLAMA_VOCAB_TYPE_SPM:
+        if self._api.llama_vocab_type(self._vocab) != self._api.LLAMA_VOCAB_TYPE_SPM:
             return None
         tokens = range(self._model.vocab_size)
-        if any(api.llama_vocab_get_attr(self._vocab, token) & api.LLAMA_TOKEN_ATTR_BYTE for token in tokens):
+        if any(
+            self._api.llama_vocab_get_attr(self._vocab, token) & self._api.LLAMA_TOKEN_ATTR_BYTE
+            for token in tokens
+        ):
             return None
         return frozenset("".join(map(self._text, tokens)))
 
@@ -115,14 +118,14 @@ class GgufTokenizer:
 
     def _piece(self, token: int, is_special_shown: bool = False) -> bytes:
         text = ctypes.create_string_buffer(256)
-        count = api.llama_token_to_piece(self._vocab, token, text, len(text), 0, is_special_shown)
+        count = self._api.llama_token_to_piece(self._vocab, token, text, len(text), 0, is_special_shown)
         if count < 0:
             text = ctypes.create_string_buffer(-count)
-            count = api.llama_token_to_piece(self._vocab, token, text, len(text), 0, is_special_shown)
+            count = self._api.llama_token_to_piece(self._vocab, token, text, len(text), 0, is_special_shown)
         return text.raw[:count]
 
     def _text(self, token: int | None) -> str:
         if token is None:
             return ""
-        text: bytes = api.llama_vocab_get_text(self._vocab, token)
+        text: bytes = self._api.llama_vocab_get_text(self._vocab, token)
         return text.decode(errors="replace")

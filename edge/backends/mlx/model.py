@@ -1,39 +1,14 @@
-# ruff: noqa: E402 - OpenBLAS goes before MLX
 """The MLX backend: mlx-lm loads the base, full or in 4 or 8 bits, and brings the LoRA layers.
 
-On a GPU a step is one compiled function of packed rows in few shapes. There positions go on from example to
-example: rotary embeddings are relative, so only the mask matters; whether that holds for a base is tried out
-when it is loaded. Where it does not, and on a processor, each example gets a row of its own, in micro-batches
-of like lengths: MLX computes exponentials at 90 million a second there, so attention across examples that is
-masked away again costs more than packing saves, and compiling means waiting for a C++ compiler.
-
-Logits are computed at labels only. All factors lie in one flat vector in canonical order, so that clipping
+Logits are computed at labels only. All factors lie in one vector in canonical order, so that clipping
 and AdamW are a few kernels whatever the number of modules.
-
-On Linux the wheel of MLX links the reference BLAS. With OpenBLAS loaded before it, matrix products run 30 to
-80 times faster (two x86-64 cores), and a LoRA step 12 times.
 """
 
-import ctypes
-import logging
 import math
-import sys
 from collections.abc import Collection, Sequence
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
-
-
-def _load_openblas() -> bool:
-    for name in ("libopenblas.so.0", "libopenblas.so"):
-        with suppress(OSError):
-            ctypes.CDLL(name, ctypes.RTLD_GLOBAL)
-            return True
-    return False
-
-
-HAS_FAST_BLAS = sys.platform != "linux" or _load_openblas()  # before mlx, which would bind to the other
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -42,53 +17,35 @@ import numpy as np
 from mlx.utils import tree_unflatten
 from mlx_lm.sample_utils import make_sampler
 from mlx_lm.tuner.lora import LoRALinear
-from mlx_lm.utils import load_model, load_tokenizer, maybe_set_recommended_wired_limit
+from mlx_lm.utils import load_model as load_mlx
+from mlx_lm.utils import load_tokenizer, maybe_set_recommended_wired_limit
 from numpy.typing import NDArray
 
 from converters.adapter import LoraAdapter
 from converters.bases.fit import check_fit
 from converters.errors import BaseModelError
-from edge.backends.batch_layout import (
-    average_examples,
-    find_labels,
-    group_by_length,
-    mean_weights,
-    sum_score,
-    unpack,
-)
+from edge.backends.batch_layout import row_each
 from edge.backends.contract import Batch, ModelCard, OnToken, Precision, Score, Snapshot
+from edge.backends.labels import average_examples, find_labels, mean_weights, sum_score
+from edge.backends.mlx.forward import HEAD_ROWS, Fed, Forward
 from edge.backends.mlx.generate import complete
-from edge.backends.mlx.layers import (
-    PackedRows,
-    are_near,
-    count_weights,
-    feed,
-    feed_means,
-    mapped_errors,
-    precision_of,
-    shape_of,
-    softmax_loss,
-)
+from edge.backends.mlx.layers import count_weights, mapped_errors, precision_of, shape_of
 from edge.backends.parameters import Form, form_of, from_vector, mask_vector, to_vector
 from edge.backends.transformers import HubTokenizer
 from edge.errors import UnsupportedRecipe
 
-HEAD_ROWS = 512  # labels whose logits are held at a time when scoring
+NAME = "parameters"  # of the one vector, to the optimizer
 CACHE_BYTES = 1 << 30  # freed memory that MLX may keep between steps
 
 
-def load(base: Path, *, precision: Precision = "auto", seed: int = 0) -> "MlxModel":
+def load_model(base: Path, *, precision: Precision = "auto", seed: int = 0) -> "MlxModel":
     """Loads a Hugging Face or MLX folder; nothing in it depends on `seed`.
 
     Raises:
         BaseModelError: `base` is not a language model that mlx-lm can load, and why.
     """
-    if not HAS_FAST_BLAS:
-        logging.getLogger(__name__).warning(
-            "MLX lacks OpenBLAS: install libopenblas0-pthread and train 12 times faster"
-        )
     try:
-        model, config = load_model(base)
+        model, config = load_mlx(base)
         tokenizer = load_tokenizer(base)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
         reason = str(error).strip().partition("\n")[0]
@@ -118,7 +75,6 @@ class MlxModel:
         self.model = model
         self.tokenizer = tokenizer
         self.name = name
-        self.is_compiling = is_compiling
         model.freeze()
         model.eval()
         self.linears = {
@@ -135,10 +91,9 @@ class MlxModel:
             num_parameters=sum(count_weights(module) for module in model.modules()),
             precision=precision_of(model),
         )
+        self.forward = Forward(model, self.card.max_tokens, self.card.vocab_size, is_compiling=is_compiling)
         self.form: Form = {}
         self.set_adapter(LoraAdapter({}))
-        self.has_plain_head = self._has_plain_head()
-        self.is_packing = is_compiling and self._packs_exactly()
 
     def set_adapter(self, adapter: LoraAdapter) -> None:
         """See `Model.set_adapter`."""
@@ -150,28 +105,29 @@ class MlxModel:
         }
         self.model.update_modules(tree_unflatten(list((base | self.layers).items())))
         self.form = form_of(adapter)
-        self.flat = mx.array(to_vector(adapter))
-        self._place(self.flat)
+        self.parameters = mx.array(to_vector(adapter))
+        self._place(self.parameters)
         self.begin(weight_decay=0.0, clip_norm=0.0)
 
     def adapter(self) -> LoraAdapter:
         """See `Model.adapter`."""
-        return from_vector(np.array(self.flat), self.form)
+        return from_vector(np.array(self.parameters), self.form)
 
     def score(self, batch: Batch) -> Score:
         """See `Model.score`."""
         with mapped_errors():
-            self._place(self.flat)
-            scores = [self._score(part) for part in self._layout(batch)]
+            self._place(self.parameters)
+            scores = [self._score(part) for part in self.forward.split(batch)]
         return Score(*(sum(sums) for sums in zip(*scores, strict=True)))
 
     def features(self, batch: Batch) -> NDArray[np.float32]:
         """See `Model.features`."""
-        apart = unpack(batch)
+        rows = row_each(batch)
         with mapped_errors():
-            self._place(self.flat)
-            hidden = self._hidden(mx.array(apart.tokens), None)
-            return average_examples(apart, np.array(hidden.astype(mx.float32)))
+            self._place(self.parameters)
+            hidden = self.forward.hidden(mx.array(rows.tokens))
+            found = np.array(hidden.astype(mx.float32)).reshape(-1, hidden.shape[-1])
+            return average_examples(batch, found[rows.places])
 
     def generate(
         self,
@@ -188,7 +144,7 @@ class MlxModel:
         mx.random.seed(seed)
         stops = {self.tokenizer.eos_id} if ends is None else ends
         with mapped_errors():
-            self._place(self.flat)
+            self._place(self.parameters)
             return [
                 complete(
                     self.model,
@@ -210,9 +166,9 @@ class MlxModel:
         is_trained = mask_vector(mask, self.form)
         self.is_trained = None if is_trained is None else mx.array(is_trained)
         self.clip_norm, self.pull = clip_norm, pull
-        self.dispatched = self.flat
+        self.dispatched = self.parameters
         self.optimizer = optim.AdamW(0.0, weight_decay=weight_decay, bias_correction=True)
-        self.optimizer.init({"flat": self.flat})
+        self.optimizer.init({NAME: self.parameters})
         state = [self.optimizer.state]
         self._gradient = mx.compile(mx.value_and_grad(self._loss))
         self._pulled_gradient = mx.compile(mx.value_and_grad(self._pulled_loss))
@@ -223,9 +179,9 @@ class MlxModel:
         with mapped_errors():
             loss, gradient = self._differentiate(batches, self.pull)
             self.optimizer.learning_rate = lr
-            flat = self._update(self.flat, gradient)
-            mx.eval(flat, self.optimizer.state)
-            self.flat = flat
+            moved = self._update(self.parameters, gradient)
+            mx.eval(moved, self.optimizer.state)
+            self.parameters = moved
             if mx.get_cache_memory() > CACHE_BYTES:
                 mx.clear_cache()
         return loss
@@ -239,22 +195,22 @@ class MlxModel:
     def pull_back(self, batch: Batch, cotangent: NDArray[np.float32]) -> LoraAdapter:
         """See `TrainableModel.pull_back`."""
         self._check_features()
-        apart = unpack(batch)
-        tokens, means = mx.array(apart.tokens), mx.array(mean_weights(apart))
+        rows = row_each(batch)
+        tokens, means = mx.array(rows.tokens), mx.array(mean_weights(batch, rows))
 
-        def features(flat: mx.array) -> mx.array:
-            self._place(flat)
-            return self._average(self._hidden(tokens, None), means)
+        def features(parameters: mx.array) -> mx.array:
+            self._place(parameters)
+            return self.forward.average(self.forward.hidden(tokens), means)
 
         with mapped_errors():
-            _, (gradient,) = mx.vjp(features, [self.flat], [mx.array(cotangent.astype(np.float32))])
+            _, (gradient,) = mx.vjp(features, [self.parameters], [mx.array(cotangent.astype(np.float32))])
             return from_vector(np.array(gradient), self.form)
 
     def snapshot(self) -> Snapshot:
         """See `TrainableModel.snapshot`."""
-        moments = self.optimizer.state["flat"]
+        moments = self.optimizer.state[NAME]
         return {
-            "factors": np.array(self.flat),
+            "factors": np.array(self.parameters),
             "first": np.array(moments["m"]),
             "second": np.array(moments["v"]),
             "num_steps": np.array(self.optimizer.step.item(), np.int64),
@@ -262,161 +218,85 @@ class MlxModel:
 
     def restore(self, snapshot: Snapshot) -> None:
         """See `TrainableModel.restore`."""
-        self.flat = mx.array(snapshot["factors"])
+        self.parameters = mx.array(snapshot["factors"])
         state = self.optimizer.state
-        state["flat"] = {"m": mx.array(snapshot["first"]), "v": mx.array(snapshot["second"])}
+        state[NAME] = {"m": mx.array(snapshot["first"]), "v": mx.array(snapshot["second"])}
         state["step"] = mx.array(int(snapshot["num_steps"]), mx.uint64)
 
-    def _split(self, flat: mx.array) -> list[mx.array]:
+    def _split(self, parameters: mx.array) -> list[mx.array]:
         shapes = [matrix for shape in self.form.values() for matrix in (shape.a, shape.b)]
         ends = np.cumsum([math.prod(shape) for shape in shapes]).tolist()
-        parts = cast(list[mx.array], mx.split(flat, ends[:-1])) if shapes else []
+        parts = cast(list[mx.array], mx.split(parameters, ends[:-1])) if shapes else []
         return [part.reshape(shape) for part, shape in zip(parts, shapes, strict=True)]
 
-    def _place(self, flat: mx.array) -> None:
-        # Into the layers, transposed: mlx-lm holds A as (in, rank) and B as (rank, out).
-        matrices = iter(self._split(flat))
+    def _place(self, parameters: mx.array) -> None:
+        """Puts factors into the layers, transposed: mlx-lm holds A as (in, rank) and B as (rank, out)."""
+        matrices = iter(self._split(parameters))
         for layer in self.layers.values():
             layer.lora_a, layer.lora_b = next(matrices).T, next(matrices).T
 
-    @property
-    def _shapes(self) -> dict[str, bool]:
-        return {"is_compiling": self.is_compiling, "is_packing": self.is_packing}
-
-    def _layout(self, batch: Batch) -> list[Batch]:
-        return [batch] if self.is_packing else group_by_length(batch)
-
     def _score(self, batch: Batch) -> Score:
         labels = find_labels(batch)
-        tokens, segments, index, targets, _ = feed(batch, 1.0, **self._shapes)
-        rows = self._rows(tokens, segments)
-        rows = rows.reshape(-1, rows.shape[-1])[index]
+        fed = self.forward.feed(batch, self.forward.rows(batch))
+        states = self.forward.states(fed.tokens, fed.segments)[fed.places]
         losses, predicted = [np.zeros(0, np.float32)], [np.zeros(0, np.int64)]
-        for at in range(0, len(index), HEAD_ROWS):
+        for at in range(0, len(fed.places), HEAD_ROWS):
             part = slice(at, at + HEAD_ROWS)
-            logits = self._logits(rows[part])
-            losses.append(np.array(nn.losses.cross_entropy(logits.astype(mx.float32), targets[part])))
+            logits = self.forward.logits(states[part])
+            losses.append(np.array(nn.losses.cross_entropy(logits.astype(mx.float32), fed.targets[part])))
             predicted.append(np.array(logits.argmax(-1)))
         count = len(labels.places)
         return sum_score(batch, labels, np.concatenate(losses)[:count], np.concatenate(predicted)[:count])
 
-    def _caches(self, segments: mx.array | None) -> list[PackedRows] | None:
-        return None if segments is None else [PackedRows(segments)] * len(self.model.layers)
+    def _loss(self, parameters: mx.array, *arrays: Any) -> tuple[mx.array, mx.array]:
+        self._place(parameters)
+        fed = Fed(*arrays)
+        return self.forward.loss(self.forward.states(fed.tokens, fed.segments), fed)
 
-    def _hidden(self, tokens: mx.array, segments: mx.array | None) -> Any:
-        return self.model.model(tokens, cache=self._caches(segments))
-
-    def _logits(self, rows: mx.array) -> Any:
-        if not self.has_plain_head:
-            return rows  # they are logits already
-        tied = self.model.model.embed_tokens.as_linear
-        return (self.model.lm_head if "lm_head" in self.model else tied)(rows)
-
-    def _rows(self, tokens: mx.array, segments: mx.array | None) -> Any:
-        # What the loss is computed from: hidden states, or logits where the model scales or caps them.
-        if self.has_plain_head:
-            return self._hidden(tokens, segments)
-        return self.model(tokens, cache=self._caches(segments))
-
-    def _loss(self, flat: mx.array, *arrays: Any) -> tuple[mx.array, mx.array]:
-        # What is differentiated, and the loss.
-        self._place(flat)
-        tokens, segments, *labels = arrays
-        return self._loss_of(self._rows(tokens, segments), *labels)
-
-    def _pulled_loss(self, flat: mx.array, *arrays: Any) -> tuple[mx.array, mx.array]:
-        # The same with the pull, which is differentiated too and left out of the loss.
-        self._place(flat)
-        tokens, segments, *labels, means, fixed, share = arrays
-        rows = self._rows(tokens, segments)
-        hidden = rows if self.has_plain_head else self._hidden(tokens, segments)
-        away = self._average(hidden, means) - fixed
-        value, loss = self._loss_of(rows, *labels)
-        return value + share * away.square().sum(), loss
-
-    def _average(self, hidden: mx.array, means: mx.array) -> mx.array:
-        # Features as something that can be differentiated: (examples, hidden size), float32.
-        return means @ hidden.reshape(-1, hidden.shape[-1]).astype(mx.float32)
+    def _pulled_loss(self, parameters: mx.array, *arrays: Any) -> tuple[mx.array, mx.array]:
+        self._place(parameters)
+        fed, extra = Fed(*arrays[: len(Fed._fields)]), arrays[len(Fed._fields) :]
+        return self.forward.pulled_loss(self.forward.states(fed.tokens, fed.segments), fed, *extra)
 
     def _differentiate(self, batches: Sequence[Batch], pull: float) -> tuple[float, mx.array]:
-        # The loss, and the gradient of the loss and the pull together.
+        """Returns the loss, and the gradient of the loss and the pull together."""
         total = sum(float(batch.weights.sum()) for batch in batches)
         share = mx.array(pull / sum(batch.num_examples for batch in batches))
-        losses, gradient = mx.array(0.0), mx.zeros_like(self.flat)
-        for batch in (part for whole in batches for part in self._layout(whole)):
-            arrays = feed(batch, total, **self._shapes)
+        losses, gradient = mx.array(0.0), mx.zeros_like(self.parameters)
+        for batch in (part for whole in batches for part in self.forward.split(whole)):
+            rows = self.forward.rows(batch)
+            fed = self.forward.feed(batch, rows, total)
             if pull:
-                extra = (*self._dispatched_features(batch, *arrays[:2]), share)
-                (_, loss), part = self._pulled_gradient(self.flat, *arrays, *extra)
+                means = self.forward.feed_means(batch, rows)
+                extra = (means, self._dispatched_features(fed, means), share)
+                (_, loss), part = self._pulled_gradient(self.parameters, *fed, *extra)
             else:
-                (_, loss), part = self._gradient(self.flat, *arrays)
+                (_, loss), part = self._gradient(self.parameters, *fed)
             losses, gradient = losses + loss, gradient + part
             mx.eval(losses, gradient)
         return float(cast(float, losses.item())), gradient
 
-    def _dispatched_features(
-        self, batch: Batch, tokens: mx.array, segments: mx.array | None
-    ) -> tuple[mx.array, mx.array]:
-        # The means' weights, and the features with the adapter that was there at `begin`.
-        means = feed_means(batch, tokens.shape[1], is_compiling=self.is_compiling)
+    def _dispatched_features(self, fed: Fed, means: mx.array) -> mx.array:
+        """Computes features with the adapter that was there at `begin`."""
         self._place(self.dispatched)
-        fixed = self._average(self._hidden(tokens, segments), means)
+        fixed = self.forward.average(self.forward.hidden(fed.tokens, fed.segments), means)
         mx.eval(fixed)
-        return means, fixed
+        return fixed
 
     def _check_features(self) -> None:
         try:
-            self._hidden(self._trial_tokens(), None)
+            self.forward.check_features()
         except (AttributeError, TypeError, ValueError) as error:
             raise UnsupportedRecipe(
                 f"{self.name}: mlx-lm does not show its hidden states, so backend mlx cannot train on "
                 f"features ({error}); choose backend torch, or a recipe without a pull"
             ) from error
 
-    def _loss_of(
-        self, rows: mx.array, index: mx.array, targets: mx.array, weights: mx.array
-    ) -> tuple[mx.array, mx.array]:
-        # The head is frozen, so the gradient at its input is worked out here from the softmax, once; left to
-        # MLX, the exponentials of all logits would be computed twice.
-        rows = rows.reshape(-1, rows.shape[-1])[index]
-        loss, gradients = mx.array(0.0), []
-        for at in range(0, len(index), HEAD_ROWS):
-            part = slice(at, at + HEAD_ROWS)
-            held = mx.stop_gradient(rows[part])
-            logits = self._logits(held)
-            some, slope = softmax_loss(logits.astype(mx.float32), targets[part, None], weights[part, None])
-            gradients += mx.vjp(self._logits, [held], [slope.astype(logits.dtype)])[1]
-            loss = loss + some
-        return (rows * mx.stop_gradient(mx.concatenate(gradients))).astype(mx.float32).sum(), loss
-
-    def _apply(self, flat: mx.array, gradient: mx.array) -> Any:
+    def _apply(self, parameters: mx.array, gradient: mx.array) -> Any:
         if self.is_trained is not None:
             gradient = gradient * self.is_trained
         if self.clip_norm > 0:
             norm = mx.linalg.norm(gradient)
             gradient = gradient * mx.where(norm > self.clip_norm, self.clip_norm / norm, 1.0)
-        moved = self.optimizer.apply_gradients({"flat": gradient}, {"flat": flat})["flat"]
-        return moved if self.is_trained is None else mx.where(self.is_trained, moved, flat)
-
-    def _has_plain_head(self) -> bool:
-        # Tried on a few tokens rather than kept as a list of architectures.
-        self.has_plain_head = True
-        tokens = self._trial_tokens()
-        try:
-            return are_near(self._logits(self._hidden(tokens, None)), self.model(tokens))
-        except (AttributeError, TypeError, ValueError):
-            return False
-
-    def _packs_exactly(self) -> bool:
-        tokens = self._trial_tokens()
-        segments = mx.repeat(mx.array([[1, 2]]), tokens.shape[1], axis=1)
-        apart = self.model(tokens)
-        try:
-            packed = self.model(tokens.reshape(1, -1), cache=self._caches(segments))
-        except (AttributeError, TypeError, ValueError):
-            return False
-        return are_near(packed.reshape(apart.shape), apart)
-
-    def _trial_tokens(self) -> mx.array:
-        length = max(1, min(8, self.card.max_tokens // 2))
-        return mx.array((np.arange(2 * length) * 7 % self.card.vocab_size).reshape(2, length))
+        (moved,) = self.optimizer.apply_gradients({NAME: gradient}, {NAME: parameters}).values()
+        return moved if self.is_trained is None else mx.where(self.is_trained, moved, parameters)

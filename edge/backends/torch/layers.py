@@ -12,7 +12,7 @@ from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_f
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from edge.backends.shapes import round_up
+from edge.backends.batch_layout import round_up
 
 HEAD_ROWS = 256  # labels whose logits are held at a time: 32 MB with a vocabulary of 32,000
 PRODUCT_TOKENS = 1024  # longest example whose attention scores are kept: 16 MB with 8 heads in bfloat16

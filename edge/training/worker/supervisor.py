@@ -12,11 +12,11 @@ from typing import Protocol, Self, TypeVar
 
 from msgspec import structs
 
+from edge.backends.batch_layout import WIDTH_STEP
 from edge.choices import BATCH_TOKENS, SEQ_TOKENS, BackendName, Precision
 from edge.errors import OutOfMemory
 from edge.training.data.forms import Asking
 from edge.training.data.source import DataSource
-from edge.training.packing import WIDTH_STEP
 from edge.training.requests import (
     Completion,
     Completions,

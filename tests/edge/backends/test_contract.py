@@ -138,23 +138,20 @@ def test_micro_batches_make_the_same_step(model, batch, random_adapter):
         np.testing.assert_allclose(apart.modules[name].b, factors.b, atol=2e-4)
 
 
-def test_packed_examples_do_not_see_each_other(model, dataset, random_adapter):
+def test_examples_of_a_batch_do_not_see_each_other(model, dataset, random_adapter):
     model.set_adapter(random_adapter())
-    examples = dataset.examples
-    packed = model.score(build_batch(examples, [list(range(len(examples)))], seq_tokens=256))
-    alone = [model.score(build_batch(examples, [[n]], seq_tokens=64)) for n in range(len(examples))]
-    assert packed.loss_sum == pytest.approx(sum(score.loss_sum for score in alone), rel=1e-5)
-    assert packed.num_labels == sum(score.num_labels for score in alone)
-    assert packed.num_examples == len(examples)
+    together = model.score(build_batch(dataset.examples))
+    alone = [model.score(build_batch([example])) for example in dataset.examples]
+    assert together.loss_sum == pytest.approx(sum(score.loss_sum for score in alone), rel=1e-5)
+    assert together.num_labels == sum(score.num_labels for score in alone)
+    assert together.num_examples == len(dataset.examples)
 
 
-def test_packed_examples_train_as_if_alone(model, dataset, random_adapter):
-    examples = dataset.examples
+def test_examples_of_a_batch_train_as_if_alone(model, dataset, random_adapter):
     losses = []
-    for rows in ([list(range(len(examples)))], [[n] for n in range(len(examples))]):
+    for batches in ([build_batch(dataset.examples)], [build_batch([one]) for one in dataset.examples]):
         begin(model, random_adapter())
-        batch = build_batch(examples, rows, seq_tokens=256)
-        losses.append([model.step([batch], 0.001) for _ in range(3)])
+        losses.append([model.step(batches, 0.001) for _ in range(3)])
     assert losses[0] == pytest.approx(losses[1], abs=1e-5)
 
 
@@ -175,7 +172,7 @@ def test_a_restored_snapshot_goes_on_bit_for_bit(model, batch, random_adapter):
 
 
 def test_scores_between_steps_change_no_step(model, dataset, batch, random_adapter):
-    other = build_batch(dataset.examples, [[0], [1, 2]], seq_tokens=64)
+    other = build_batch(dataset.examples[:3])
     runs = []
     for scores in (False, True):
         begin(model, random_adapter())
@@ -281,15 +278,9 @@ def test_features_are_one_vector_an_example(model, dataset, batch, random_adapte
     features = model.features(batch)
     assert features.shape == (len(WORDS), 32)
     assert features.dtype == np.float32
-    first = batch.segments[0] == 1
-    length = np.count_nonzero(first)
-    index = next(
-        n
-        for n, example in enumerate(dataset.examples)
-        if example.tokens[:-1].tolist() == batch.tokens[0][:length].tolist()
-    )
-    alone = model.features(build_batch(dataset.examples, [[index]], seq_tokens=64))
-    np.testing.assert_allclose(features[0], alone[0], atol=1e-5)
+    for index, row in enumerate(features):
+        alone = model.features(batch.select([index]))
+        np.testing.assert_allclose(row, alone[0], atol=1e-5)
 
 
 def test_the_base_is_left_as_it_was(model, batch, random_adapter):

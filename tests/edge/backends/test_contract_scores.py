@@ -1,7 +1,6 @@
 """Every backend counts the same: examples, labels, exact matches and accuracies, whatever the lengths."""
 
 import json
-from importlib import import_module
 
 import numpy as np
 import pytest
@@ -9,6 +8,7 @@ import pytest
 from converters.adapter import initial_adapter
 from converters.bases.targets import match_targets
 from edge.backends import load_model
+from edge.backends.batch_layout import pack_rows
 from edge.training.data.dataset import load_dataset
 from edge.training.data.source import DataSource
 from edge.training.packing import build_batch, iterate_batches
@@ -24,14 +24,14 @@ def torch_packed(base):
     """As on a GPU: several examples a row, transformers' own attention."""
     model = load_model("torch", base)
     model.model.set_attn_implementation("sdpa")
-    model.layout = import_module("edge.backends.torch.model")._as_it_is
+    model.forward.layout = pack_rows
     return model
 
 
 def mlx_packed(base):
     """As on a GPU: several examples a row, and shapes filled up."""
     model = load_model("mlx", base)
-    model.is_packing = model.is_compiling = True
+    model.forward.is_packing = model.forward.is_compiling = True
     return model
 
 
@@ -101,7 +101,7 @@ def reference(request, data):
             model = load(request.getfixturevalue(base))
             adapter = learn(model, data)
             examples = load_dataset(data, model.tokenizer, seq_tokens=SEQ_TOKENS).examples
-            alone = (build_batch(examples, [[n]], seq_tokens=SEQ_TOKENS) for n in range(len(examples)))
+            alone = (build_batch([example]) for example in examples)
             found[name] = adapter, np.sum([model.score(batch) for batch in alone], axis=0)
         return found[name]
 

@@ -149,7 +149,7 @@ def test_when_memory_runs_out_the_step_is_split_until_it_fits(run, tmp_path, dat
 
 
 def test_a_step_that_cannot_be_split_further_is_out_of_memory(run, tmp_path):
-    small = load(make_toy_base(tmp_path / "small", seed=0, memory_tokens=32))
+    small = load(make_toy_base(tmp_path / "small", seed=0, memory_tokens=8))
     with pytest.raises(OutOfMemory, match="lower seq_tokens"):
         run(model=small)
 
@@ -164,7 +164,7 @@ def test_a_resumed_run_keeps_the_size_that_fitted(run, tmp_path):
 
 def test_a_loss_that_is_not_finite_is_an_error(run):
     with pytest.raises(BackendError, match="lower lr"), np.errstate(all="ignore"):
-        run(Plan(steps=50, lr=1e30, seq_tokens=64, batch_tokens=128, clip_norm=0.0))
+        run(Plan(steps=50, lr=1e38, seq_tokens=64, batch_tokens=128, clip_norm=0.0))
 
 
 def test_another_plan_does_not_go_on_with_the_checkpoint(run):

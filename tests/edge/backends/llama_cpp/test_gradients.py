@@ -1,7 +1,6 @@
 """Gradients of the llama.cpp backend against torch's on the same, dequantised weights.
 
-All linear layers carry LoRA. Two rows of packed examples, one of them of a single position, half of the
-targets masked.
+All linear layers carry LoRA. Six examples, one of them of a single position, half of the targets masked.
 """
 
 from collections.abc import Callable
@@ -72,18 +71,18 @@ ROUNDING: dict[str, Callable] = {
 }
 
 
-def make_batch(lengths, rows, seq_tokens):
+def make_batch(lengths):
     random = np.random.default_rng(0)
     examples = [
         Example(random.integers(2, 250, length + 1).astype(np.int32), np.arange(length + 1) >= length // 2)
         for length in lengths
     ]
-    return build_batch(examples, rows, seq_tokens=seq_tokens)
+    return build_batch(examples)
 
 
 @pytest.fixture(scope="module")
 def batch():
-    return make_batch(LENGTHS, [[0, 1, 2], [3, 4, 5]], seq_tokens=32)
+    return make_batch(LENGTHS)
 
 
 def random_adapter(modules, chosen=""):
@@ -126,7 +125,7 @@ def find_error(load_dequantised):
         )
         errors = {}
         for (name, kind), g in found.items():
-            turned = ours.gguf.to_hub_rows(name, g) if kind == "b" else g
+            turned = ours.naming.to_hub_rows(name, g) if kind == "b" else g
             errors[name, kind] = turned - expected[name, kind]
         return Error(
             max(float(np.abs(error).max() / np.abs(expected[key]).max()) for key, error in errors.items()),
@@ -161,7 +160,7 @@ def test_gradients_of_a_few_modules_are_torchs(chosen, find_error, make_model, m
 
 @pytest.mark.parametrize("lengths", [(250, 130, 200, 60, 90), (2,) * 150], ids=["long", "many"])
 def test_gradients_of_more_than_is_computed_at_once_are_torchs(lengths, find_error, make_model, make_gguf):
-    batch = make_batch(lengths, [[index] for index in range(len(lengths))], seq_tokens=256)
+    batch = make_batch(lengths)
     assert_within(find_error(make_model("llama"), make_gguf("llama"), batch), FLOAT32)
 
 

@@ -45,12 +45,11 @@ from edge.backends.llama_cpp.memory import Room
 model, count = load_model("llama_cpp", Path(sys.argv[1])), int(sys.argv[2])
 model.set_adapter(initial_adapter(dict(model.card.modules), rank=8, scale=2.0, seed=0))
 model.begin(weight_decay=0.0, clip_norm=1.0)
-tokens, ones = np.full((1, count), 2, np.int32), np.ones((1, count), np.int32)
-places = np.arange(count, dtype=np.int32)[None]
-model.step([Batch(tokens, tokens, ones.astype(np.float32), ones, places)], 0.0)
+tokens = np.full(count, 2, np.int32)
+model.step([Batch(tokens, tokens, np.ones(count, np.float32), np.array([count]))], 0.0)
 lines = Path("/proc/self/status").read_text().splitlines()
 print(next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM")))
-print(Room(model.gguf).need(count, count, model.flat.size, keeps=True).total)
+print(Room(model.gguf).need(count, count, model.parameters.size, keeps=True).total)
 """
 
 
@@ -176,9 +175,8 @@ def data_bytes(pid):
 
 
 def one_example(num_tokens):
-    tokens, ones = np.full((1, num_tokens), 2, np.int32), np.ones((1, num_tokens), np.int32)
-    places = np.arange(num_tokens, dtype=np.int32)[None]
-    return Batch(tokens, tokens, ones.astype(np.float32), ones, places)
+    tokens = np.full(num_tokens, 2, np.int32)
+    return Batch(tokens, tokens, np.ones(num_tokens, np.float32), np.array([num_tokens]))
 
 
 def load(path):

@@ -16,8 +16,10 @@ pytestmark = pytest.mark.llama
 ROOT = Path(__file__).parents[4]
 OLDEST, NEWEST = (".".join(map(str, end)) for end in (native.OLDEST, native.NEWEST))
 FOLDER = Path(sys.prefix) / f"llama-{OLDEST}"
-SUITE = ("contract", "parity", "llama_cpp_gradients", "llama_cpp_native", "llama_cpp_operations")
-SUITE += ("llama_cpp_selftest", "llama_cpp_weights")
+BACKENDS = Path(__file__).parents[1]
+SUITE = [BACKENDS / f"test_{name}.py" for name in ("contract", "parity")]
+SUITE += [Path(__file__).parent / f"test_{name}.py" for name in ("gradients", "native", "operations")]
+SUITE += [Path(__file__).parent / f"test_{name}.py" for name in ("selftest", "weights")]
 
 
 def in_oldest(*arguments: str) -> str:
@@ -46,8 +48,8 @@ def test_what_is_installed_by_pip_is_what_was_tried():
 def test_the_oldest_llama_cpp_passes_the_tests_of_the_newest():
     code = "from edge.backends.llama_cpp import native; print(native.installed_version())"
     assert in_oldest("-c", code).strip() == OLDEST
-    folder = Path(__file__).parent.relative_to(ROOT)
-    suite = [str(folder / f"test_{name}.py") for name in SUITE]
     # Before 0.3.36 llama.cpp quantises no rows like those of stories260K, of 172 values.
-    told = in_oldest("-m", "pytest", "-q", "-m", "llama", "-k", "not quantised_weights_are_near", *suite)
+    told = in_oldest(
+        "-m", "pytest", "-q", "-m", "llama", "-k", "not quantised_weights_are_near", *map(str, SUITE)
+    )
     assert "passed" in told.splitlines()[-1]

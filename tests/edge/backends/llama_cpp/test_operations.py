@@ -17,8 +17,10 @@ import pytest
 pytest.importorskip("llama_cpp", reason="needs the llama extra")
 
 from edge.backends.llama_cpp import native
-from edge.backends.llama_cpp.graph import make_plan, read_graph
-from edge.backends.llama_cpp.operations import ACTIVATIONS, BACKWARD
+from edge.backends.llama_cpp.forward import Forward
+from edge.backends.llama_cpp.graph import read_graph
+from edge.backends.llama_cpp.operations import ACTIVATIONS, BACKWARD, OPERATIONS
+from edge.backends.llama_cpp.route import make_route
 from edge.backends.llama_cpp.tape import Lora, Tape
 from edge.backends.llama_cpp.weights import Multiplier, Threads
 from edge.errors import BackendError
@@ -290,10 +292,11 @@ class Run:
         flat = self.graph.reshape(out, (1, 1, int(np.prod(shape[:3])), shape[3]))
         head = self.graph.tensor(np.ones((2, shape[3]), np.float32), "output.weight")
         nodes = read_graph(self.graph.list_nodes(self.graph.make("mul_mat", head, flat)))
-        plan = make_plan(nodes, frozenset(self.loras))
-        self.tape = Tape(nodes, plan, self.loras, Multiplier(Threads(1)), POSITIONS, keeps=True)
+        route = make_route(nodes, frozenset(self.loras))
+        self.tape = Tape(nodes, route, self.loras, Multiplier(Threads(1)), POSITIONS, OPERATIONS)
+        forward = Forward(self.tape, keeps=True)
         everything = np.ones(TOKENS, np.bool_)
-        self.result = self.tape.run(self.graph, POSITIONS, POSITIONS, everything).reshape(shape)
+        self.result = forward.run(self.graph, POSITIONS, POSITIONS, everything).reshape(shape)
 
     def _product(self, number: int, values: np.ndarray) -> int:
         rows = values.reshape(-1, values.shape[-1])

@@ -44,9 +44,9 @@ for step in range(1, 151):
         Example(random.integers(2, 250, n).astype(np.int32), np.arange(n) >= random.integers(n))
         for n in lengths
     ]
-    model.step([build_batch(examples, [[0], [1], [2, 3]], seq_tokens=256)], 1e-3)
+    model.step([build_batch(examples)], 1e-3)
     if step % 50 == 0:
-        model.score(build_batch(examples, [[0], [1, 2]], seq_tokens=256))
+        model.score(build_batch(examples[:3]))
         model.generate([[2, 3, 4]], max_tokens=4)
         print(int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE"))
 """
@@ -103,7 +103,7 @@ def test_what_was_computed_before_changes_no_bit_of_what_comes(make_gguf):
     examples = [
         Example(random.integers(2, 250, n).astype(np.int32), np.ones(n, np.bool_)) for n in (700, 90, 30)
     ]
-    long, short = (build_batch(examples, rows, seq_tokens=1024) for rows in ([[0]], [[1, 2]]))
+    long, short = (build_batch(chosen) for chosen in (examples[:1], examples[1:]))
     found = []
     for batches in ([long, short], [short]):
         model = load_model("llama_cpp", base)

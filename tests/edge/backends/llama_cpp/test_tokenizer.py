@@ -22,7 +22,7 @@ TEXTS = (
 def pair(make_model, make_gguf):
     """The tokenizer of a GGUF file and the one of its source."""
     transformers = pytest.importorskip("transformers", reason="needs the torch extra")
-    from edge.backends.llama_cpp.native import Model
+    from edge.backends.llama_cpp.context import Model
     from edge.backends.llama_cpp.tokenizer import GgufTokenizer
     from edge.backends.transformers import HubTokenizer
 
@@ -49,7 +49,7 @@ def test_special_tokens_are_those_of_the_source(pair):
 def test_characters_that_a_vocabulary_cannot_spell_are_left_out(name, tmp_path):
     transformers = pytest.importorskip("transformers", reason="needs the torch extra")
     from converters.gguf_export.model import write_gguf
-    from edge.backends.llama_cpp.native import Model
+    from edge.backends.llama_cpp.context import Model
     from edge.backends.llama_cpp.tokenizer import GgufTokenizer
     from edge.backends.transformers import HubTokenizer
 

@@ -1,3 +1,4 @@
+# ruff: noqa: E402 - OpenBLAS goes before MLX
 """The MLX backend over full and packed bases, and both ways of laying out a batch."""
 
 import asyncio
@@ -9,28 +10,29 @@ import pytest
 
 pytest.importorskip("mlx_lm", reason="needs the mlx extra")
 
-from edge.backends.mlx import model as backend  # noqa: I001 - loads OpenBLAS before MLX
+from edge.backends.mlx import load_openblas
 
+load_openblas()
 import mlx.core as mx
 import mlx_lm
 from mlx.utils import tree_flatten
 from mlx_lm.models import granite, qwen
 
 from converters.adapter import Factors, LoraAdapter
-from converters.formats.canonical import save_adapter
-from converters.bases.targets import match_targets
 from converters.bases.read import read_base
+from converters.bases.targets import match_targets
 from converters.errors import BaseModelError
+from converters.formats.canonical import save_adapter
 from converters.masking import train_mask
-from edge.errors import OutOfMemory, UnsupportedRecipe
 from edge.backends.mlx import layers as mlx_layers
+from edge.backends.mlx import model as backend
 from edge.backends.parameters import to_vector
+from edge.errors import OutOfMemory, UnsupportedRecipe
 from edge.training.data.source import DataSource
+from edge.training.packing import Example, build_batch
 from edge.training.plan import Plan
 from edge.training.requests import Training
 from edge.training.worker.supervisor import Worker
-from edge.training.packing import Example, build_batch
-from edge.backends.shapes import round_up
 
 pytestmark = pytest.mark.mlx
 SMALL = {
@@ -57,7 +59,7 @@ LENGTHS = (9, 5, 14, 3, 7)
 
 @pytest.fixture(scope="module")
 def model(llama_base):
-    return backend.load(llama_base, precision="float32")
+    return backend.load_model(llama_base, precision="float32")
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +69,7 @@ def packed():
         Example(random.integers(2, 250, length).astype(np.int32), np.arange(length) >= length // 2)
         for length in LENGTHS
     ]
-    return build_batch(examples, [[0, 1, 2], [3, 4]], seq_tokens=32)
+    return build_batch(examples)
 
 
 def adapter_for(model):
@@ -106,15 +108,15 @@ def train(model, batch, *, num_steps=10, lr=0.01, **options):
 def test_packed_rows_and_rows_of_one_example_give_the_same_losses(model, packed, monkeypatch):
     apart = train(model, packed)
     score = model.score(packed)
-    assert model._packs_exactly()
-    monkeypatch.setattr(model, "is_packing", True)
+    assert model.forward.packs_exactly()
+    monkeypatch.setattr(model.forward, "is_packing", True)
     assert train(model, packed) == pytest.approx(apart, abs=1e-4)
     assert model.score(packed).loss_sum == pytest.approx(score.loss_sum, rel=1e-4)
 
 
 def test_shapes_filled_up_for_compiling_give_the_same_losses(model, packed, monkeypatch):
     exact = train(model, packed)
-    monkeypatch.setattr(model, "is_compiling", True)
+    monkeypatch.setattr(model.forward, "is_compiling", True)
     assert train(model, packed) == pytest.approx(exact, abs=1e-5)
 
 
@@ -122,14 +124,14 @@ def test_the_pull_is_the_same_in_packed_rows_and_shapes_filled_up(model, packed,
     exact = train(model, packed, pull=5.0)
     assert exact != pytest.approx(train(model, packed), abs=1e-3)
     for flag in ("is_compiling", "is_packing"):
-        monkeypatch.setattr(model, flag, True)
+        monkeypatch.setattr(model.forward, flag, True)
         assert train(model, packed, pull=5.0) == pytest.approx(exact, abs=1e-4)
 
 
 def test_the_pull_works_where_logits_are_scaled(model, packed):
     args = granite.ModelArgs.from_dict({"model_type": "granite", **SMALL, **GRANITE})
     scaled = of(granite.Model(args), model)
-    assert not scaled.has_plain_head
+    assert not scaled.forward.has_plain_head
     trained = adapter_for(scaled)
     scaled.set_adapter(trained)
     snapshot, (loss, task), moved = scaled.snapshot(), scaled.gradient([packed]), scaled.features(packed)
@@ -194,7 +196,7 @@ def test_a_compiled_step_is_the_same_step(model, packed):
 def test_a_packed_base_trains(llama_base, model, packed, tmp_path, bits):
     folder = tmp_path / "packed"
     mlx_lm.convert(str(llama_base), str(folder), quantize=True, q_bits=bits, q_group_size=32)
-    small = backend.load(folder, precision="float32")
+    small = backend.load_model(folder, precision="float32")
     assert small.card.modules == model.card.modules
     assert small.card.num_parameters == model.card.num_parameters
     losses = train(small, packed, lr=0.02)
@@ -216,7 +218,7 @@ def test_clipping_bounds_the_gradient_for_adamws_moments(model, packed):
 
 
 def test_bfloat16_follows_float32(llama_base, model, packed):
-    small = backend.load(llama_base, precision="bfloat16")
+    small = backend.load_model(llama_base, precision="bfloat16")
     assert train(small, packed) == pytest.approx(train(model, packed), rel=0.03)
 
 
@@ -232,11 +234,5 @@ def test_memory_that_cannot_be_had_is_its_own_error():
 
 def test_a_folder_that_is_no_model_is_refused_in_one_line(tmp_path):
     with pytest.raises(BaseModelError, match="mlx-lm cannot load it") as caught:
-        backend.load(tmp_path)
+        backend.load_model(tmp_path)
     assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize("count", [0, 1, 16, 17, 100, 1000, 2049])
-def test_label_counts_are_rounded_up_to_few_sizes(count):
-    rounded = round_up(count)
-    assert max(count, 1) <= rounded <= max(32, count * 1.25)

@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 from converters.adapter import Factors, LoraAdapter  # noqa: E402
 from converters.bases.targets import match_targets  # noqa: E402
 from converters.errors import BaseModelError  # noqa: E402
-from edge.backends import batch_layout as labels  # noqa: E402
+from edge.backends.batch_layout import one_row, pack_rows, row_each  # noqa: E402
 from edge.backends.parameters import to_vector  # noqa: E402
 from edge.backends.torch import layers as torch_layers  # noqa: E402
 from edge.backends.torch import model as backend  # noqa: E402
@@ -49,7 +49,7 @@ UNLIKE = {  # each in one way that packing or label-only logits could get wrong
 
 @pytest.fixture(scope="module")
 def model(llama_base):
-    return backend.load(llama_base, precision="float32")
+    return backend.load_model(llama_base, precision="float32")
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +64,7 @@ def examples():
 
 @pytest.fixture
 def packed(examples):
-    return build_batch(examples, [[0, 1, 2], [3, 4]], seq_tokens=32)
+    return build_batch(examples)
 
 
 def adapter_for(model, rank=4):
@@ -120,7 +120,7 @@ def test_loss_and_gradients_are_those_of_peft_on_padded_rows(llama_base, model, 
     assert model.step([packed], 0.0) == pytest.approx(loss.item(), abs=1e-5)
     for name, _ in adapter:
         theirs = plain.base_model.model.get_submodule(name)
-        for mine, other in zip(model._weights(name), (theirs.lora_A, theirs.lora_B), strict=True):
+        for mine, other in zip(model.lora.factors(name), (theirs.lora_A, theirs.lora_B), strict=True):
             torch.testing.assert_close(mine.grad, other.default.weight.grad, rtol=1e-4, atol=1e-6)
 
 
@@ -143,29 +143,29 @@ def test_steps_are_those_of_peft_with_torchs_adamw_and_clipping(llama_base, mode
 def test_an_adapter_that_looks_like_the_present_one_needs_no_new_layers(model, packed):
     first = adapter_for(model)
     model.set_adapter(first)
-    layers = [model.model.get_submodule(name) for name in model.form]
+    layers = [model.model.get_submodule(name) for name in model.lora.form]
     moved = LoraAdapter({name: Factors(f.a + 1, f.b - 1, f.scale) for name, f in first})
     model.set_adapter(moved)
     assert model.adapter() == moved
-    assert [model.model.get_submodule(name) for name in model.form] == layers
+    assert [model.model.get_submodule(name) for name in model.lora.form] == layers
     model.set_adapter(LoraAdapter({name: Factors(f.a, f.b, 2 * f.scale) for name, f in moved}))
-    assert model.model.get_submodule(next(iter(model.form))) is not layers[0]
+    assert model.model.get_submodule(next(iter(model.lora.form))) is not layers[0]
 
 
 def test_the_base_gets_no_gradients(model, packed):
     model.set_adapter(adapter_for(model))
     model.begin(weight_decay=0.0, clip_norm=0.0)
     model.step([packed], 0.01)
-    trained = {id(weight) for name in model.form for weight in model._weights(name)}
+    trained = {id(weight) for name in model.lora.form for weight in model.lora.factors(name)}
     assert all(weight.grad is None for weight in model.model.parameters() if id(weight) not in trained)
 
 
-@pytest.mark.parametrize("layout", [labels.flatten, backend._as_it_is, labels.unpack])
+@pytest.mark.parametrize("layout", [one_row, pack_rows, row_each])
 def test_every_layout_gives_the_same_losses(model, packed, layout, monkeypatch):
     adapter = adapter_for(model)
     model.set_adapter(adapter)
     expected = model.score(packed).loss_sum
-    monkeypatch.setattr(model, "layout", layout)
+    monkeypatch.setattr(model.forward, "layout", layout)
     assert model.score(packed).loss_sum == pytest.approx(expected, rel=1e-5)
     features = model.features(packed)
     monkeypatch.undo()
@@ -180,7 +180,7 @@ def test_other_architectures_train_on_their_own_loss(kind, llama_base, examples,
     plain.eval().save_pretrained(tmp_path)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(llama_base / name, tmp_path)
-    model = backend.load(tmp_path, precision="float32")
+    model = backend.load_model(tmp_path, precision="float32")
     with torch.inference_mode():
         expected = plain(**padded(examples)).loss.item()
     model.set_adapter(LoraAdapter({}))
@@ -197,7 +197,7 @@ def test_the_pull_works_where_logits_are_scaled_or_capped(kind, model, packed):
     config = transformers.AutoConfig.for_model(kind, vocab_size=258, **SMALL, **UNLIKE[kind])
     torch.manual_seed(0)
     scaled = backend.TorchModel(transformers.AutoModelForCausalLM.from_config(config), model.tokenizer, kind)
-    assert not scaled.has_plain_head
+    assert not scaled.forward.has_plain_head
     trained = adapter_for(scaled)
     dispatched = LoraAdapter({name: f._replace(b=0 * f.b) for name, f in trained})
     scaled.set_adapter(trained)
@@ -209,26 +209,26 @@ def test_the_pull_works_where_logits_are_scaled_or_capped(kind, model, packed):
     pulled = scaled.pull_back(packed, 2 * 0.5 / len(away) * away)
     assert scaled.step([packed], 0.0) == pytest.approx(loss, abs=1e-6)
     expected = to_vector(task) + to_vector(pulled)
-    np.testing.assert_allclose(scaled.flat.grad, expected, atol=1e-5 * np.abs(expected).max())
+    np.testing.assert_allclose(scaled.lora.gradient, expected, atol=1e-5 * np.abs(expected).max())
 
 
 def test_a_head_that_scales_its_logits_is_recognised(model):
-    assert model.has_plain_head
+    assert model.forward.has_plain_head
     config = transformers.AutoConfig.for_model("granite", vocab_size=258, **SMALL, logits_scaling=3.0)
     scaled = backend.TorchModel(
         transformers.AutoModelForCausalLM.from_config(config), model.tokenizer, "granite"
     )
-    assert not scaled.has_plain_head
+    assert not scaled.forward.has_plain_head
 
 
 def test_bfloat16_follows_float32(llama_base, model, packed):
     losses = []
-    for loaded in (model, backend.load(llama_base, precision="bfloat16")):
+    for loaded in (model, backend.load_model(llama_base, precision="bfloat16")):
         loaded.set_adapter(adapter_for(loaded))
         loaded.begin(weight_decay=0.0, clip_norm=1.0)
         losses.append([loaded.step([packed], 0.01) for _ in range(10)])
     assert losses[1] == pytest.approx(losses[0], rel=0.02)
-    assert loaded.adapter().modules[next(iter(loaded.form))].a.dtype == np.float32
+    assert loaded.adapter().modules[next(iter(loaded.lora.form))].a.dtype == np.float32
 
 
 class Products(TorchDispatchMode):
@@ -246,7 +246,7 @@ class Products(TorchDispatchMode):
 
 def test_bfloat16_on_a_processor_multiplies_in_few_shapes_whatever_the_lengths(long_base):
     # oneDNN compiles and keeps a kernel for each: memory grew for as long as new lengths came.
-    model = backend.load(long_base, precision="bfloat16")
+    model = backend.load_model(long_base, precision="bfloat16")
     model.set_adapter(adapter_for(model))
     model.begin(weight_decay=0.0, clip_norm=1.0)
     random = np.random.default_rng(0)
@@ -257,20 +257,20 @@ def test_bfloat16_on_a_processor_multiplies_in_few_shapes_whatever_the_lengths(l
                 lengths = random.integers(2, 60, 4)
                 tokens = [random.integers(2, 250, length).astype(np.int32) for length in lengths]
                 examples = [Example(row, np.arange(len(row)) >= len(row) // 2) for row in tokens]
-                model.step([build_batch(examples, [[0, 1, 2, 3]], seq_tokens=512)], 0.001)
+                model.step([build_batch(examples)], 0.001)
         found.append(products.shapes)
     assert len(found[0]) < 250
     assert len(found[1] - found[0]) < 50
 
 
 def test_what_fills_up_a_row_changes_no_loss(long_base, examples):
-    model = backend.load(long_base, precision="float32")
+    model = backend.load_model(long_base, precision="float32")
     model.set_adapter(adapter_for(model))
-    batch = build_batch(examples, [[0, 1, 2, 3, 4]], seq_tokens=64)
+    batch = build_batch(examples)
     plain = model.score(batch), model.features(batch)
     model.begin(weight_decay=0.0, clip_norm=0.0)
     loss, gradient = model.gradient([batch])
-    model.fills_up = True
+    model.forward.fills_up = True
     score, features = model.score(batch), model.features(batch)
     filled_loss, filled = model.gradient([batch])
     assert score[2:] == plain[0][2:]
@@ -299,14 +299,14 @@ def test_prompts_of_unlike_lengths_are_continued_as_if_alone(model):
 
 
 def test_memory_that_cannot_be_had_is_its_own_error():
-    with pytest.raises(OutOfMemory, match="backend torch"), backend._mapped_errors():
+    with pytest.raises(OutOfMemory, match="backend torch"), backend.mapped_errors():
         torch.empty(1 << 60)
 
 
 def test_a_folder_that_is_no_model_is_refused_in_one_line(tmp_path):
     with pytest.raises(BaseModelError, match="transformers cannot load it") as caught:
-        backend.load(tmp_path)
+        backend.load_model(tmp_path)
     assert "\n" not in str(caught.value)
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "unheard-of"}))
     with pytest.raises(BaseModelError, match="transformers cannot load it"):
-        backend.load(tmp_path)
+        backend.load_model(tmp_path)

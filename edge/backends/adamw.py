@@ -7,8 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge.backends.contract import Snapshot
-from edge.backends.llama_cpp.native import Array
 
+Array = NDArray[np.float32]
 BETAS, EPSILON = (0.9, 0.999), 1e-8
 
 
@@ -35,7 +35,7 @@ class AdamW:
         self.num_steps = 0
 
     def step(self, gradient: Array, lr: float) -> None:
-        """One step; `gradient` is used up."""
+        """Takes one step; `gradient` is used up."""
         gradient[self.frozen] = 0
         held = self.values[self.frozen]
         if self.clip_norm > 0:
@@ -60,7 +60,7 @@ class AdamW:
         self.values[self.frozen] = held
 
     def snapshot(self) -> Snapshot:
-        """Copies of both moments and the number of steps."""
+        """Returns copies of both moments and the number of steps."""
         return {
             "first": self.first.copy(),
             "second": self.second.copy(),
@@ -68,6 +68,6 @@ class AdamW:
         }
 
     def restore(self, snapshot: Snapshot) -> None:
-        """Goes on from what `snapshot` gave."""
+        """Continues from what `snapshot` gave."""
         self.first[:], self.second[:] = snapshot["first"], snapshot["second"]
         self.num_steps = int(snapshot["num_steps"])

@@ -4,7 +4,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="needs the torch extra")
 pytest.importorskip("llama_cpp", reason="needs the llama extra")
 
-from edge.backends.llama_cpp.adamw import AdamW  # noqa: E402
+from edge.backends.adamw import AdamW  # noqa: E402
 
 pytestmark = [pytest.mark.llama, pytest.mark.torch]
 
