@@ -20,10 +20,10 @@ from benchmarks.measuring import timed
 from benchmarks.memory import memory_bytes
 from converters.adapter import initial_adapter
 from converters.bases.targets import match_targets
+from coordinator.demo.plan import TARGETS
 from edge.backends import load_model
 from edge.backends.contract import Batch, Precision, TrainableModel
 
-TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 RANK, SCALE, LR, CLIP_NORM = 8, 2.0, 1e-3, 1.0
 WARM_STEPS = 1  # buffers are allocated, graphs are read; the median passes over what else is slow at first
 FLAT_REPORTS = 20

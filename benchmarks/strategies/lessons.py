@@ -24,10 +24,9 @@ from benchmarks.assets import ASSETS, dolly_clients
 from benchmarks.assets import NAME as ASSETS_NAME
 from converters.errors import BaseModelError
 from coordinator.demo.household import FLEET, Example, Household, held_out, own_examples
-from coordinator.demo.plan import MODEL
+from coordinator.demo.plan import MODEL, TARGETS
 from edge.protocol.messages import Recipe
 
-LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 NUM_CALIBRATION = 48  # of short rows; dolly has three of each client
 NUM_OWN_TEST = 40  # of each device
 DOLLY_CHARACTERS, DOLLY_CONTEXT = 320, 120  # short rows: what is learnt is the form, and steps are fast
@@ -67,7 +66,7 @@ class Lesson(NamedTuple):
     test: list[Row]
     calibration: list[Row]
     is_exact: bool = True  # accuracy is the share of whole answers, not of tokens
-    targets: tuple[str, ...] = LINEAR
+    targets: tuple[str, ...] = TARGETS
     rank: int = 8
     scale: float = 2.0
 

@@ -16,10 +16,7 @@ from edge.errors import MissingExtra
 MODEL = Path(__file__).parent / "model"
 RANK, SCALE = 8, 2.0
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-_NEEDED = {
-    "torch": "torch",
-    "transformers": "torch",
-    "peft": "torch",
+_NEEDED = dict.fromkeys(("torch", "transformers", "peft"), "torch") | {
     "amqtt": "broker",
     "matplotlib": "demo",
 }
@@ -69,6 +66,11 @@ class DemoPlan(NamedTuple):
     seed: int = 0
     model: Path = MODEL
     targets: tuple[str, ...] = TARGETS
+
+    @property
+    def device_ids(self) -> list[str]:
+        """Who takes part."""
+        return [member.home.device_id for member in self.members]
 
     @property
     def quants(self) -> list[str]:

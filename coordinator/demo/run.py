@@ -49,7 +49,7 @@ async def run_demo(folder: Path, plan: DemoPlan, screen: Screen) -> DemoResult:
         prompts = [example.prompt for example in asked]
         # All in one, so that what ends one of them ends them all.
         alone, base, fleet, answers_base, answers_fleet = await asyncio.gather(
-            scoring.all_alone({name: record.num_steps(name) for name in map(_name, plan.members)}),
+            scoring.all_alone({name: record.num_steps(name) for name in plan.device_ids}),
             scoring.on_all("base", None),
             scoring.on_all("fleet", paths.adapter("peft")),
             scoring.answers("base", prompts, None),
@@ -108,10 +108,6 @@ def _device_result(
         alone=alone,
         fleet=fleet,
     )
-
-
-def _name(member: Member) -> str:
-    return member.home.device_id
 
 
 def _num_scores(plan: DemoPlan) -> int:

@@ -74,7 +74,7 @@ def read_record(state: Path) -> FleetRecord:
 
 def is_done(record: FleetRecord, plan: DemoPlan) -> bool:
     """Returns whether every device has its share, and the fleet has learnt its task or made all versions."""
-    is_shared = all(len(record.own(member.home.device_id)) >= plan.min_updates for member in plan.members)
+    is_shared = all(len(record.own(name)) >= plan.min_updates for name in plan.device_ids)
     latest = [version.exact for version in record.versions if version.exact is not None][-plan.num_steady :]
     has_learnt = len(latest) == plan.num_steady and min(latest) >= plan.enough
     return is_shared and (has_learnt or len(record.versions) > plan.num_versions)

@@ -25,13 +25,12 @@ async def run_fleet(paths: Paths, plan: DemoPlan, screen: Screen) -> FleetRecord
         ChildFailed: A process ended that should not have.
         CoordinatorError: No version was made.
     """
-    devices = [member.home.device_id for member in plan.members]
     # The children are inside: a broker that ends before its clients would have them search for it.
     async with EmbeddedBroker() as broker, Children(paths.logs, plan.threads) as children:
-        screen.stage(f"A broker, a coordinator and {len(devices)} devices")
+        screen.stage(f"A broker, a coordinator and {len(plan.members)} devices")
         write_configs(paths, plan, broker.url)
         await children.start(COORDINATOR, ["serve", "--config", str(paths.config(COORDINATOR))])
-        for name in devices:
+        for name in plan.device_ids:
             await children.start(name, ["join", "--config", str(paths.config(name)), "--json"])
         await _watch(children, paths, plan, screen)
     record = read_record(paths.state)
@@ -42,13 +41,12 @@ async def run_fleet(paths: Paths, plan: DemoPlan, screen: Screen) -> FleetRecord
 
 async def _watch(children: Children, paths: Paths, plan: DemoPlan, screen: Screen) -> None:
     """Shows what each device does and each version as it is made, until the fleet is to stop."""
-    names = [member.home.device_id for member in plan.members]
-    events = {name: Events(paths.logs / f"{name}.out") for name in names}
+    events = {name: Events(paths.logs / f"{name}.out") for name in plan.device_ids}
     start = moved = time.monotonic()
     num_versions = 0
     while True:
         await asyncio.sleep(POLL_S)
-        children.check(COORDINATOR, *names)
+        children.check(COORDINATOR, *events)
         record = read_record(paths.state)
         now = time.monotonic()
         if len(record.versions) > num_versions:

@@ -16,12 +16,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 INK, FAINT, GRID = "#1f2933", "#52606d", "#e4e7eb"
-COLOURS = (
-    "#0072b2",
-    "#d55e00",
-    "#009e73",
-    "#a65fa0",
-)  # Okabe and Ito's, told apart by colour-blind people too
+# Okabe and Ito's, told apart by colour-blind people too.
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#a65fa0")
 # Below it a token has 99 % of the probability, and how far below says nothing: on their own data devices
 # come down to 1e-7.
 FLOOR = 0.01  # nats a token

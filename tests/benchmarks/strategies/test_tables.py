@@ -46,15 +46,9 @@ def outcome(losses, *, weights=None, num_harmful=0):
         for number, loss in enumerate(losses)
     ]
     return Outcome(
-        points=points,
-        weights=weights or {"d-0": 1.0, "d-1": 1.0},
-        slow_loss=1.0,
-        slow_accuracy=0.5,
-        own_accuracy=0.5,
-        cpu_s=1.0,
-        num_merges=len(losses) - 1,
-        num_harmful=num_harmful,
-    )
+        points=points, weights=weights or {"d-0": 1.0, "d-1": 1.0}, slow_loss=1.0, slow_accuracy=0.5,
+        own_accuracy=0.5, cpu_s=1.0, num_merges=len(losses) - 1, num_harmful=num_harmful,
+    )  # fmt: skip
 
 
 def entry(row, **changes):
