@@ -54,14 +54,14 @@ class LoraAdapter:
         object.__setattr__(self, "modules", MappingProxyType(ordered))
 
     def __iter__(self) -> Iterator[tuple[str, Factors]]:
-        """Names and factors in sorted order of names."""
+        """Yields names and factors in sorted order of names."""
         return iter(self.modules.items())
 
     def __len__(self) -> int:
         return len(self.modules)
 
     def __eq__(self, other: object) -> bool:
-        """Bit for bit: the same modules, scales and factors."""
+        """Compares bit for bit: modules, scales and factors."""
         if not isinstance(other, LoraAdapter):
             return NotImplemented
         return self.modules.keys() == other.modules.keys() and all(
@@ -100,7 +100,7 @@ def check_rank(modules: Mapping[str, tuple[int, int]], rank: int) -> None:
 def initial_adapter(
     modules: Mapping[str, tuple[int, int]], *, rank: int, scale: float, seed: int
 ) -> LoraAdapter:
-    """The adapter that training starts from: it changes nothing yet, as every `b` is zero.
+    """Draws the adapter that training starts from: it changes nothing yet, as every `b` is zero.
 
     `a` is drawn as PEFT and mlx-lm draw it (Kaiming-uniform with a = sqrt 5): U(-1, 1) / sqrt(in_features).
 

@@ -29,7 +29,7 @@ class TunefleetError(Exception):
 
     @classmethod
     def of(cls, where: str, faults: Iterable[Fault | str], advice: str = "") -> Self:
-        """One error for all `faults` of an input; its message is short, `whole` has all of them.
+        """Builds one error for all `faults` of an input; its message is short, `whole` has all of them.
 
         Args:
             where: The input.

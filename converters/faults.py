@@ -25,7 +25,7 @@ class Fault(NamedTuple):
 
 
 def tell(where: str, faults: Iterable[Fault | str], advice: str = "") -> str:
-    """All `faults` of `where`, in order, and what to do about them."""
+    """Joins all `faults` of `where`, in order, and what to do about them."""
     return _joined(where, "; ".join(fault.text for fault in _plain(faults)), advice)
 
 
@@ -37,7 +37,7 @@ def sum_up(
     max_bytes: int = MAX_BYTES,
     hint: str = HINT,
 ) -> str:
-    """`tell`, if it is no longer than `max_bytes`; otherwise kinds with their counts, at least the first.
+    """Returns what `tell` does, if that is short; otherwise kinds with their counts, at least the first.
 
     Args:
         where: The input; empty for none.
@@ -76,7 +76,7 @@ def _plain(faults: Iterable[Fault | str]) -> list[Fault]:
 
 
 def _grouped(faults: Iterable[Fault]) -> list[list[Fault]]:
-    """Faults of one kind together, in order of each kind's first; one without a kind stands alone."""
+    """Groups faults of one kind, in order of each kind's first; one without a kind stands alone."""
     groups: dict[str | int, list[Fault]] = {}
     for number, fault in enumerate(faults):
         groups.setdefault(fault.kind or number, []).append(fault)

@@ -37,7 +37,7 @@ class Stack(NamedTuple):
     gram_b: Matrix  # b.T @ b
 
     def norm(self, core: Matrix, first: int) -> float:
-        """The Frobenius norm of `b @ core @ a`, where only the `first` rows and columns of `core` count."""
+        """Returns the Frobenius norm of `b @ core @ a`, of `core` only the `first` rows and columns."""
         part = core[:first, :first]
         over_b = part.T @ self.gram_b[:first, :first] @ part
         return float(np.sqrt(max(float(np.vdot(self.gram_a[:first, :first], over_b)), 0.0)))
@@ -56,7 +56,7 @@ class Projection(NamedTuple):
 
 
 def change(base: Factors, delta: Factors) -> Factors:
-    """The true change of the product when `a` and `b` change by the increments in `delta`.
+    """Returns the true change of the product when `a` and `b` change by the increments in `delta`.
 
     scale * ((b + db)(a + da) - b a), written as scale * [b + db, db] @ [da; a], of rank 2r: the large
     product b a, which cancels, is never there.
@@ -70,7 +70,7 @@ def change(base: Factors, delta: Factors) -> Factors:
 
 
 def weighted_sum(terms: Sequence[Term], scale: float = 1.0) -> Factors:
-    """The sum of weight * update: factors are stacked and ranks add up, so that nothing is approximated.
+    """Sums weight * update: factors are stacked and ranks add up, so that nothing is approximated.
 
     Args:
         terms: At least one, all of the same (in, out) features.
@@ -87,14 +87,14 @@ def weighted_sum(terms: Sequence[Term], scale: float = 1.0) -> Factors:
 
 
 def inner(x: Factors, y: Factors) -> float:
-    """The Frobenius inner product of two updates: the sum of (a_x a_y^T) * (b_x^T b_y)."""
+    """Returns the Frobenius inner product of two updates: the sum of (a_x a_y^T) * (b_x^T b_y)."""
     over_a = x.a.astype(np.float64) @ y.a.astype(np.float64).T
     over_b = x.b.astype(np.float64).T @ y.b.astype(np.float64)
     return float(x.scale * y.scale * np.vdot(over_a, over_b))
 
 
 def norm(x: Factors) -> float:
-    """The Frobenius norm of an update."""
+    """Returns the Frobenius norm of an update."""
     return float(np.sqrt(max(inner(x, x), 0.0)))
 
 
@@ -111,14 +111,14 @@ def stack(parts: Sequence[Factors], grams: tuple[Matrix, Matrix] | None = None) 
 
 
 def reproject(x: Factors, rank: int, scale: float, *, max_rest: int | None = None) -> Projection:
-    """`project` for one update of any rank."""
+    """Projects one update of any rank as `project` does."""
     return project(stack([x]), x.scale * np.eye(x.rank), rank, scale, max_rest=max_rest)
 
 
 def project(
     parts: Stack, core: Matrix, rank: int, scale: float, *, max_rest: int | None = None
 ) -> Projection:
-    """The best approximation of `b @ core @ a` of the given rank, balanced, and the rest.
+    """Finds the best approximation of `b @ core @ a` of the given rank, balanced, and the rest.
 
     Args:
         parts: Of any rank R.
@@ -146,12 +146,12 @@ def project(
 
 
 def truncate(x: Factors, rank: int) -> Factors:
-    """The leading `rank` directions of `x`, balanced, at its own scale; with its own rank, only balanced."""
+    """Keeps the leading `rank` directions of `x`, balanced, at its own scale; all of them, only balanced."""
     return reproject(x, rank, x.scale, max_rest=0).kept
 
 
 def rotate(x: Factors, toward: Factors) -> Factors:
-    """The same update in the coordinates nearest to those of `toward`, which has the same rank.
+    """Turns the same update into the coordinates nearest to those of `toward`, which has the same rank.
 
     Orthogonal Procrustes: the Q with the least |b Q - b'|^2 + |Q^T a - a'|^2 (Schoenemann 1966).
     """
@@ -162,7 +162,7 @@ def rotate(x: Factors, toward: Factors) -> Factors:
 
 
 def revive(x: Factors, spare: Factors) -> Factors:
-    """The same update, but rows of `spare.a` stand in `a` wherever `b` is zero.
+    """Puts rows of `spare.a` into `a` wherever `b` is zero: the same update.
 
     A direction in which both factors are zero can never be trained again: each one's gradient is a multiple
     of the other. This happens wherever a sum has a lower rank than its adapter.
@@ -177,22 +177,22 @@ def revive(x: Factors, spare: Factors) -> Factors:
 
 
 def adapter_inner(x: LoraAdapter, y: LoraAdapter) -> float:
-    """The Frobenius inner product over all modules; one that only one side has counts as zero."""
+    """Returns the Frobenius inner product over all modules; one that only one side has counts as zero."""
     return sum(inner(factors, y.modules[name]) for name, factors in x if name in y.modules)
 
 
 def adapter_norm(x: LoraAdapter) -> float:
-    """The Frobenius norm over all modules."""
+    """Returns the Frobenius norm over all modules."""
     return float(np.sqrt(max(adapter_inner(x, x), 0.0)))
 
 
 def truncate_adapter(adapter: LoraAdapter, rank: int) -> LoraAdapter:
-    """`truncate` for every module; one of a lower rank keeps its own."""
+    """Truncates every module; one of a lower rank keeps its own."""
     return LoraAdapter({name: truncate(factors, min(rank, factors.rank)) for name, factors in adapter})
 
 
 def rotate_adapter(adapter: LoraAdapter, toward: LoraAdapter) -> LoraAdapter:
-    """`rotate`, then `revive`, for every module that both have at the same rank; others stay as they are."""
+    """Rotates, then revives, every module that both have at the same rank; others stay as they are."""
     turned = {}
     for name, factors in adapter:
         other = toward.modules.get(name)
@@ -202,7 +202,7 @@ def rotate_adapter(adapter: LoraAdapter, toward: LoraAdapter) -> LoraAdapter:
 
 
 def _svd(x: Stack, core: Matrix, count: int | None) -> tuple[Matrix, Matrix, Matrix, float]:
-    """The leading singular triplets of `b @ core @ a`, at most `count`, and the norm of those behind them.
+    """Finds the leading singular triplets of `b @ core @ a`, and the norm of those behind `count`.
 
     With F F^T = a a^T, the matrix b core F has the same left side as b core a, and its Gram matrix
     F^T (core^T b^T b core) F is small. The right side follows from the left one, so that nothing is divided
@@ -224,7 +224,7 @@ def _svd(x: Stack, core: Matrix, count: int | None) -> tuple[Matrix, Matrix, Mat
 
 
 def _root(gram: Matrix) -> Matrix:
-    """The lower triangle F with F F^T = gram, up to rounding; `gram` may be singular."""
+    """Returns the lower triangle F with F F^T = gram, up to rounding; `gram` may be singular."""
     shift = len(gram) * np.finfo(np.float64).eps * np.trace(gram)
     if shift == 0.0:
         return gram

@@ -16,7 +16,7 @@ R = TypeVar("R")
 
 
 def count_processors() -> int:
-    """Those that this process may use, where it is told by OMP_NUM_THREADS or the system can tell."""
+    """Counts the processors that this process may use, by OMP_NUM_THREADS or by what the system says."""
     told = os.environ.get("OMP_NUM_THREADS", "")
     if told.isdecimal() and int(told):
         return int(told)
@@ -26,10 +26,10 @@ def count_processors() -> int:
 
 
 def share(function: Callable[[T], R], items: Sequence[T], *, is_small: bool = False) -> list[R]:
-    """The results in order of `items`.
+    """Returns the function's results in order of `items`.
 
     Args:
-        function: Its time must go into numpy's products, which leave the interpreter to other threads.
+        function: Must spend its time in NumPy calls that release the GIL.
         items: Each thread takes every n-th.
         is_small: All of them together are not worth other threads, which cost some milliseconds.
     """

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta, structs
 
-from converters.bases.hub import is_hub_name
+from converters.bases.name import is_hub_name
 from converters.bases.targets import ALL_LAYERS
 from converters.faults import Fault
 from coordinator.errors import CoordinatorError

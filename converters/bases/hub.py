@@ -3,19 +3,14 @@
 import importlib
 from pathlib import Path
 
-from converters.bases import name as base_name
+from converters.bases.name import is_hub_name
 from converters.errors import BaseModelError
 
 _FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]  # no pickled weights
 
 
-def is_hub_name(base: str) -> bool:
-    """Whether `base` can be the name of a model on the hub, and is no path here: `someone/model`."""
-    return base_name.is_hub_name(base) and not base.endswith(".gguf")
-
-
 def find_base(base: str) -> Path:
-    """The local folder or GGUF file `base` itself, or a snapshot of the hub's model of that name.
+    """Returns the local folder or GGUF file `base` itself, or a snapshot of the hub's model of that name.
 
     Raises:
         BaseModelError: It is neither, or the hub cannot be reached, or its client is not installed.

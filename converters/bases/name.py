@@ -18,8 +18,9 @@ _SOURCES = ("general.source.repo_url", "general.source.huggingface.repository")
 
 
 def is_hub_name(name: str) -> bool:
-    """Whether `name` is an owner and a model, and no path that is here."""
-    return _NAME.fullmatch(name) is not None and not Path(name).exists()
+    """Tells whether `name` is an owner and a model, `someone/model`, and no path that is here."""
+    is_file = name.endswith(".gguf")
+    return _NAME.fullmatch(name) is not None and not is_file and not Path(name).exists()
 
 
 def name_base(base: Base, given: str = "") -> str:

@@ -67,7 +67,7 @@ class GgufFile:
     error: type[ConverterError]
 
     def floats(self, name: str, first: int = 0, count: int | None = None) -> Array:
-        """`count` rows of a tensor from row `first` on, dequantised, as a writable copy.
+        """Reads `count` rows of a tensor from row `first` on, dequantised, as a writable copy.
 
         Args:
             name: Of the tensor.
@@ -84,13 +84,13 @@ class GgufFile:
         return self._lines(name, first, count).reshape(count, *tensor.shape[1:])
 
     def is_same(self, name: str, other: str) -> bool:
-        """Whether two tensors have the same shape, type and bytes."""
+        """Tells whether two tensors have the same shape, type and bytes."""
         one, two = self.tensors[name], self.tensors[other]
         a, b = (np.frombuffer(self.buffer, np.uint8, t.num_bytes, t.start) for t in (one, two))
         return one._replace(start=0) == two._replace(start=0) and np.array_equal(a, b)
 
     def _lines(self, name: str, first: int, count: int) -> Array:
-        """Rows as a matrix; a vector is one row."""
+        """Reads rows as a matrix; a vector is one row."""
         from gguf import GGMLQuantizationType
         from gguf.quants import dequantize
 
@@ -116,7 +116,7 @@ class _Damaged(Exception):  # noqa: N818 - it is what the header is
 
 
 def is_gguf(path: Path) -> bool:
-    """Whether `path` is a file that begins as GGUF does, or is called so."""
+    """Tells whether `path` is a file that begins as GGUF does, or is called so."""
     if not path.is_file():
         return False
     with path.open("rb") as file:
@@ -159,21 +159,21 @@ class _Header:
             raise _Damaged(f"{whole}: at byte {self.at} it wants {num_bytes} more of {len(self.buffer)}")
 
     def number(self, form: str) -> Any:
-        """One value of a form that `struct` knows."""
+        """Reads one value of a form that `struct` knows."""
         size = struct.calcsize(f"<{form}")
         self.need(size)
         self.at += size
         return struct.unpack_from(f"<{form}", self.buffer, self.at - size)[0]
 
     def text(self) -> str:
-        """A string; what is no UTF-8 is kept as surrogates."""
+        """Reads a string; what is no UTF-8 is kept as surrogates."""
         size = self.number("Q")
         self.need(size)
         self.at += size
         return self.buffer[self.at - size : self.at].decode("utf-8", "surrogateescape")
 
     def value(self, kind: int) -> Value:
-        """A metadata value of type `kind`."""
+        """Reads a metadata value of type `kind`."""
         if kind == _STRING:
             return self.text()
         if kind == _ARRAY:
@@ -186,7 +186,7 @@ class _Header:
         return value
 
     def numbers(self, form: str, count: int) -> NDArray[Any]:
-        """An array; it stays in the file."""
+        """Reads an array; it stays in the file."""
         dtype = np.dtype(f"<{form}")
         self.need(count * dtype.itemsize)
         if not count:  # frombuffer refuses to read nothing at the very end
@@ -254,7 +254,7 @@ def _read_tensors(header: _Header, count: int, alignment: int) -> Iterator[tuple
 
 
 def _describe(header: _Header) -> tuple[str, str, tuple[int, ...], int, int]:
-    """A tensor's name, type, shape, bytes and offset."""
+    """Reads a tensor's name, type, shape, bytes and offset."""
     from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
     name, num_dimensions = header.text(), header.number("I")

@@ -65,7 +65,7 @@ class TensorFile:
     buffer: bytes | mmap.mmap
 
     def floats(self, name: str, first: int = 0, count: int | None = None) -> NDArray[np.float32]:
-        """`count` values from index `first` on, flat, as a writable float32 copy; `name` must be floating."""
+        """Reads `count` values from `first` on, flat, as a writable float32 copy; `name` must be floating."""
         tensor = self.tensors[name]
         count = tensor.size - first if count is None else count
         if count == 0:  # frombuffer refuses to read nothing at the very end
@@ -78,7 +78,7 @@ class TensorFile:
             return raw.astype(np.float32)
 
     def array(self, name: str) -> NDArray[np.float32]:
-        """The whole tensor in its shape, as a writable float32 copy; `name` must be floating."""
+        """Reads the whole tensor in its shape, as a writable float32 copy; `name` must be floating."""
         return self.floats(name).reshape(self.tensors[name].shape)
 
 

@@ -46,7 +46,7 @@ class About(Struct, frozen=True, omit_defaults=True):
         return About(peft=is_set, covers=self.covers) if is_set else NOTHING
 
     def of_base(self, base: Base | None, given: str = "") -> "About":
-        """The same with the base's name: the user's, the recorded one if it is the hub's, or `base`'s own.
+        """Adds the base's name: the user's, the recorded one if it is the hub's, or `base`'s own.
 
         Args:
             base: The base model, where it is at hand.
@@ -57,7 +57,7 @@ class About(Struct, frozen=True, omit_defaults=True):
         return structs.replace(self, base=name_base(base, given))
 
     def settings(self, tool: str, adapter: LoraAdapter, chosen: tuple[str, ...]) -> Mapping[str, Any]:
-        """A tool's config, as far as it holds for `adapter`.
+        """Selects of a tool's config what holds for `adapter`.
 
         Args:
             tool: `peft` or `mlx`.
@@ -74,12 +74,12 @@ NOTHING = About()
 
 
 def coverage(modules: Mapping[str, object]) -> str:
-    """A hash of the modules' names."""
+    """Hashes the modules' names."""
     return hashlib.sha256("\n".join(sorted(modules)).encode()).hexdigest()[:16]
 
 
 def read_license(folder: Path) -> str | None:
-    """The licence in the front matter of a folder's model card."""
+    """Reads the licence in the front matter of a folder's model card."""
     try:
         text = (folder / CARD).read_text("utf-8")
     except (OSError, UnicodeDecodeError):

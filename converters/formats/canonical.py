@@ -23,7 +23,7 @@ _NAME = re.compile(r"[A-Za-z0-9_.-]{1,200}")
 
 
 def dump_adapter(adapter: LoraAdapter) -> bytes:
-    """`adapter` as the bytes of a canonical file, the same for the same adapter."""
+    """Encodes `adapter` as a canonical file: the same adapter gives the same bytes."""
     tensors = {}
     for name, factors in adapter:
         tensors[f"{name}.a"] = factors.a

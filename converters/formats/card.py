@@ -77,7 +77,7 @@ def card_text(
     lineage: Lineage,
     base: Base | None = None,
 ) -> str:
-    """The card.
+    """Composes the card.
 
     Args:
         form: The folder's format.
@@ -131,7 +131,7 @@ def _facts(adapter: LoraAdapter, about: About, lineage: Lineage, base: Base | No
 
 
 def _fingerprint(base: Base | None) -> str | None:
-    """The base's, where it has one: not if it is quantised, or of an architecture that is not known here."""
+    """Returns the base's, where it has one: not if it is quantised, or of an unknown architecture."""
     if base is None or base.is_quantized:
         return None
     try:

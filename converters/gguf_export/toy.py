@@ -20,7 +20,7 @@ MATRICES = {  # (out, in)
 
 
 def make_weights(seed: int) -> dict[str, Array]:
-    """Random values for every tensor, by its name in the file."""
+    """Draws values for every tensor, by its name in the file."""
     random = np.random.default_rng(seed)
     shapes = {f"blk.0.{name}.weight": shape for name, shape in MATRICES.items()}
     shapes |= {"token_embd.weight": (VOCAB, HIDDEN), "output.weight": (VOCAB, HIDDEN)}

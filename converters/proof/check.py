@@ -104,7 +104,7 @@ def _shape_faults(weights: Weights, sample: Sample) -> Iterator[Fault]:
 
 
 def _count(weights: Weights, sample: Sample, name: str) -> tuple[int, int]:
-    """How many values of a weight were looked at, and how many of them are wrong."""
+    """Counts the values of a weight that were looked at, and those of them that are wrong."""
     names = [name]
     if name == _EMBEDDING and _HEAD not in sample.facts.shapes and _HEAD in weights.shapes:
         names.append(_HEAD)

@@ -62,7 +62,7 @@ class FolderWeights:
         return []
 
     def grid(self, name: str, row: int, first: int, count: int) -> QuantGrid:
-        """See `Weights.grid`.
+        """Reads values; see `Weights.grid`.
 
         Raises:
             BaseModelError: The packed form is not MLX's affine one.

@@ -78,7 +78,7 @@ class GgufWeights:
         return sorted(set(self._base.file.tensors) - set(self._names.values()))
 
     def grid(self, name: str, row: int, first: int, count: int) -> QuantGrid:
-        """See `Weights.grid`.
+        """Reads values; see `Weights.grid`.
 
         Raises:
             BaseModelError: The tensor is of a type whose codes are not known here.
@@ -112,7 +112,7 @@ class GgufWeights:
         return row if heads is None else int(hub_order(num_rows, heads)[row])
 
     def _dequantised(self, tensor: str, row: int) -> list[Array]:
-        """One row as it is, with lowest and with highest codes; each of shape (columns,)."""
+        """Reads one row as it is, with lowest and with highest codes; each of shape (columns,)."""
         from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
         from gguf.quants import dequantize
 

@@ -53,12 +53,12 @@ class Sample:
     file: TensorFile
 
     def runs(self, name: str) -> Iterator[tuple[Place, Array]]:
-        """Where a run of a weight begins, and its values."""
+        """Yields where each run of a weight begins, and its values."""
         yield from zip(self.facts.places[name], _restored(self.file, name), strict=True)
 
 
 def make_sample(base: Base) -> bytes:
-    """The sample of `base`, as bytes.
+    """Takes the sample of `base`, as bytes.
 
     Raises:
         BaseModelError: It is quantised.
@@ -71,7 +71,7 @@ def make_sample(base: Base) -> bytes:
 
 
 def parse_sample(payload: bytes) -> Sample:
-    """The sample in `payload`.
+    """Decodes the sample in `payload`.
 
     Raises:
         BaseModelError: It is none, or of another format.
@@ -90,7 +90,7 @@ def parse_sample(payload: bytes) -> Sample:
 
 
 def _fits(facts: Facts, name: str, file: TensorFile) -> bool:
-    """Whether a tensor holds runs of the places that it is said to come from."""
+    """Tells whether a tensor holds runs of the places that it is said to come from."""
     tensor, places, shape = file.tensors[name], facts.places.get(name), facts.shapes.get(name)
     if not places or not shape or len(shape) > 2 or tensor.dtype not in ("F32", "F16", _BFLOAT16):
         return False
@@ -118,7 +118,7 @@ def _dump(weights: Weights, num_values: int) -> bytes:
 
 
 def _places(name: str, shape: tuple[int, ...], num_values: int) -> list[Place]:
-    """Runs all over a weight, whole superblocks where it has such, in order of a golden section."""
+    """Spreads runs all over a weight by a golden section, whole superblocks where it has such."""
     num_rows, num_columns = _rows_and_columns(shape)
     width = min(RUN_VALUES, num_columns)
     per_row = num_columns // width
@@ -139,7 +139,7 @@ def _sample(weights: Weights, name: str, places: list[Place]) -> Array:
 
 
 def _stored(values: Array) -> NDArray[Any]:
-    """The values in the shortest type that loses nothing; bfloat16 as its bits."""
+    """Casts values to the shortest type that loses nothing; bfloat16 to its bits."""
     with np.errstate(over="ignore"):
         halves = values.astype("<f2")
     bits = values.astype("<f4").view("<u4")
@@ -149,7 +149,7 @@ def _stored(values: Array) -> NDArray[Any]:
 
 
 def _restored(file: TensorFile, name: str) -> Array:
-    """What `_stored` was given."""
+    """Returns what `_stored` was given."""
     tensor = file.tensors[name]
     if tensor.dtype != _BFLOAT16:
         return file.array(name)

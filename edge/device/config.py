@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from msgspec import Meta
 
-from converters.bases.hub import is_hub_name
+from converters.bases.name import is_hub_name
 from edge.choices import CHECKPOINT_EVERY_S, BackendName, Precision
 from edge.errors import ConfigError
 from edge.protocol.messages import Count, Id, Seconds, Sha256

@@ -54,7 +54,7 @@ class Spec(NamedTuple):
 
 
 def encode_adapter(adapter: LoraAdapter, encoding: EncodingName) -> bytes:
-    """`adapter` as safetensors, without its scales and factors of zeros; the same gives the same bytes."""
+    """Encodes as safetensors, without scales and factors of zeros; the same adapter gives the same bytes."""
     tensors: dict[str, NDArray[Any]] = {}
     changed = [(key, factor) for key, factor in _factors(adapter) if factor.any()]
     for key, factor in changed or _factors(adapter):  # a payload without tensors would be malformed
@@ -64,13 +64,13 @@ def encode_adapter(adapter: LoraAdapter, encoding: EncodingName) -> bytes:
 
 
 def max_payload_bytes(like: LoraAdapter, encoding: EncodingName) -> int:
-    """The most bytes that an encoded delta to `like` can have; more is `too-large`."""
+    """Returns the most bytes that an encoded delta to `like` can have; more is `too-large`."""
     specs = payload_specs(like, encoding)
     return _max_header_bytes(specs) + 8 + sum(spec.num_bytes for spec in specs.values())
 
 
 def payload_specs(like: LoraAdapter, encoding: EncodingName) -> dict[str, Spec]:
-    """Every tensor that a payload for `like` may have."""
+    """Lists every tensor that a payload for `like` may have."""
     specs: dict[str, Spec] = {}
     for key, factor in _factors(like):
         size, shape = factor.size, factor.shape
@@ -83,7 +83,7 @@ def payload_specs(like: LoraAdapter, encoding: EncodingName) -> dict[str, Spec]:
 
 
 def decode_adapter(payload: bytes, *, like: LoraAdapter) -> LoraAdapter:
-    """The adapter in `payload`: modules of `like`, or some of them, in its shapes and with its scales.
+    """Decodes an adapter: modules of `like`, or some of them, in its shapes and with its scales.
 
     A factor that was not sent is zero.
 
@@ -117,7 +117,7 @@ def _max_header_bytes(specs: Mapping[str, Spec]) -> int:
 
 
 def _checked_tensors(payload: bytes, like: LoraAdapter) -> tuple[EncodingName, dict[str, NDArray[Any]]]:
-    """The encoding and the flat tensors of `payload`, each of the dtype and shape that `like` asks for."""
+    """Finds the encoding and the flat tensors of `payload`, each of the dtype and shape for `like`."""
     max_header = _max_header_bytes(payload_specs(like, "int8"))  # the encoding with the most tensors
     raw = _parse(payload, max_header, max_bytes=max_payload_bytes(like, "f32"))
     dtypes = frozenset(str(tensor["dtype"]) for _, tensor in raw)
@@ -153,7 +153,7 @@ def _parse(payload: bytes, max_header: int, max_bytes: int) -> list[tuple[str, d
 
 
 def _partners(tensors: Iterable[str], specs: Iterable[str]) -> Iterator[str]:
-    """Every key of each factor that has one key in `tensors`."""
+    """Yields every key of each factor that has one key in `tensors`."""
     touched = {key.removesuffix(".step") for key in tensors}
     return (key for key in specs if key.removesuffix(".step") in touched)
 
@@ -167,12 +167,12 @@ def _view(tensor: Mapping[str, Any]) -> NDArray[Any]:
 
 
 def _some(faults: Iterable[str], kind: str) -> str:
-    """All `faults`, or how many there are of a kind: a receipt stays small whatever was sent."""
+    """Sums up `faults`: a receipt stays small whatever was sent."""
     return sum_up("", [Fault(str(fault)[:200], kind) for fault in sorted(faults)], hint="")
 
 
 def _blocks(factor: Array) -> Array:
-    """Shape (blocks, 64), padded with zeros."""
+    """Cuts a factor into (blocks, 64), padded with zeros."""
     flat = factor.reshape(-1)
     if flat.size % BLOCK:
         flat = np.pad(flat, (0, -flat.size % BLOCK))
@@ -180,7 +180,7 @@ def _blocks(factor: Array) -> Array:
 
 
 def _quantised(factor: Array, levels: int) -> tuple[NDArray[np.int8], Array]:
-    """Integers in -levels … levels, flat without the padding, and the steps."""
+    """Rounds to integers in -levels … levels, flat without the padding, and returns the steps, too."""
     blocks = _blocks(factor)
     steps = np.maximum(blocks.max(axis=1), -blocks.min(axis=1)) / np.float32(levels)
     # A step below 2^-126 would make the quotient overflow: such a block is zero, and error feedback keeps it.

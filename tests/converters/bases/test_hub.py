@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from converters.bases.hub import find_base, is_hub_name
+from converters.bases.hub import find_base
+from converters.bases.name import is_hub_name
 from converters.errors import BaseModelError
 
 
