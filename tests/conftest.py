@@ -19,6 +19,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from hypothesis import settings
 
 from edge.protocol.delta import update_id
 from edge.protocol.messages import Manifest, Recipe, UpdateHeader
@@ -30,6 +31,9 @@ if (
 ):  # as behind a shell's `&`; what is started here would inherit it
     signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch: its idle threads would spin beside others
+
+settings.register_profile("tunefleet", deadline=None)  # a machine may be busy
+settings.load_profile("tunefleet")
 
 SHAPE = {
     "hidden_size": 64,

@@ -67,7 +67,7 @@ def through(form: str, adapter: LoraAdapter, base: Base, folder: Path) -> LoraAd
 
 @pytest.mark.parametrize(("first", "second"), list(itertools.permutations(FORMS, 2)))
 @given(data=st.data())
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 def test_an_adapter_survives_the_way(base: Base, first: str, second: str, data: st.DataObject) -> None:
     adapter = data.draw(adapters(base))
     with tempfile.TemporaryDirectory() as folder:
@@ -82,7 +82,7 @@ def test_an_adapter_survives_the_way(base: Base, first: str, second: str, data: 
 
 
 @given(data=st.data())
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_gguf_gives_back_what_it_took(base: Base, data: st.DataObject) -> None:
     adapter = data.draw(adapters(base))
     with tempfile.TemporaryDirectory() as folder:

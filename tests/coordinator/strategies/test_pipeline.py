@@ -3,7 +3,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from converters.adapter import Factors, LoraAdapter
@@ -173,7 +173,6 @@ def test_the_order_of_stages_is_the_configurations(vector, contribution):
         assert [share.weight for share in report.shares] == pytest.approx(expected)
 
 
-@settings(deadline=None)  # a machine may be busy
 @given(
     seed=st.integers(0, 1000),
     space=st.sampled_from(["factors", "product"]),

@@ -88,7 +88,6 @@ def largest_per_block(factor: np.ndarray) -> np.ndarray:
     return np.concatenate([np.full(block.size, block.max()) for block in blocks]).reshape(factor.shape)
 
 
-@settings(deadline=None)
 @given(adapters(), st.sampled_from([("int8", 127), ("int4", 7)]))
 def test_quantisation_is_within_half_a_step(original, how):
     encoding, levels = how
@@ -99,7 +98,6 @@ def test_quantisation_is_within_half_a_step(original, how):
             assert np.all(np.abs(mine - theirs) <= 0.5001 * step + 1e-37)
 
 
-@settings(deadline=None)
 @given(adapters())
 def test_f32_is_lossless(original):
     assert decode_adapter(encode_adapter(original, "f32"), like=original) == original
@@ -209,7 +207,7 @@ def test_hostile_payloads_are_rejected(payload, reason):
     assert "\n" not in str(refusal.value)
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(st.sampled_from(ENCODINGS), st.integers(0, 500), st.binary(min_size=1, max_size=8))
 def test_damaged_payloads_are_rejected_or_finite(encoding, place, noise):
     payload = bytearray(encode_adapter(SMALL, encoding))

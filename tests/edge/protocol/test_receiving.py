@@ -76,7 +76,7 @@ def test_what_is_whole_is_not_asked_for():
     assert Pull(received(2, 0, 1), PATIENCE_S).ask(0.0) == ()
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.integers(1, 60), st.integers(1, WINDOW), st.data())
 def test_every_download_completes_over_any_wire(total, window, data):
     """Who downloads begins anew where it gave up; no more than a window is ever on its way for one want."""

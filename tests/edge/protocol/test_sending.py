@@ -146,7 +146,7 @@ class Coordinator:
         return self.is_done
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.integers(0, 40), st.integers(1, 20), st.data())
 def test_every_upload_completes_over_any_wire(total, window, data):
     """The adversary has its way for some time; what it drops, twists and kills in it costs time only."""

@@ -29,7 +29,7 @@ def new(tmp_path, data: bytes) -> PartFile:
     return PartFile(tmp_path / "parts", len(data), CHUNK, sha256(data))
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(size=st.integers(1, 9 * CHUNK), seed=st.integers(0, 99), restarts=st.sets(st.integers(0, 20)))
 def test_chunks_in_any_order_repeated_and_over_restarts_give_the_file(tmp_path, size, seed, restarts):
     generator = random.Random(seed)

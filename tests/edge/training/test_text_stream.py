@@ -34,7 +34,7 @@ def spell(tokenizer, tokens):
 
 
 @pytest.mark.parametrize("tokenizer", [BYTES, Spelling()], ids=["bytes", "sentencepiece"])
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(text=TEXTS)
 def test_no_piece_ends_within_a_character_and_none_is_lost(tokenizer, text):
     tokens = tokenizer.encode(text)
@@ -43,7 +43,7 @@ def test_no_piece_ends_within_a_character_and_none_is_lost(tokenizer, text):
     assert not any(BROKEN in piece for piece in pieces)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(text=TEXTS, cut=st.integers(0, 60))
 def test_a_character_that_is_cut_off_is_left_out(text, cut):
     told = "".join(spell(BYTES, BYTES.encode(text)[:cut]))

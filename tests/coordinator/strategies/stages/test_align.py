@@ -174,7 +174,7 @@ def test_the_descent_is_the_slope_of_the_model_s_own_features(toy):
     assert -2 * np.vdot(descent, direction) == pytest.approx(slope, rel=1e-2)
 
 
-@settings(deadline=None, max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(seed=st.integers(0, 1000), rank=st.integers(1, 3), size=st.sampled_from([0.01, 0.3, 3.0]))
 def test_features_of_any_rank_never_end_farther_from_the_present_ones(toy, seed, rank, size):
     calibration, draw = toy

@@ -1,5 +1,5 @@
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from coordinator.strategies.accounts import open_accounts, settle
@@ -71,7 +71,6 @@ def test_a_device_that_comes_every_tenth_time_weighs_as_much_as_one_that_always_
     assert totals == pytest.approx({"a": 100 / 3, "b": 100 / 3, "z": 100 / 3})
 
 
-@settings(deadline=None)  # a machine may be busy
 @given(lengths=st.lists(st.sampled_from([0.0, 0.25, 1.0, 4.0]), min_size=5, max_size=9))
 def test_what_was_had_and_what_is_owed_are_the_same_for_all_whatever_the_lengths(
     lengths, vector, contribution, pipeline_of

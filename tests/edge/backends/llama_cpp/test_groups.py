@@ -23,7 +23,7 @@ def make_batch(examples):
     )
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(EXAMPLES, st.booleans())
 def test_every_example_is_in_one_group_once(examples, needs_labels):
     found = []

@@ -31,7 +31,7 @@ CHATS = [
     {"messages": [{"role": "system", "content": "s"}, {"role": "assistant", "content": "no"}]},
 ]
 KINDS = ("jsonl", "json", "csv", "semicolons", "tsv", "parquet", "saved", "saved-dict", "mlx-lm")
-CALM = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+CALM = settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 texts = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=40)
 
 
