@@ -30,7 +30,7 @@ class Rules(NamedTuple):
 
 
 def read_header(payload: bytes, device_id: str, update: str) -> tuple[UpdateHeader, str]:
-    """The header that came on the topic of `device_id` and `update`, and the key that signed it.
+    """Returns the header that came on the topic of `device_id` and `update`, and the key that signed it.
 
     Raises:
         Rejected: `malformed` or `bad-signature`.
@@ -57,7 +57,7 @@ def read_header(payload: bytes, device_id: str, update: str) -> tuple[UpdateHead
 
 
 def check_header(header: UpdateHeader, rules: Rules, standing: Standing) -> None:
-    """Everything that can be known before the first chunk.
+    """Checks everything that can be known before the first chunk.
 
     Raises:
         Rejected: `malformed`, `foreign-base`, `unknown-version`, `rolled-back`, `too-stale`, `wrong-shape` or
@@ -77,7 +77,7 @@ def check_header(header: UpdateHeader, rules: Rules, standing: Standing) -> None
 
 
 def check_payload(header: UpdateHeader, payload: bytes, rules: Rules, standing: Standing) -> LoraAdapter:
-    """The delta in `payload`.
+    """Returns the delta in `payload`.
 
     Raises:
         Rejected: `hash-mismatch`, or by its tensors `malformed`, `too-large`, `wrong-shape`, `not-finite` or
@@ -94,7 +94,7 @@ def check_payload(header: UpdateHeader, payload: bytes, rules: Rules, standing: 
 
 
 def delta_norm(delta: LoraAdapter) -> float:
-    """Frobenius norm of all increments of A and B together."""
+    """Returns the Frobenius norm of all increments of A and B together."""
     squares = (np.vdot(x, x) for _, factors in delta for x in (factors.a, factors.b))
     with np.errstate(over="ignore"):  # infinite is too large, and is told as such
         return float(np.sqrt(sum(float(square) for square in squares)))

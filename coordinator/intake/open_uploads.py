@@ -31,7 +31,7 @@ class Upload(NamedTuple):
 
     @property
     def is_whole(self) -> bool:
-        """Every chunk has come."""
+        """Tells whether every chunk has come."""
         return self.part is None or self.part.received.is_complete
 
 
@@ -67,15 +67,15 @@ class Uploads:
                 path.unlink()
 
     def whole(self) -> list[Upload]:
-        """Updates that only wait to be admitted: the coordinator was killed, or its disk was full."""
+        """Returns the updates that only wait to be admitted: after a kill, or a full disk."""
         return [upload for upload in self._open.values() if upload.is_whole]
 
     def base_versions(self) -> set[int]:
-        """What the updates under way were trained on."""
+        """Returns the versions that the updates under way were trained on."""
         return {upload.header.base_version for upload in self._open.values()}
 
     def find(self, device_id: str, update: str) -> Upload | None:
-        """An update of this device that is under way."""
+        """Returns an update of this device that is under way."""
         upload = self._open.get(update)
         return upload if upload and upload.header.device_id == device_id else None
 

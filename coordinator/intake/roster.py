@@ -66,7 +66,7 @@ class Roster:
             self.observe(device_id, self._early.pop(device_id), at)
 
     def key(self, device_id: str) -> str | None:
-        """The pinned key of a device, or None where it has never signed anything."""
+        """Returns the pinned key of a device, or None where it has never signed anything."""
         device = self._devices.get(device_id)
         return device.key if device else None
 
@@ -91,16 +91,16 @@ class Roster:
         return False
 
     def is_online(self, device_id: str) -> bool:
-        """Whether a device is here now."""
+        """Tells whether a device is here now."""
         device = self._devices.get(device_id)
         return device is not None and device.online
 
     def online(self) -> list[str]:
-        """The devices that are online, by name."""
+        """Returns the devices that are online, by name."""
         return sorted(name for name, device in self._devices.items() if device.online)
 
     def able(self, rank: int) -> list[str]:
-        """Those online that can train adapters of this rank, as far as they said."""
+        """Returns those online that can train adapters of this rank, as far as they said."""
         return [name for name in self.online() if _can_train(self._devices[name].hello, rank)]
 
     def follow(self, device_id: str, telemetry: Telemetry, at: float) -> None:
@@ -127,7 +127,7 @@ class Roster:
             self._change(device_id, at if at is not None else known.last_seen, astray=at)
 
     def held(self, since: float) -> set[int]:
-        """The versions that devices hold of which something was heard since then."""
+        """Returns the versions that devices hold of which something was heard since then."""
         return {
             version
             for device in self._devices.values()

@@ -155,7 +155,7 @@ class Intake:
         self._check(header, upload.payload.read_bytes(), self._desk.rules, standing)
 
     def _settle(self, header: UpdateHeader, rejected: Rejected | None) -> None:
-        """Journal first, then the receipt."""
+        """Writes a verdict into the journal, and then gives its receipt."""
         desk = self._desk
         seq = desk.journal.record(header, desk.clock(), rejected)
         if desk.uploads.find(header.device_id, header.update):
@@ -175,7 +175,7 @@ def _final(update: Update) -> Receipt:
 
 
 def _numbered(receipt: Receipt, header: UpdateHeader, seq: int) -> Receipt:
-    """With its place in the journal, for devices that know of it."""
+    """Adds a receipt's place in the journal, for devices that know of it."""
     return receipt if header.base_sha256 is None else structs.replace(receipt, seq=seq)
 
 

@@ -39,7 +39,7 @@ class Memory:
         self._subjects: dict[Subject, Known] = {}
 
     def is_known(self, fleet: str, who: str, key: str) -> bool:
-        """Whether a sender signs as before; its first key is taken as its own."""
+        """Tells whether a sender signs as before; its first key is taken as its own."""
         return _put_if_new(self._keys, (fleet, who), key) == key
 
     def learn(self, record: Struct) -> None:
@@ -56,7 +56,7 @@ class Memory:
             _put_if_new(self._subjects, Subject("update", record.update), known)
 
     def describe(self, subject: Subject) -> Known:
-        """What is known of a transfer; 0 chunks where it is not known how many there are."""
+        """Returns what is known of a transfer; 0 chunks where it is not known how many there are."""
         short = f"update {subject.name[:8]}" if subject.kind == "update" else f"blob {subject.name[:8]}…"
         return self._subjects.get(subject, Known(short, 0))
 

@@ -75,7 +75,7 @@ class Output(NamedTuple):
 
 
 def open_output() -> Output:
-    """Standard output; what a terminal's encoding lacks is escaped."""
+    """Opens standard output; what a terminal's encoding lacks is escaped."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace", line_buffering=True)
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
@@ -83,7 +83,7 @@ def open_output() -> Output:
 
 
 def end_with_the_terminal() -> None:
-    """Ctrl-C and a reader that goes end this process at once, as they end `tail -f`: nothing is unsaved."""
+    """Lets Ctrl-C, or a reader that goes, end this process at once, as `tail -f`: nothing is unsaved."""
     for number in (signal.SIGINT, signal.SIGPIPE):
         signal.signal(number, signal.SIG_DFL)
 

@@ -21,7 +21,7 @@ Show = Callable[[Sighting | Sum], str]
 
 
 def lines(width: int | None, *, names_fleet: bool) -> Show:
-    """Lines for people.
+    """Makes lines for people.
 
     Args:
         width: Columns that a line is cut to; None never cuts.
@@ -42,7 +42,7 @@ def lines(width: int | None, *, names_fleet: bool) -> Show:
 
 
 def as_json(seen: Sighting | Sum) -> str:
-    """One object, in ASCII."""
+    """Returns one object, in ASCII."""
     if isinstance(seen, Sum):
         facts = {"kind": "chunks", **_sender(*seen.transfer[:2]), "text": seen.text, **seen.facts}
     else:
@@ -59,12 +59,12 @@ def as_json(seen: Sighting | Sum) -> str:
 
 
 def printable(text: str) -> str:
-    """`text` with what moves a cursor, hides or turns writing around as escapes one can see."""
+    """Escapes what moves a cursor, hides or turns writing around."""
     return "".join(one if one.isprintable() else ascii(one)[1:-1] for one in text)
 
 
 def fit(line: str, width: int | None) -> str:
-    """`line`, cut to `width` columns where it is wider; many characters take two, or none."""
+    """Cuts `line` to `width` columns where it is wider; many characters take two, or none."""
     from rich.cells import cell_len, set_cell_size
 
     if width is None or cell_len(line) <= width:
@@ -81,7 +81,7 @@ def _sender(fleet: str, who: str) -> dict[str, Any]:
 
 
 def _finite(value: Any) -> Any:
-    """JSON has no infinity."""
+    """Replaces infinities, which JSON lacks."""
     if isinstance(value, dict):
         return {name: _finite(entry) for name, entry in value.items()}
     if isinstance(value, float) and not math.isfinite(value):

@@ -105,7 +105,7 @@ class Sighting(NamedTuple):
 
 
 def sight(message: Message, memory: Memory) -> Sighting | Chunk:
-    """What a message is; `memory` is what earlier ones told, and learns from it."""
+    """Returns what a message is; `memory` is what earlier ones told, and learns from it."""
     try:
         return _read(message, memory)
     except EdgeError as error:
@@ -143,7 +143,7 @@ def _control(topic: Topic, who: str, message: Message, memory: Memory, about: st
 
 
 def _open(payload: bytes, kind: type[Struct], is_known: Callable[[str], bool]) -> tuple[Struct, Signature]:
-    """The record and what stands behind it; a bad signature hides nothing."""
+    """Returns the record and what stands behind it; a bad signature hides nothing."""
     try:
         signed = decode_message(payload, Signed)
     except EdgeError:

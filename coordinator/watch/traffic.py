@@ -44,7 +44,7 @@ class Traffic:
         self._counts: dict[Transfer, Count] = {}
 
     def count(self, chunk: Chunk, now: float) -> Sum | None:
-        """Adds a chunk; what to tell, where it was the last one."""
+        """Adds a chunk; returns what to tell where it was the last."""
         transfer = Transfer(chunk.fleet, chunk.who, chunk.subject)
         old = self._counts.pop(transfer, Count(0, 0, now, now, 0))
         if len(self._counts) >= MOST:
@@ -58,7 +58,7 @@ class Traffic:
         return None
 
     def due(self, now: float) -> list[Sum]:
-        """What to tell of transfers that pause, or go on for long."""
+        """Returns what to tell of transfers that pause, or go on for long."""
         moved = [(one, count) for one, count in self._counts.items() if count.num_chunks > count.told_chunks]
         return [
             self._tell(one, count, now)

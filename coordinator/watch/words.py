@@ -24,7 +24,7 @@ Words = Callable[[Any, Memory, str], str]
 
 
 def size(num_bytes: int) -> str:
-    """`27.6 KB`."""
+    """Writes a size as `27.6 KB`."""
     if num_bytes < 1000:
         return f"{num_bytes} B"
     amount = num_bytes / 1000
@@ -36,7 +36,7 @@ def size(num_bytes: int) -> str:
 
 
 def count_chunks(number: int) -> str:
-    """`1 chunk`, `2 chunks`."""
+    """Writes a number of chunks as `1 chunk`, `2 chunks`."""
     return f"{number:,} chunk{'s' * (number != 1)}"
 
 

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 from typing import BinaryIO
 
-from edge.delivery.window import Sending, heard, read_chunk, send_all
+from edge.delivery.window import Sending, heard, send_all
 from edge.protocol.chunks import num_chunks
 from edge.protocol.messages import Receipt
 from edge.protocol.sending import Part, Push
@@ -66,7 +66,11 @@ class Uploader:
         header = entry.header
 
         async def send(part: Part) -> None:
-            content = entry.signed if part == "header" else read_chunk(file, part, header.chunk_bytes)
+            if part == "header":
+                content = entry.signed
+            else:
+                file.seek(part * header.chunk_bytes)
+                content = file.read(header.chunk_bytes)
             await self._transport.publish(self._topics.up(header.device_id, header.update, part), content)
             push.sent(part, self._clock())
 

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Coroutine
-from typing import Any, BinaryIO
+from typing import Any
 
 Sending = Coroutine[Any, Any, None]  # of one part, to its acknowledgement
 
@@ -38,9 +38,3 @@ async def heard(news: asyncio.Event, within_s: float | None) -> bool:
         return False
     news.clear()
     return True
-
-
-def read_chunk(file: BinaryIO, number: int, chunk_bytes: int) -> bytes:
-    """Returns one chunk of an open payload."""
-    file.seek(number * chunk_bytes)
-    return file.read(chunk_bytes)

@@ -28,7 +28,7 @@ from edge.transport.mqtt.transport import MqttTransport
 
 
 async def run_client(config: DeviceConfig, show: Show) -> None:
-    """A client over MQTT, until SIGTERM or SIGINT.
+    """Runs a client over MQTT, until SIGTERM or SIGINT.
 
     Raises:
         BaseModelError, StateError, MissingExtra: This device is not as its configuration says.

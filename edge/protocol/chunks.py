@@ -12,7 +12,7 @@ CHUNK_BYTES = 64 * 1024  # every broker takes it: AWS IoT ends at 128 KB, EMQX a
 
 
 def num_chunks(size_bytes: int, chunk_bytes: int) -> int:
-    """How many chunks hold `size_bytes`; the last one may be short. An empty payload has none."""
+    """Returns how many chunks hold `size_bytes`; the last may be short, an empty payload has none."""
     return -(-size_bytes // chunk_bytes)
 
 
@@ -22,13 +22,13 @@ def chunk_length(number: int, size_bytes: int, chunk_bytes: int) -> int:
 
 
 def split_chunks(payload: bytes, chunk_bytes: int) -> Iterator[bytes]:
-    """The chunks of `payload` in order."""
+    """Yields the chunks of `payload` in order."""
     for start in range(0, len(payload), chunk_bytes):
         yield payload[start : start + chunk_bytes]
 
 
 def missing_ranges(present: Sequence[object], max_ranges: int = 256) -> tuple[Range, ...]:
-    """The ranges of `present` that are false, the first `max_ranges` of them: a receipt stays small."""
+    """Returns the ranges of `present` that are false, the first `max_ranges`: a receipt stays small."""
     found: list[Range] = []
     start = None
     for number, here in enumerate(present):
@@ -43,7 +43,7 @@ def missing_ranges(present: Sequence[object], max_ranges: int = 256) -> tuple[Ra
 
 
 def merge_ranges(ranges: Iterable[Range], total: int) -> tuple[Range, ...]:
-    """The union of `ranges` within 0 … `total` - 1: sorted, not touching; empty ranges are dropped."""
+    """Returns the union of `ranges` within 0 … `total` - 1: sorted, not touching, none empty."""
     merged: list[Range] = []
     for start, end in sorted((max(start, 0), min(end, total)) for start, end in ranges):
         if start >= end:
@@ -56,7 +56,7 @@ def merge_ranges(ranges: Iterable[Range], total: int) -> tuple[Range, ...]:
 
 
 def first_chunks(ranges: Iterable[Range], count: int) -> tuple[Range, ...]:
-    """The first `count` chunks of `ranges`."""
+    """Returns the first `count` chunks of `ranges`."""
     taken: list[Range] = []
     for start, end in ranges:
         if count <= 0:
@@ -67,7 +67,7 @@ def first_chunks(ranges: Iterable[Range], count: int) -> tuple[Range, ...]:
 
 
 def chunk_numbers(ranges: Iterable[Range]) -> Iterator[int]:
-    """Every chunk number of `ranges`, which `merge_ranges` has clipped."""
+    """Yields every chunk number of `ranges`, which `merge_ranges` has clipped."""
     for start, end in ranges:
         yield from range(start, end)
 

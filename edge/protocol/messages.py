@@ -208,12 +208,12 @@ R = TypeVar("R", bound=Struct)
 
 
 def encode_message(message: Struct) -> bytes:
-    """JSON bytes, fields in the order of their declaration."""
+    """Encodes a message as JSON, fields in the order of their declaration."""
     return msgspec.json.encode(message)
 
 
 def decode_message(payload: bytes, kind: type[R]) -> R:
-    """The record of `kind` in `payload`.
+    """Returns the record of `kind` in `payload`.
 
     Raises:
         ProtocolError: Naming the field and what was expected.

@@ -28,12 +28,12 @@ class Received:
 
     @property
     def total(self) -> int:
-        """How many chunks the payload has."""
+        """Returns how many chunks the payload has."""
         return len(self.present)
 
     @property
     def is_complete(self) -> bool:
-        """Whether every chunk has come."""
+        """Tells whether every chunk has come."""
         return self.num_missing == 0
 
     def missing(self, max_ranges: int = 256) -> tuple[Range, ...]:

@@ -29,12 +29,12 @@ class Outgoing:
 
     @property
     def num_in_flight(self) -> int:
-        """How many chunks are under way."""
+        """Returns how many chunks are under way."""
         return len(self._in_flight)
 
     @property
     def is_idle(self) -> bool:
-        """Whether nothing waits and nothing is under way."""
+        """Tells whether nothing waits and nothing is under way."""
         return not self._waiting and not self._in_flight
 
     def add(self, want: Want) -> None:

@@ -13,17 +13,17 @@ from edge.protocol.messages import R, Signed, decode_message, encode_message
 
 
 def new_key() -> bytes:
-    """A private key, 32 bytes, from the system's random generator."""
+    """Draws a private key, 32 bytes, from the system's random generator."""
     return Ed25519PrivateKey.generate().private_bytes_raw()
 
 
 def public_key(private: bytes) -> str:
-    """The public key of `private`, 64 hex digits."""
+    """Returns the public key of `private`, 64 hex digits."""
     return Ed25519PrivateKey.from_private_bytes(private).public_key().public_bytes_raw().hex()
 
 
 def sign_message(record: msgspec.Struct, private: bytes) -> bytes:
-    """`record` inside a `Signed` message, as JSON."""
+    """Returns `record` inside a `Signed` message, as JSON."""
     body = encode_message(record)
     key = Ed25519PrivateKey.from_private_bytes(private)
     signed = Signed(body=msgspec.Raw(body), key=public_key(private), signature=key.sign(body).hex())
@@ -31,7 +31,7 @@ def sign_message(record: msgspec.Struct, private: bytes) -> bytes:
 
 
 def open_signed(payload: bytes, kind: type[R]) -> tuple[R, str]:
-    """The record of `kind` inside the `Signed` message `payload`, and the signer's public key in hex.
+    """Returns the record of `kind` inside the `Signed` message `payload`, and the signer's public key.
 
     Raises:
         ProtocolError: If it is not a signed message of that kind.

@@ -4,7 +4,8 @@ What came in is one record for each kind of topic (`parse_topic`). Every id and 
 so whoever matches on the record need not; anybody may publish, and a name is as hostile as a payload.
 """
 
-from typing import Annotated, Any, TypeVar
+import re
+from typing import Annotated
 
 import msgspec
 from msgspec import Meta, Struct
@@ -13,7 +14,7 @@ from edge.errors import ProtocolError
 from edge.protocol.messages import Id, Sha256, UpdateId
 
 ROOT = "tunefleet/v1"
-Digits = Annotated[str, Meta(pattern=r"^(0|[1-9][0-9]{0,9})\Z")]  # of a chunk's number
+Number = Annotated[int, Meta(ge=0, lt=10**10)]  # of a chunk
 
 
 class Topic(Struct, frozen=True):
@@ -23,87 +24,87 @@ class Topic(Struct, frozen=True):
 
 
 class CoordinatorTopic(Topic, frozen=True):
-    """`coordinator`: the coordinator's presence, retained."""
+    """The coordinator's presence, retained."""
 
 
 class ChallengeTopic(Topic, frozen=True):
-    """`coordinator/challenge`: somebody asks who coordinates the fleet."""
+    """Somebody asks who coordinates the fleet."""
 
 
 class AnswerTopic(Topic, frozen=True):
-    """`coordinator/answer`: who coordinates it."""
+    """Who coordinates it."""
 
 
 class VersionTopic(Topic, frozen=True):
-    """`version/<tier>`: a manifest, retained."""
+    """A manifest, retained."""
 
     tier: Id
 
 
 class BlobTopic(Topic, frozen=True):
-    """`blob/<sha256>/<n>`: a chunk of a version, or of the base model's sample."""
+    """A chunk of a version, or of the base model's sample."""
 
     sha256: Sha256
-    digits: Digits
-
-    @property
-    def number(self) -> int:
-        """The chunk's."""
-        return int(self.digits)
+    number: Number
 
 
 class DeviceTopic(Topic, frozen=True):
-    """Root of all topics below `device/<id>`."""
+    """Root of all topics of one device."""
 
     device_id: Id
 
 
 class HelloTopic(DeviceTopic, frozen=True):
-    """`hello`: a capability card, retained."""
+    """A capability card, retained."""
 
 
 class StateTopic(DeviceTopic, frozen=True):
-    """`state`: a device's presence, retained."""
+    """A device's presence, retained."""
 
 
 class WantTopic(DeviceTopic, frozen=True):
-    """`want`: the chunks that a device asks for."""
+    """The chunks that a device asks for."""
 
 
 class ReceiptTopic(DeviceTopic, frozen=True):
-    """`receipt`: what became of an update."""
+    """What became of an update."""
 
 
 class TelemetryTopic(DeviceTopic, frozen=True):
-    """`telemetry`: progress of the task under way."""
+    """Progress of the task under way."""
 
 
 class HeaderTopic(DeviceTopic, frozen=True):
-    """`up/<update>/header`: an update's header, before its chunks."""
+    """An update's header, before its chunks."""
 
     update: UpdateId
 
 
 class ChunkTopic(DeviceTopic, frozen=True):
-    """`up/<update>/<n>`: a chunk of an update."""
+    """A chunk of an update."""
 
     update: UpdateId
-    digits: Digits
-
-    @property
-    def number(self) -> int:
-        """The chunk's."""
-        return int(self.digits)
+    number: Number
 
 
-OF_DEVICES: dict[str, type[DeviceTopic]] = {
-    "hello": HelloTopic,
-    "state": StateTopic,
-    "want": WantTopic,
-    "receipt": ReceiptTopic,
-    "telemetry": TelemetryTopic,
+FORMS: dict[type[Topic], str] = {  # below ROOT and the fleet's name
+    CoordinatorTopic: "coordinator",
+    ChallengeTopic: "coordinator/challenge",
+    AnswerTopic: "coordinator/answer",
+    VersionTopic: "version/{tier}",
+    BlobTopic: "blob/{sha256}/{number}",
+    HelloTopic: "device/{device_id}/hello",
+    StateTopic: "device/{device_id}/state",
+    WantTopic: "device/{device_id}/want",
+    ReceiptTopic: "device/{device_id}/receipt",
+    TelemetryTopic: "device/{device_id}/telemetry",
+    HeaderTopic: "device/{device_id}/up/{update}/header",  # before all chunks
+    ChunkTopic: "device/{device_id}/up/{update}/{number}",
 }
-T = TypeVar("T", bound=Topic)
+_PATTERNS = {
+    kind: re.compile(re.sub(r"{(\w+)}", r"(?P<\1>[^/]+)", f"{ROOT}/{{fleet}}/{form}"))
+    for kind, form in FORMS.items()
+}
 
 
 def parse_topic(name: str) -> Topic:
@@ -112,31 +113,13 @@ def parse_topic(name: str) -> Topic:
     Raises:
         ProtocolError: It is no topic of this wire, or a name or a number in it is none.
     """
-    match name.removeprefix(f"{ROOT}/").split("/") if name.startswith(f"{ROOT}/") else []:
-        case [fleet, "coordinator"]:
-            return _checked(CoordinatorTopic, fleet)
-        case [fleet, "coordinator", "challenge"]:
-            return _checked(ChallengeTopic, fleet)
-        case [fleet, "coordinator", "answer"]:
-            return _checked(AnswerTopic, fleet)
-        case [fleet, "version", tier]:
-            return _checked(VersionTopic, fleet, tier=tier)
-        case [fleet, "blob", sha256, digits]:
-            return _checked(BlobTopic, fleet, sha256=sha256, digits=digits)
-        case [fleet, "device", device_id, "up", update, "header"]:
-            return _checked(HeaderTopic, fleet, device_id=device_id, update=update)
-        case [fleet, "device", device_id, "up", update, digits]:
-            return _checked(ChunkTopic, fleet, device_id=device_id, update=update, digits=digits)
-        case [fleet, "device", device_id, kind] if kind in OF_DEVICES:
-            return _checked(OF_DEVICES[kind], fleet, device_id=device_id)
+    for kind, pattern in _PATTERNS.items():
+        if found := pattern.fullmatch(name):
+            try:
+                return msgspec.convert(found.groupdict(), kind, strict=False)
+            except msgspec.ValidationError as error:
+                raise ProtocolError(f"topic: {error}") from error
     raise ProtocolError("no topic of this wire")
-
-
-def _checked(kind: type[T], fleet: str, **levels: Any) -> T:
-    try:
-        return msgspec.convert({"fleet": fleet, **levels}, kind)
-    except msgspec.ValidationError as error:
-        raise ProtocolError(f"topic: {error}") from error
 
 
 class Topics:

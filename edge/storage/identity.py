@@ -10,7 +10,7 @@ FILE = "identity.key"
 
 
 def read_identity(folder: Path, advice: str) -> bytes:
-    """The key in `folder`, 32 bytes.
+    """Returns the key in `folder`, 32 bytes.
 
     Args:
         folder: A state folder.

@@ -127,7 +127,7 @@ def _opened(path: Path, flags: int) -> Iterator[int]:
 
 
 def _write_at(file: int, data: bytes, offset: int) -> None:
-    """`pwrite` until all is written: it may stop short when the disk is nearly full."""
+    """Writes all of `data`: `pwrite` may stop short when the disk is nearly full."""
     written = os.pwrite(file, data, offset)
     while written < len(data):
         written += os.pwrite(file, memoryview(data)[written:], offset + written)

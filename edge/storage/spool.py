@@ -34,7 +34,7 @@ class Entry(NamedTuple):
 
     @property
     def payload(self) -> Path:
-        """The encoded delta."""
+        """Returns the file of the encoded delta."""
         return self.folder / PAYLOAD
 
 
@@ -53,7 +53,7 @@ class Spool:
             shutil.rmtree(leftover)
 
     def entries(self) -> list[Entry]:
-        """All updates without a receipt, oldest first.
+        """Returns all updates without a receipt, oldest first.
 
         Raises:
             StateError: A header is damaged.
@@ -61,7 +61,7 @@ class Spool:
         return [_read(path) for path in sorted(self._folder.iterdir()) if not path.name.startswith(".")]
 
     def holds(self, version: int, attempt: int, epoch: int = 0) -> bool:
-        """Whether the update of this task is here."""
+        """Tells whether the update of this task is here."""
         return (self._folder / _name(epoch, version, attempt)).exists()
 
     def add(
@@ -100,7 +100,7 @@ class Spool:
             sync_folder(self._folder)
 
     def residual(self) -> LoraAdapter | None:
-        """What the latest encoding left over: of the newest update here, else of the last accepted one."""
+        """Returns what the latest encoding left over: of the newest update, else of the last accepted."""
         waiting = [entry.folder / RESIDUAL for entry in reversed(self.entries())]
         for path in (*waiting, self._residual):
             if path.exists():
@@ -124,7 +124,7 @@ class Spool:
 
 
 def _name(epoch: int, version: int, attempt: int) -> str:
-    """In the order of time; names without an epoch come before all others."""
+    """Names an entry; names sort in the order of time, those without an epoch before all others."""
     return f"{epoch:016d}-{version:010d}-{attempt:06d}" if epoch else f"{version:010d}-{attempt:06d}"
 
 

@@ -40,7 +40,7 @@ class PasswordPlugin(BaseAuthPlugin):  # type: ignore[misc]
         self._users: dict[str, str] = self._get_config_option("users", {})
 
     async def authenticate(self, *, session: Session) -> bool:
-        """Whether the session's password is its user's."""
+        """Tells whether the session's password is its user's."""
         if not self._users:
             return True
         expected = self._users.get(session.username or "")
@@ -90,7 +90,7 @@ class EmbeddedBroker:
 
     @property
     def url(self) -> str:
-        """What clients connect to."""
+        """Returns what clients connect to."""
         return f"mqtt://127.0.0.1:{self.port}"
 
     async def __aenter__(self) -> Self:

@@ -43,7 +43,7 @@ class Transport(Protocol):
 
     @property
     def limits(self) -> Limits:
-        """Of the present connection."""
+        """Returns the limits of the present connection."""
         ...
 
     async def __aenter__(self) -> Self: ...
@@ -70,7 +70,7 @@ class Transport(Protocol):
         ...
 
     def messages(self) -> AsyncIterator[Message]:
-        """All messages of all subscriptions, in order of arrival; ends when the transport is left.
+        """Yields all messages of all subscriptions, in order of arrival, until the transport is left.
 
         For one consumer. A message counts as received when the next one is asked for: one that was being
         handled when the client was killed comes again. Few messages come ahead of that, so a consumer never

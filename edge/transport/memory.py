@@ -83,7 +83,7 @@ class MemoryBroker:
     def open_session(
         self, client_id: str, owner: "MemoryTransport", presence: BirthAndWill | None
     ) -> BrokerSession:
-        """The session of `client_id`, new or as it was left; who held it before is thrown out, as in MQTT."""
+        """Opens the session of `client_id`, as it was left; who held it is thrown out, as in MQTT."""
         session = self._sessions.setdefault(client_id, BrokerSession())
         session.news.set()
         session.owner, session.presence = owner, presence
@@ -92,7 +92,7 @@ class MemoryBroker:
         return session
 
     def close_session(self, client_id: str) -> None:
-        """Nobody is connected under `client_id` any more."""
+        """Closes the connection of `client_id`; its session stays."""
         session = self._sessions[client_id]
         session.owner = session.presence = None
         session.news.set()
@@ -108,7 +108,7 @@ class MemoryBroker:
                 self._deliver(session, message)
 
     def send_retained(self, session: BrokerSession, topic_filter: str) -> None:
-        """What a new subscription gets first; it is never lost, as nothing else would bring it again."""
+        """Sends what a new subscription gets first; it is never lost: nothing else would bring it again."""
         for topic, message in list(self._retained.items()):
             if matches(topic_filter, topic):
                 self._enqueue(session, message)
@@ -215,7 +215,7 @@ class MemoryTransport:
 
 
 def matches(topic_filter: str, topic: str) -> bool:
-    """Whether `topic` falls under `topic_filter`: `+` is one level, `#` all that follow (MQTT 5, 4.7)."""
+    """Tells whether `topic` falls under a filter: `+` is one level, `#` all that follow (MQTT 5, 4.7)."""
     pattern, levels = topic_filter.split("/"), topic.split("/")
     for index, level in enumerate(pattern):
         if level == "#":

@@ -201,7 +201,8 @@ def test_what_strangers_make_it_remember_is_bounded() -> None:
         traffic.count(sight(Message(TOPICS.up("lamp", f"{number:032x}", 0), b"x"), memory), 0.0)
         memory.is_known("home", f"device-{number}", "key")
     assert len(traffic.due(10.0)) == MOST
-    assert len(memory._keys) == MOST
+    assert not memory.is_known("home", f"device-{2 * MOST}", "another key")
+    assert memory.is_known("home", f"device-{2 * MOST - 1}", "another key")  # its own is forgotten
 
 
 def test_a_forged_manifest_names_no_transfer() -> None:

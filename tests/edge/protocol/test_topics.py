@@ -8,7 +8,7 @@ from edge.errors import ProtocolError
 from edge.protocol.messages import Blob, Presence, decode_message
 from edge.protocol.tiers import tier_name, tier_rank
 from edge.protocol.topics import (
-    OF_DEVICES,
+    FORMS,
     AnswerTopic,
     BlobTopic,
     ChallengeTopic,
@@ -38,20 +38,23 @@ def test_every_topic_that_is_built_is_parsed(fleet, name, update, number):
     assert parse_topic(topics.challenge) == ChallengeTopic(fleet)
     assert parse_topic(topics.answer) == AnswerTopic(fleet)
     assert parse_topic(topics.version(name)) == VersionTopic(fleet, name)
-    assert parse_topic(topics.blob(2 * update, number)) == BlobTopic(fleet, 2 * update, str(number))
+    assert parse_topic(topics.blob(2 * update, number)) == BlobTopic(fleet, 2 * update, number)
     assert parse_topic(topics.up(name, update, "header")) == HeaderTopic(fleet, name, update)
-    chunk = parse_topic(topics.up(name, update, number))
-    assert chunk == ChunkTopic(fleet, name, update, str(number))
-    assert chunk.number == number
-    for kind, record in OF_DEVICES.items():
-        assert parse_topic(topics.device(name, kind)) == record(fleet, name)
+    assert parse_topic(topics.up(name, update, number)) == ChunkTopic(fleet, name, update, number)
+    for kind, form in FORMS.items():
+        values = {"tier": name, "sha256": 2 * update, "number": number, "device_id": name, "update": update}
+        parsed = parse_topic(f"{topics.root}/{form.format(**values)}")
+        assert type(parsed) is kind
+        assert all(getattr(parsed, field) == values[field] for field in values if f"{{{field}}}" in form)
+    for kind in ("hello", "state", "want", "receipt", "telemetry"):
+        assert parse_topic(topics.device(name, kind)).device_id == name
 
 
 BELOW_THE_ROOT = (
     "", "home", "home/", "home/coordinators", "home/coordinator/", "home/coordinator/challenge/x",
     "HOME/coordinator", "home/version", "home/version/R8", "home/version/../../x", f"home/blob/{SHA}",
     f"home/blob/{SHA[1:]}/0", f"home/blob/{SHA}/-1", f"home/blob/{SHA}/x", f"home/blob/{SHA}/{'9' * 5000}",
-    f"home/blob/{SHA}/1e3", f"home/blob/{SHA}/007", f"home/blob/{SHA}/\u0663", f"home/blob/{SHA}/1\n",
+    f"home/blob/{SHA}/1e300", f"home/blob/{SHA}/007", f"home/blob/{SHA}/\u0663", f"home/blob/{SHA}/1\n",
     "home/device/lamp", "home/device//state", "home/device/a b/state", "home/device/lamp/boo",
     "home/device/lamp\n/state", f"home/device/{'x' * 65}/state", f"home/device/lamp/up/{UPDATE}",
     f"home/device/lamp/up/{UPDATE}/Header", "home/device/lamp/up/../header",
