@@ -4,7 +4,7 @@ from converters.adapter import initial_adapter
 from coordinator.demo.files import Paths
 from coordinator.demo.folder import fresh_folder, leave
 from coordinator.ledger.state import CoordinatorState
-from coordinator.strategies.base import State
+from coordinator.strategies.contract import State
 from edge.errors import ConfigError
 
 

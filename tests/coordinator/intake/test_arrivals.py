@@ -2,7 +2,7 @@ import pytest
 
 from coordinator.intake.arrivals import Arrivals
 from coordinator.intake.roster import Roster
-from coordinator.ledger.sqlite import SqliteJournal
+from coordinator.ledger.memory import MemoryJournal
 from edge.errors import ProtocolError
 from edge.protocol.messages import Hello, Presence, encode_message
 from edge.protocol.signing import new_key, sign_message
@@ -23,8 +23,8 @@ CARD = Hello(
 class Desk:
     """Arrivals at a fleet, and what they told."""
 
-    def __init__(self, folder):
-        self.journal = SqliteJournal(folder, "home")
+    def __init__(self):
+        self.journal = MemoryJournal()
         self.start()
 
     def start(self):
@@ -46,10 +46,8 @@ class Desk:
 
 
 @pytest.fixture
-def desk(tmp_path):
-    desk = Desk(tmp_path)
-    yield desk
-    desk.journal.close()
+def desk():
+    return Desk()
 
 
 def test_a_device_that_comes_joins_goes_and_is_back(desk):

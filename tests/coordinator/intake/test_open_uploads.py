@@ -1,9 +1,7 @@
-from contextlib import closing
-
 import pytest
 
 from coordinator.intake.open_uploads import MAX_PER_DEVICE, Uploads
-from coordinator.ledger.sqlite import SqliteJournal
+from coordinator.ledger.memory import MemoryJournal
 from edge.errors import Rejected
 
 PAYLOAD = bytes(3000)
@@ -63,10 +61,10 @@ def test_another_process_takes_up_what_was_under_way(tmp_path, folders, header):
     first.begin(header(2))
     (folders[0] / "left-over.part").write_bytes(b"")
     (folders[0] / f"{'f' * 32}.header").write_bytes(b"of an older version")
-    with closing(SqliteJournal(tmp_path, "home")) as journal:
-        journal.record(header(2), at=0.0)
-        second = Uploads(*folders, max_open=3)
-        second.recover(journal)
+    journal = MemoryJournal()
+    journal.record(header(2), at=0.0)
+    second = Uploads(*folders, max_open=3)
+    second.recover(journal)
     assert opened(header, second) == [1]
     assert second.find("x", header(1).update).part.received.missing() == ((0, 1), (2, 3))
     assert {path.name for path in folders[0].iterdir()} == {

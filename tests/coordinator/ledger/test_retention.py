@@ -1,13 +1,12 @@
 import asyncio
-from contextlib import closing
 
 import pytest
 
 from coordinator.intake.open_uploads import Uploads
 from coordinator.intake.roster import Roster
 from coordinator.ledger.head import Standing
+from coordinator.ledger.memory import MemoryJournal
 from coordinator.ledger.retention import Retention
-from coordinator.ledger.sqlite import SqliteJournal
 from edge.protocol.codec import encode_adapter
 from edge.protocol.messages import Telemetry
 
@@ -24,9 +23,8 @@ def telemetry(base_version):
 
 
 @pytest.fixture
-def journal(tmp_path):
-    with closing(SqliteJournal(tmp_path, "home")) as opened:
-        yield opened
+def journal():
+    return MemoryJournal()
 
 
 @pytest.fixture

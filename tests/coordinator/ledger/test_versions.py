@@ -1,12 +1,16 @@
 from contextlib import closing
+from typing import NamedTuple
 
 import numpy as np
 import pytest
 
 from converters.adapter import Factors, LoraAdapter
 from coordinator.errors import UnknownVersion
+from coordinator.ledger.contract import Journal
+from coordinator.ledger.memory import MemoryJournal, MemoryObjects
 from coordinator.ledger.sqlite import SqliteJournal
 from coordinator.ledger.state import CoordinatorState
+from coordinator.ledger.versions import VersionStore
 from coordinator.strategies.contract import Account, Report, Share, State
 
 
@@ -27,10 +31,21 @@ def header(make_header):
     return lambda number, base_version=0: make_header(tier="r2", attempt=number, base_version=base_version)
 
 
-@pytest.fixture
-def state(tmp_path):
-    with CoordinatorState(tmp_path, "home") as opened:
-        yield opened
+class Ledger(NamedTuple):
+    """As a coordinator's state."""
+
+    journal: Journal
+    versions: VersionStore
+
+
+@pytest.fixture(params=["sqlite", "memory"])
+def state(request, tmp_path):
+    if request.param == "sqlite":
+        with CoordinatorState(tmp_path, "home") as opened:
+            yield opened
+    else:
+        journal = MemoryJournal()
+        yield Ledger(journal, VersionStore(journal, MemoryObjects()))
 
 
 def grow(state, count):

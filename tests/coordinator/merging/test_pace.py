@@ -5,7 +5,7 @@ import pytest
 
 from coordinator.events.pace import FleetPace, describe_pace
 from coordinator.events.records import Stopped
-from coordinator.ledger.sqlite import SqliteJournal
+from coordinator.ledger.memory import MemoryJournal
 from coordinator.merging.pace import PaceNews
 from coordinator.observers.status import StatusNotes, read_pace
 from coordinator.strategies.contract import Pace
@@ -214,10 +214,8 @@ def test_a_device_whose_accepted_update_is_lost_gets_a_version_to_go_on_from(fle
 
 
 @pytest.fixture
-def journal(tmp_path):
-    journal = SqliteJournal(tmp_path, "home")
-    yield journal
-    journal.close()
+def journal():
+    return MemoryJournal()
 
 
 def test_a_change_is_told_once_and_passing_time_is_none():

@@ -5,12 +5,11 @@ from contextlib import closing
 
 import pytest
 
-from coordinator.ledger.contract import MAX_REFUSALS
-from coordinator.ledger.records import Carried, Refusal
+from coordinator.ledger.records import Carried
 from coordinator.ledger.sqlite import FILE, SqliteJournal
 from coordinator.ledger.state import CoordinatorState, open_ledger
 from coordinator.strategies.contract import Account
-from edge.errors import DiskFull, Rejected, StateError
+from edge.errors import DiskFull, StateError
 
 
 @pytest.fixture
@@ -24,27 +23,6 @@ def journal(tmp_path):
         yield opened
 
 
-def test_an_update_is_written_down_once(journal, header):
-    journal.record(header(), at=1.0)
-    journal.record(header(), at=2.0)
-    journal.record(header(), at=3.0, rejected=Rejected("too-stale", "late"))
-    (update,) = journal.waiting()
-    assert (update.received_at, update.status, update.num_steps) == (1.0, "accepted", 5)
-
-
-def test_a_rejection_keeps_its_reason(journal, header):
-    journal.record(header(), at=1.0, rejected=Rejected("too-stale", "21 versions old"))
-    update = journal.update(header().update)
-    assert (update.status, update.reason, update.detail) == ("rejected", "too-stale", "21 versions old")
-    assert journal.waiting() == []
-
-
-def test_the_buffer_is_in_order_of_arrival(journal, header):
-    for number in (3, 1, 2):
-        journal.record(header(number), at=0.0)
-    assert [update.attempt for update in journal.waiting()] == [3, 1, 2]
-
-
 def test_another_process_sees_what_was_committed(tmp_path, journal, header):
     journal.record(header(), at=1.0)
     with closing(SqliteJournal(tmp_path)) as other:
@@ -53,12 +31,6 @@ def test_another_process_sees_what_was_committed(tmp_path, journal, header):
         other.discard([header().update], "rolled-back", "gone")
     assert journal.data_version() != before
     assert journal.update(header().update).status == "discarded"
-
-
-def test_only_the_latest_refusals_are_kept(journal):
-    for number in range(MAX_REFUSALS + 5):
-        journal.refuse(Refusal(float(number), "x", "y", "malformed", "junk"))
-    assert [len(journal.refusals(10_000)), journal.refusals(1)[0].at] == [MAX_REFUSALS, MAX_REFUSALS + 4.0]
 
 
 def test_a_folder_of_another_fleet_is_refused(tmp_path, journal):

@@ -1,0 +1,127 @@
+"""What every journal and every store of objects does."""
+
+from contextlib import closing
+
+import pytest
+
+from coordinator.ledger.contract import MAX_REFUSALS
+from coordinator.ledger.files import FileObjects
+from coordinator.ledger.memory import MemoryJournal, MemoryObjects
+from coordinator.ledger.records import Device, Refusal, Tally
+from coordinator.ledger.sqlite import SqliteJournal
+from edge.errors import MissingObject, Rejected, StateError
+from edge.protocol.messages import Hello, Telemetry
+
+HELLO = Hello(
+    device_id="x", backend="toy", ranks=(4, 2), encodings=("f32",), memory_bytes=1, tokens_per_s=None,
+    base="b" * 64,
+)  # fmt: skip
+TELEMETRY = Telemetry(base_version=3, step=1, steps=2, loss=1.0, tokens_per_s=1.0, memory_bytes=1)
+
+
+@pytest.fixture(params=["sqlite", "memory"])
+def journal(request, tmp_path):
+    with closing(SqliteJournal(tmp_path, "home") if request.param == "sqlite" else MemoryJournal()) as opened:
+        yield opened
+
+
+@pytest.fixture(params=["files", "memory"])
+def objects(request, tmp_path):
+    return FileObjects(tmp_path / "objects") if request.param == "files" else MemoryObjects()
+
+
+@pytest.fixture
+def header(make_header):
+    return lambda number=0, **changes: make_header(attempt=number, **changes)
+
+
+def test_an_update_is_written_down_once(journal, header):
+    journal.record(header(), at=1.0)
+    journal.record(header(), at=2.0)
+    journal.record(header(), at=3.0, rejected=Rejected("too-stale", "late"))
+    (update,) = journal.waiting()
+    assert (update.received_at, update.status, update.num_steps) == (1.0, "accepted", 5)
+
+
+def test_a_rejection_keeps_its_reason(journal, header):
+    journal.record(header(), at=1.0, rejected=Rejected("too-stale", "21 versions old"))
+    update = journal.update(header().update)
+    assert (update.status, update.reason, update.detail) == ("rejected", "too-stale", "21 versions old")
+    assert journal.waiting() == []
+
+
+def test_the_buffer_is_in_order_of_arrival(journal, header):
+    for number in (3, 1, 2):
+        journal.record(header(number), at=0.0)
+    assert [update.attempt for update in journal.waiting()] == [3, 1, 2]
+
+
+def test_only_the_latest_refusals_are_kept(journal):
+    for number in range(MAX_REFUSALS + 5):
+        journal.refuse(Refusal(float(number), "x", "y", "malformed", "junk"))
+    assert [len(journal.refusals(10_000)), journal.refusals(1)[0].at] == [MAX_REFUSALS, MAX_REFUSALS + 4.0]
+
+
+def test_updates_are_numbered_in_order_of_arrival_and_keep_their_number(journal, header):
+    assert journal.last_seq() == 0
+    assert [journal.record(header(number), 0.0) for number in (5, 3, 5)] == [1, 2, 1]
+    assert journal.last_seq() == 2
+    assert [update.attempt for update in journal.updates()] == [3, 5]
+    assert [update.attempt for update in journal.updates(limit=1)] == [3]
+
+
+def test_a_version_is_stranded_where_an_update_on_it_was_lost(journal, header):
+    journal.record(header(1, base_version=2), 0.0)
+    assert not journal.is_stranded(2)
+    journal.discard([header(1, base_version=2).update], "hash-mismatch", "damaged")
+    assert journal.is_stranded(2)
+    assert not journal.is_stranded(1)
+    assert journal.waiting() == []
+
+
+def test_updates_are_counted_by_device(journal, header):
+    for number, rejected in ((0, None), (1, Rejected("too-stale", "late")), (2, None)):
+        journal.record(header(number, num_tokens=number, seconds=2.0 * number), 0.0, rejected)
+    journal.discard([header(2, num_tokens=2, seconds=4.0).update], "unmergeable", "none")
+    journal.record(header(0, device_id="y"), 0.0)
+    assert journal.tallies() == {
+        "x": Tally(accepted=1, rejected=1, discarded=1, num_tokens=2, seconds=4.0),
+        "y": Tally(accepted=1, num_tokens=100, seconds=1.0),
+    }
+
+
+def test_devices_are_there_as_they_were_saved_by_name(journal):
+    journal.enrol(Device("y", "cd", 1.0, 1.0))
+    journal.enrol(Device("x", "ab", 2.0, 2.0))
+    changed = Device("x", "ab", 2.0, 9.0, True, 7, HELLO, TELEMETRY, held=(1, 3), astray=5.0)
+    journal.save([changed])
+    assert journal.devices() == [changed, Device("y", "cd", 1.0, 1.0)]
+
+
+def test_a_fact_that_is_agreed_on_never_changes_and_a_note_does(journal):
+    journal.agree({"ranks": "4"})
+    journal.agree({"ranks": "4", "scale": "2.0"})
+    with pytest.raises(StateError, match=r"is of ranks 4, expected 8.* is of scale 2\.0, expected 1\.0"):
+        journal.agree({"ranks": "8", "scale": "1.0"})
+    journal.note("pace", "slow")
+    journal.note("pace", "fast")
+    assert (journal.meta("ranks"), journal.meta("pace")) == ("4", "fast")
+    journal.note("pace", None)
+    assert journal.meta("pace") is None
+
+
+def test_objects_never_change_and_are_read_in_parts(objects):
+    assert objects.names() == set()
+    objects.put("a", b"0123456789")
+    objects.put("a", b"other")
+    objects.put("b", b"")
+    assert (objects.get("a"), objects.get("a", 2, 3), objects.get("a", 8, 5)) == (
+        b"0123456789",
+        b"234",
+        b"89",
+    )
+    assert (objects.size("a"), objects.size("b"), objects.names()) == (10, 0, {"a", "b"})
+    objects.remove(["a", "never there"])
+    for ask in (objects.get, objects.size):
+        with pytest.raises(MissingObject, match="a: is gone"):
+            ask("a")
