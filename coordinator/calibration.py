@@ -7,7 +7,7 @@ One model holds one adapter at a time, so callers in different threads wait for 
 
 import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import reduce
 from pathlib import Path
 from typing import NamedTuple
@@ -51,6 +51,7 @@ class Calibration:
         probe_tokens: Features are taken of every n-th example, so that those hold about so many tokens: the
             alignment passes over them some five times for each version that updates come from. The loss and
             its gradient are always of all examples.
+        load: Loads the model.
     """
 
     def __init__(
@@ -62,7 +63,9 @@ class Calibration:
         batch_tokens: int,
         precision: Precision = "float32",
         probe_tokens: int = 256,
+        load: Callable[..., TrainableModel] = load_model,
     ) -> None:
+        self._load_model = load
         self._base = base
         self._precision = precision
         self._data = data
@@ -137,7 +140,7 @@ class Calibration:
         with self._lock:
             if self._loaded is None:
                 source = held_out(self._data)  # before the model is loaded
-                model = load_model("auto", self._base, precision=self._precision)
+                model = self._load_model("auto", self._base, precision=self._precision)
                 seq_tokens = min(self._seq_tokens, model.card.max_tokens)
                 dataset = load_dataset(source, model.tokenizer, seq_tokens=seq_tokens)
                 _check_tokens(source.path, dataset, model)

@@ -24,7 +24,7 @@ from edge.protocol.topics import AnswerTopic, CoordinatorTopic, Topics, VersionT
 from edge.transport.base import Message, Transport
 
 QUICK_S = 0.5  # what is retained has come by then, and a coordinator that is not busy has answered
-ANSWER_WITHIN_S = 10.0  # one that is said to be online, and is busy with updates
+ANSWER_WITHIN_S = 10.0
 ASK_EVERY_S = 2.0
 DOUBT_EVERY_S = 10.0  # strangers must not keep a coordinator busy with doubts about itself
 FRESH_S = 5.0  # who has asked at its start need not ask again to connect
@@ -49,6 +49,8 @@ class Place:
         key: The coordinator's private key.
         connect: Makes a transport under a client id of its own, not entered yet.
         clock: Unix time in seconds.
+        answer_within_s: How long one that is said to be online may take, as it is busy with updates.
+        ask_every_s: How often it is asked meanwhile.
 
     Attributes:
         epoch: Of this session; 0 until it has one.
@@ -60,8 +62,11 @@ class Place:
         key: bytes,
         connect: Callable[[], Transport],
         clock: Callable[[], float] = time.time,
+        answer_within_s: float = ANSWER_WITHIN_S,
+        ask_every_s: float = ASK_EVERY_S,
     ) -> None:
         self.epoch = 0
+        self._answer_within_s, self._ask_every_s = answer_within_s, ask_every_s
         self._fleet = fleet
         self._topics = Topics(fleet)
         self._key = key
@@ -175,7 +180,14 @@ class Place:
             await asyncio.sleep(DOUBT_EVERY_S)
 
     async def _ask(self) -> Found:
-        inquiry = Inquiry(self._fleet, public_key(self._key), self._session, self.epoch)
+        inquiry = Inquiry(
+            self._fleet,
+            public_key(self._key),
+            self._session,
+            self.epoch,
+            self._answer_within_s,
+            self._ask_every_s,
+        )
         return await inquiry.run(self._connect())
 
     @property
@@ -191,9 +203,13 @@ class Inquiry:
         key: Public, of who asks.
         session: Of who asks; its own answer does not count.
         epoch: Of who asks; its own presence does not count.
+        answer_within_s, ask_every_s: See `Place`.
     """
 
-    def __init__(self, fleet: str, key: str, session: str, epoch: int) -> None:
+    def __init__(
+        self, fleet: str, key: str, session: str, epoch: int, answer_within_s: float, ask_every_s: float
+    ) -> None:
+        self._answer_within_s, self._ask_every_s = answer_within_s, ask_every_s
         self._fleet = fleet
         self._topics = Topics(fleet)
         self._key = key
@@ -224,11 +240,11 @@ class Inquiry:
     async def _ask(self, transport: Transport) -> None:
         challenge = encode_message(Challenge(nonce=self._nonce))
         await transport.publish(self._topics.challenge, challenge)
-        deadline = time.monotonic() + ANSWER_WITHIN_S
+        deadline = time.monotonic() + self._answer_within_s
         await self._wait(QUICK_S)
         while self._is_worth_waiting and not self._answered.is_set() and time.monotonic() < deadline:
             await transport.publish(self._topics.challenge, challenge)
-            await self._wait(ASK_EVERY_S)
+            await self._wait(self._ask_every_s)
 
     @property
     def _is_worth_waiting(self) -> bool:

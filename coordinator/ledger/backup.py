@@ -8,7 +8,7 @@ being received are left out: their devices send them again.
 
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from pathlib import Path
 
@@ -21,6 +21,8 @@ from edge.errors import StateError
 from edge.storage.disk import room_for, sync_folder
 from edge.storage.identity import FILE as KEY
 
+Copy = Callable[[Path, Path], None]
+
 
 class Backup(Struct, frozen=True):
     """What was copied."""
@@ -32,12 +34,23 @@ class Backup(Struct, frozen=True):
     size_bytes: int
 
 
-def make_backup(state: Path, out: Path) -> Backup:
+def copy_file(source: Path, target: Path) -> None:
+    """Copies a file with its mode to a new one, through to the disk."""
+    with source.open("rb") as old:
+        descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, source.stat().st_mode & 0o777)
+        with os.fdopen(descriptor, "wb") as new:
+            shutil.copyfileobj(old, new)
+            new.flush()
+            os.fsync(new.fileno())
+
+
+def make_backup(state: Path, out: Path, copy: Copy = copy_file) -> Backup:
     """Copies a state folder to `out`, which is then one itself; it is there whole or not at all.
 
     Args:
         state: Of a coordinator that may be running.
         out: New, or an empty folder.
+        copy: Copies one file to a new one.
 
     Raises:
         StateError: `state` is no coordinator's, or lacks files; or something is at `out`.
@@ -50,7 +63,7 @@ def make_backup(state: Path, out: Path) -> Backup:
         shutil.rmtree(draft, ignore_errors=True)
         draft.mkdir(mode=0o700, parents=True)
         try:
-            backup = _copy_state(state, journal, draft)
+            backup = _copy_state(state, journal, draft, copy)
             sync_folder(draft)
             draft.rename(out)
         except BaseException:
@@ -60,7 +73,9 @@ def make_backup(state: Path, out: Path) -> Backup:
     return Backup(str(out), *backup)
 
 
-def _copy_state(state: Path, journal: SqliteJournal, draft: Path) -> tuple[int | None, int, int, int]:
+def _copy_state(
+    state: Path, journal: SqliteJournal, draft: Path, copy: Copy
+) -> tuple[int | None, int, int, int]:
     missing = ""
     while True:
         (draft / FILE).unlink(missing_ok=True)
@@ -71,7 +86,7 @@ def _copy_state(state: Path, journal: SqliteJournal, draft: Path) -> tuple[int |
             names = [f"{OBJECTS}/{sha256}" for one in versions.kept() for sha256 in one.files]
             names += [f"{UPDATES}/{update.id}" for update in waiting]
         wanted = dict.fromkeys([KEY, *names])
-        gone = _copy_files(state, draft, wanted)
+        gone = _copy_files(state, draft, wanted, copy)
         if not gone:
             break
         if gone == missing:
@@ -82,27 +97,18 @@ def _copy_state(state: Path, journal: SqliteJournal, draft: Path) -> tuple[int |
     return current.version if current else None, len(waiting), len(sizes), sum(sizes)
 
 
-def _copy_files(state: Path, draft: Path, wanted: Mapping[str, None]) -> str:
-    """Copies what is not there yet; gives the name of the first file that has gone, or nothing."""
+def _copy_files(state: Path, draft: Path, wanted: Mapping[str, None], copy: Copy) -> str:
+    """Copies what is not there yet; returns the name of the first file that has gone, or nothing."""
     for name in wanted:
         target = draft / name
         if target.exists():
             continue
         target.parent.mkdir(exist_ok=True)
         try:
-            _copy(state / name, target)
+            copy(state / name, target)
         except FileNotFoundError:
             return name
     return ""
-
-
-def _copy(source: Path, target: Path) -> None:
-    with source.open("rb") as old:
-        descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, source.stat().st_mode & 0o777)
-        with os.fdopen(descriptor, "wb") as new:
-            shutil.copyfileobj(old, new)
-            new.flush()
-            os.fsync(new.fileno())
 
 
 def _remove_others(draft: Path, wanted: Mapping[str, None]) -> None:

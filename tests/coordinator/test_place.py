@@ -7,7 +7,6 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from coordinator import place as places
 from coordinator.announcing import coordinator_presence
 from coordinator.ledger.state import CoordinatorState
 from coordinator.observers.terminal import Terminal
@@ -28,15 +27,15 @@ ONLINE = encode_message(Presence(online=True, epoch=5))
 class Seat:
     """A coordinator with a state folder of its own, and its place in fleet `home`."""
 
-    def __init__(self, fleet, folder, connect):
-        self.fleet, self.folder, self.connect = fleet, folder, connect
+    def __init__(self, fleet, folder, connect, **waits):
+        self.fleet, self.folder, self.connect, self.waits = fleet, folder, connect, waits
         self.place = self.coordinator = None
 
     @asynccontextmanager
     async def taken(self, transport, epoch, claim=False, answers=True):
         with CoordinatorState(self.folder, "home") as state:
             self.key = state.key
-            self.place = Place("home", state.key, self.connect, clock=lambda: 1_760_000_000.0)
+            self.place = Place("home", state.key, self.connect, lambda: 1_760_000_000.0, **self.waits)
             self.place.epoch = epoch
             self.coordinator = Coordinator(
                 self.fleet.config(state=str(self.folder), max_versions=0),
@@ -115,20 +114,16 @@ def test_a_place_that_nobody_has_is_free_at_once(aside):
     asyncio.run(way())
 
 
-def test_the_retained_presence_of_a_dead_coordinator_holds_nobody_up_for_long(aside, monkeypatch):
-    monkeypatch.setattr(places, "ANSWER_WITHIN_S", 1.5)
-    monkeypatch.setattr(places, "ASK_EVERY_S", 0.3)
-
+def test_the_retained_presence_of_a_dead_coordinator_holds_nobody_up_for_long(aside):
     async def way():
         async with aside() as dead:
             await dead.publish(TOPICS.coordinator, ONLINE, retain=True)
-            await Place("home", new_key(), aside).claim()
+            await Place("home", new_key(), aside, answer_within_s=1.5, ask_every_s=0.3).claim()
 
     asyncio.run(way())
 
 
-def test_a_busy_coordinator_is_waited_for(aside, monkeypatch):
-    monkeypatch.setattr(places, "ASK_EVERY_S", 0.3)
+def test_a_busy_coordinator_is_waited_for(aside):
     key = new_key()
 
     async def way():
@@ -143,7 +138,7 @@ def test_a_busy_coordinator_is_waited_for(aside, monkeypatch):
                     await busy.publish(TOPICS.answer, sign_message(answer(nonce=nonce), key))
 
             answering = asyncio.create_task(answer_late())
-            found = await Place("home", new_key(), aside).look()
+            found = await Place("home", new_key(), aside, ask_every_s=0.3).look()
             answering.cancel()
         assert found.holder_key == public_key(key)
 
@@ -155,7 +150,7 @@ def answer(**changes):
     return Answer(**fields | {"since": 1.0, "host": "pi"} | changes)
 
 
-def test_what_is_no_answer_to_this_challenge_counts_for_nothing(aside, monkeypatch):
+def test_what_is_no_answer_to_this_challenge_counts_for_nothing(aside):
     async def way():
         async with aside() as liar:
             await liar.subscribe(TOPICS.challenge)
@@ -250,9 +245,8 @@ def test_of_two_that_do_not_throw_each_other_out_the_earlier_yields(fleet, seat)
 @pytest.mark.parametrize("protocol", ["5", "3.1.1"])
 @pytest.mark.parametrize("answers", [True, False], ids=["by another", "by an older tunefleet"])
 def test_who_is_thrown_out_at_the_broker_says_by_whom_and_is_silent_from_then_on(
-    fleet, tmp_path, mosquitto, protocol, answers, monkeypatch
+    fleet, tmp_path, mosquitto, protocol, answers
 ):
-    monkeypatch.setattr(places, "ANSWER_WITHIN_S", 2.0)
     url = f"mqtt://127.0.0.1:{mosquitto}"
 
     def settings(client_id, **changes):
@@ -265,7 +259,7 @@ def test_who_is_thrown_out_at_the_broker_says_by_whom_and_is_silent_from_then_on
         return MqttTransport(settings("home-coordinator"), presence, claim=claim)
 
     async def way():
-        first, second = (Seat(fleet, tmp_path / name, connect) for name in "ab")
+        first, second = (Seat(fleet, tmp_path / name, connect, answer_within_s=2.0) for name in "ab")
         async with (
             MqttTransport(settings("ear")) as ear,
             first.taken(own, epoch=7, claim=True) as earlier,
