@@ -5,8 +5,8 @@ from contextlib import AsyncExitStack
 
 import pytest
 
-from coordinator.strategies.papers import fedbuff
 from coordinator.strategies.contract import Contribution, State
+from coordinator.strategies.papers import fedbuff
 from coordinator.strategies.pipeline import Pipeline
 from edge.errors import BackendError
 
