@@ -149,6 +149,18 @@ class Device:
         }  # fmt: skip
         return self._make_header(payload, **settings | changes)
 
+    async def prepare(
+        self, size: float = 0.5, version: int = 0, tier: str = "r4", **changes: Any
+    ) -> tuple[UpdateHeader, bytes]:
+        """A header and a payload that fit the current version; every increment is `size`."""
+        manifest = await self.manifest(version, tier)
+        like = await self.download(manifest)
+        delta = LoraAdapter(
+            {name: Factors(np.full_like(f.a, size), np.full_like(f.b, size), f.scale) for name, f in like}
+        )
+        payload = encode_adapter(delta, "f32")
+        return self.header(manifest, payload, **changes), payload
+
     async def send_header(self, header: UpdateHeader, key: bytes | None = None) -> None:
         topic = self.topics.up(self.device_id, header.update, "header")
         await self.transport.publish(topic, sign_message(header, key or self.key))
