@@ -41,7 +41,7 @@ from edge.training.local_run.model import evaluate_locally, open_model
 from edge.training.local_run.output import METRICS
 from edge.training.local_run.run import make_run
 from edge.training.local_run.train import train_locally
-from edge.training.requests import Evaluation, Progress, Sampling
+from edge.training.requests import Evaluation, Generation, Progress, Sampling
 
 Adapter = LoraAdapter | str | Path
 
@@ -270,10 +270,10 @@ def generate(
 
     async def ask() -> list[str]:
         async with open_model(str(base), _path_or(adapter), backend, precision) as model:
-            answers = await model.worker.generate(
-                texts, sampling, adapter=model.adapter, asking=asking, system=system
+            request = Generation(
+                prompts=tuple(texts), adapter=model.adapter, sampling=sampling, asking=asking, system=system
             )
-            return [answer.text for answer in answers]
+            return [answer.text for answer in await model.worker.generate(request)]
 
     return run_to_end(ask)
 

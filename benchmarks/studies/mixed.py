@@ -47,6 +47,7 @@ from coordinator.demo.plan import MODEL, RANK, SCALE, TARGETS, DemoPlan, Member
 from edge.backends import BackendName
 from edge.protocol.messages import Recipe
 from edge.training.data.source import DataSource
+from edge.training.requests import Scoring
 from edge.training.worker.supervisor import Worker
 
 HOMES = (FLAT, FARM, WORKSHOP)
@@ -137,7 +138,7 @@ async def run_fleet(lane: Lane, name: str, seed: int, num_versions: int, out: Pa
 async def score(judge: Worker, adapter: Path, version: int, paths: Paths) -> Point:
     """Scores a version on the sentences it is watched by, and on the held-out ones."""
     sources = [DataSource(path=str(paths.data(name))) for name in (CALIBRATION, HELD_OUT)]
-    watched, judged = [await judge.score(adapter, source) for source in sources]
+    watched, judged = [await judge.score(Scoring(adapter=str(adapter), data=source)) for source in sources]
     return Point(version, watched.loss, judged.loss, judged.exact_match)
 
 

@@ -3,7 +3,6 @@
 import asyncio
 import json
 import sys
-from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NamedTuple
@@ -17,7 +16,8 @@ from edge.commands.options import AdapterOption, BackendOption, BaseOption, Prec
 
 if TYPE_CHECKING:
     from edge.training.data.forms import Asking
-    from edge.training.requests import Completion, Loaded
+    from edge.training.requests import Completion, Generation, Loaded
+    from edge.training.worker.supervisor import Worker
 
 EXAMPLES = examples(
     "tunefleet generate --base Qwen/Qwen3-0.6B --adapter adapter 'What is MQTT?'",
@@ -31,7 +31,6 @@ NOTES = {
     "plain": "with the prompt as it stands; --chat asks through the chat template",
     "alpaca": "with Alpaca's prompt around the instruction; --raw asks with the prompt as it stands",
 }
-Ask = Callable[..., Awaitable[list["Completion"]]]  # `Worker.generate`, its settings given
 
 
 Prompts = Annotated[
@@ -133,7 +132,7 @@ def generate(
     from edge.commands.display import Display
     from edge.errors import ConfigError
     from edge.training.local_run.model import open_model
-    from edge.training.requests import Sampling
+    from edge.training.requests import Generation, Sampling
 
     if how.raw and how.system is not None:
         raise ConfigError("--system is a turn of a chat; leave it out, or --raw")
@@ -149,15 +148,15 @@ def generate(
                 display.stage(f"loading {base}")
                 loaded = await model.worker.load()
             asking = _asking(loaded, begin, how)
-            ask = partial(
-                model.worker.generate,
-                sampling=sampling,
-                adapter=model.adapter,
-                asking=asking,
-                system=how.system,
-            )
             for text in texts:
-                await (_print_json(ask, text) if as_json else _print_text(ask, text, draws.max_tokens))
+                request = Generation(
+                    prompts=(text,),
+                    adapter=model.adapter,
+                    sampling=sampling,
+                    asking=asking,
+                    system=how.system,
+                )
+                await (_print_json if as_json else _print_text)(model.worker, request)
 
     asyncio.run(answer())
 
@@ -202,10 +201,10 @@ def _asking(loaded: "Loaded", adapter: Path | None, how: ChatOptions) -> "Asking
     return trained or ("chat" if loaded.has_chat_template else "plain")
 
 
-async def _print_json(ask: Ask, prompt: str) -> None:
-    (found,) = await ask([prompt])
+async def _print_json(worker: "Worker", request: "Generation") -> None:
+    (found,) = await worker.generate(request)
     report = {
-        "prompt": prompt,
+        "prompt": request.prompts[0],
         "completion": found.text,
         "num_prompt_tokens": found.num_prompt_tokens,
         "num_tokens": found.num_tokens,
@@ -214,16 +213,16 @@ async def _print_json(ask: Ask, prompt: str) -> None:
     typer.echo(json.dumps(report, ensure_ascii=False))
 
 
-async def _print_text(ask: Ask, prompt: str, max_tokens: int) -> None:
+async def _print_text(worker: "Worker", request: "Generation") -> None:
     is_terminal = sys.stdout.isatty()
 
     def show(_: int, text: str) -> None:
         typer.echo(_harmless(text) if is_terminal else text, nl=False)
 
-    (found,) = await ask([prompt], on_text=show)
+    (found,) = await worker.generate(request, show)
     if not found.text.endswith("\n"):
         typer.echo()
-    _tell_end(found, max_tokens)
+    _tell_end(found, request.sampling.max_tokens)
 
 
 def _harmless(text: str) -> str:

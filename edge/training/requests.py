@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
 
-from edge.choices import MAX_TOKENS, Precision
+from edge.choices import BATCH_TOKENS, MAX_TOKENS, SEQ_TOKENS, Precision
 from edge.training.data.forms import Asking
 from edge.training.data.source import DataSource
 from edge.training.plan import Plan
@@ -84,13 +84,17 @@ class Result(Record, frozen=True, tag="result"):
 
 
 class Scoring(Record, frozen=True, tag="score"):
-    """Score data with an adapter, or without one."""
+    """Score data with an adapter, or without one.
 
-    adapter: str | None
+    In float32 whatever is trained in, so that scores of different runs and devices can be compared: rounding
+    to bfloat16 decides many an exact match. `auto` is what is trained in.
+    """
+
+    adapter: str | None  # canonical file
     data: DataSource
-    seq_tokens: int
-    batch_tokens: int
-    precision: Precision = "float32"  # auto: what is trained in
+    seq_tokens: int = SEQ_TOKENS
+    batch_tokens: int = BATCH_TOKENS
+    precision: Precision = "float32"
 
 
 class Sampling(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -119,12 +123,12 @@ class Generation(Record, frozen=True, tag="generate"):
         asking: Each prompt is a text that is continued, or a user's turn in the chat template, or an
             instruction in Alpaca's prompt.
         system: What the system says before it, in a chat.
-        is_streamed: Text is sent as it comes, too.
+        is_streamed: Text is sent as it comes, too; the worker knows.
     """
 
     prompts: tuple[str, ...]
-    adapter: str | None
-    sampling: Sampling
+    adapter: str | None = None
+    sampling: Sampling = Sampling()
     asking: Asking = "plain"
     system: str | None = None
     is_streamed: bool = False

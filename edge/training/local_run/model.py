@@ -14,7 +14,7 @@ from converters.formats.load import load_any
 from edge.choices import BackendName, Precision
 from edge.training.data.check import check_source, held_out
 from edge.training.data.source import DataSource
-from edge.training.requests import Evaluation, Loaded
+from edge.training.requests import Evaluation, Loaded, Scoring
 from edge.training.worker.supervisor import Worker
 
 
@@ -22,7 +22,7 @@ class LocalModel(NamedTuple):
     """A base model, and what it is scored or asked with."""
 
     worker: Worker
-    adapter: Path | None  # a canonical file
+    adapter: str | None  # a canonical file
 
 
 class Scored(NamedTuple):
@@ -45,7 +45,7 @@ async def open_model(
     found = find_base(base)
     with canonical_file(adapter, found) as path:
         async with Worker(found, backend, precision) as worker:
-            yield LocalModel(worker, path)
+            yield LocalModel(worker, str(path) if path else None)
 
 
 async def evaluate_locally(
@@ -81,10 +81,14 @@ async def evaluate_locally(
     async with open_model(base, adapter, backend, precision) as model:
         loaded = await model.worker.load()
         on_stage(f"scoring {source.path} with {loaded.described}")
-        evaluation = await model.worker.score(
-            model.adapter, source, seq_tokens=seq_tokens, batch_tokens=batch_tokens, precision=precision
+        request = Scoring(
+            adapter=model.adapter,
+            data=source,
+            seq_tokens=seq_tokens,
+            batch_tokens=batch_tokens,
+            precision=precision,
         )
-        return Scored(loaded, evaluation)
+        return Scored(loaded, await model.worker.score(request))
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from edge.training.data.source import DataSource
 from edge.training.local_run.output import check_output, prepare_folder, save_metrics, save_result
 from edge.training.local_run.report import evaluation_report, run_report
 from edge.training.local_run.run import Run
-from edge.training.requests import Progress, Result, Training, Validation
+from edge.training.requests import Progress, Result, Scoring, Training, Validation
 from edge.training.worker.supervisor import Worker
 
 
@@ -118,9 +118,14 @@ async def _scores(
             told[name] = evaluation_report(found)
         elif result.is_complete:
             on_stage(f"scoring {run.valid} in {run.scored_in}")
-            sizes = {"seq_tokens": run.plan.seq_tokens, "batch_tokens": run.plan.batch_tokens}
-            scored = await worker.score(adapter, valid, precision=run.scored_in, **sizes)
-            told[name] = evaluation_report(scored)
+            request = Scoring(
+                adapter=str(adapter),
+                data=valid,
+                seq_tokens=run.plan.seq_tokens,
+                batch_tokens=run.plan.batch_tokens,
+                precision=run.scored_in,
+            )
+            told[name] = evaluation_report(await worker.score(request))
     best = min(result.validations, key=lambda one: one.evaluation.loss, default=None)
     return told | ({"best_step": best.step, "best_valid_loss": best.evaluation.loss} if best else {})
 

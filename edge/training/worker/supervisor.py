@@ -5,7 +5,7 @@ call starts a new process, and training goes on from the folder's last checkpoin
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self, TypeVar
@@ -13,10 +13,8 @@ from typing import Protocol, Self, TypeVar
 from msgspec import structs
 
 from edge.backends.batch_layout import WIDTH_STEP
-from edge.choices import BATCH_TOKENS, SEQ_TOKENS, BackendName, Precision
+from edge.choices import BackendName, Precision
 from edge.errors import OutOfMemory
-from edge.training.data.forms import Asking
-from edge.training.data.source import DataSource
 from edge.training.requests import (
     Completion,
     Completions,
@@ -28,7 +26,6 @@ from edge.training.requests import (
     Progress,
     Request,
     Result,
-    Sampling,
     Scoring,
     Stop,
     Training,
@@ -158,32 +155,18 @@ class Worker:
             if self._process:
                 self._process.send(Stop())
 
-    async def score(
-        self,
-        adapter: Path | str | None,
-        data: DataSource,
-        *,
-        seq_tokens: int = SEQ_TOKENS,
-        batch_tokens: int = BATCH_TOKENS,
-        precision: Precision = "float32",
-    ) -> Evaluation:
-        """Scores the base with `adapter` (a canonical file), or without one: loss, accuracy, exact match.
+    async def score(self, request: Scoring) -> Evaluation:
+        """Tells how well data is predicted with an adapter, or without one.
 
-        In float32 whatever is trained in, so that scores of different runs and devices can be compared:
-        rounding to bfloat16 decides many an exact match. `auto` is what is trained in.
+        Raises:
+            DataError: The data cannot be used.
+            OutOfMemory: The model does not fit in that precision.
         """
-        request = Scoring(
-            adapter=str(adapter) if adapter else None,
-            data=data,
-            seq_tokens=seq_tokens,
-            batch_tokens=batch_tokens,
-            precision=precision,
-        )
         async with self._turn:
             try:
                 return await self._ask(request, Evaluation)
             except OutOfMemory as error:
-                if precision == "float32":
+                if request.precision == "float32":
                     raise OutOfMemory(
                         f"{error}; scores are taken in float32 unless asked: --precision bfloat16 takes half "
                         "the memory"
@@ -191,44 +174,25 @@ class Worker:
                 raise
 
     async def generate(
-        self,
-        prompts: Sequence[str],
-        sampling: Sampling,
-        *,
-        adapter: Path | str | None = None,
-        asking: Asking = "plain",
-        system: str | None = None,
-        on_text: Callable[[int, str], object] | None = None,
-    ) -> list[Completion]:
+        self, request: Generation, on_text: Callable[[int, str], object] | None = None
+    ) -> tuple[Completion, ...]:
         """Answers prompts.
 
         Args:
-            prompts: What is asked.
-            sampling: How the answers are chosen.
-            adapter: A canonical file; None is the plain base.
-            asking: Each prompt is a text that is continued, or a user's turn in the chat template, or an
-                instruction in Alpaca's prompt.
-            system: What the system says before it, in a chat.
+            request: What is asked, and how.
             on_text: Called with a prompt's index and the next piece of its answer, as it comes.
 
         Raises:
             DataError: A prompt is empty or longer than the model's context, or the base has no chat template.
         """
-        request = Generation(
-            prompts=tuple(prompts),
-            adapter=str(adapter) if adapter else None,
-            sampling=sampling,
-            asking=asking,
-            system=system,
-            is_streamed=on_text is not None,
-        )
+        request = structs.replace(request, is_streamed=on_text is not None)
 
         def tell(part: Part) -> None:
             if on_text and isinstance(part, Piece):
                 on_text(part.prompt, part.text)
 
         async with self._turn:
-            return list((await self._ask(request, Completions, tell)).completions)
+            return (await self._ask(request, Completions, tell)).completions
 
     async def _ask(
         self, request: Request, kind: type[R], on_part: Callable[[Part], None] = lambda _: None

@@ -10,7 +10,7 @@ from coordinator.demo.plan import MODEL, DemoPlan
 from coordinator.demo.processes import Children
 from coordinator.demo.scores import MAX_ANSWER_TOKENS, Scoring
 from coordinator.demo.shown.screen import open_screen
-from edge.training.requests import Sampling
+from edge.training.requests import Generation, Sampling
 from edge.training.worker.supervisor import Worker
 
 PROMPT = "Set the lamp in the bedroom to 30 percent.\n"
@@ -25,7 +25,9 @@ def test_a_sentence_is_answered_as_it_was_trained_on_and_not_as_a_chat(tmp_path)
             scoring = Scoring(children, Paths(tmp_path), DemoPlan((), ()), screen, 1)
             answered = await scoring.answers("base", [PROMPT], None)
         async with Worker(MODEL, "torch") as worker:
-            return answered, await worker.generate([PROMPT], Sampling(max_tokens=MAX_ANSWER_TOKENS))
+            return answered, await worker.generate(
+                Generation(prompts=(PROMPT,), sampling=Sampling(max_tokens=MAX_ANSWER_TOKENS))
+            )
 
     answered, plain = asyncio.run(run())
     assert answered == [one.text for one in plain]

@@ -1,3 +1,5 @@
+import tomllib
+
 import pytest
 import tomli_w
 
@@ -24,6 +26,35 @@ def test_what_is_printed_reads_back_as_the_same_settings(settings, tmp_path):
     given = read_config(None, {**settings, "max_rank": 8, "slowdown": 2.5, "coordinator_key": "a" * 64})
     (tmp_path / "config.toml").write_text(write_toml(given))
     assert read_config(tmp_path / "config.toml", {}) == given
+
+
+def test_a_file_that_was_printed_before_the_broker_had_a_record_is_read(settings, tmp_path):
+    before = """
+        broker = "mqtt://h"
+        fleet = "home"
+        base = "{base}"
+        device_id = "d"
+        state = "s"
+        backend = "toy"
+        precision = "auto"
+        max_rank = 4
+        slowdown = 1.0
+        micro_batch_tokens = 0
+        checkpoint_every_s = 60.0
+        patience_s = 10.0
+        max_pending = 2
+        max_tasks = 3
+        broker_user = "ann"
+        protocol = "5"
+        waits_for_broker = true
+        [data]
+        path = "{data}"
+        train_on_prompt = false
+    """.format(base=settings["base"], data=settings["data"]["path"])
+    (tmp_path / "c.toml").write_text(before)
+    config = read_config(tmp_path / "c.toml", {})
+    assert (config.broker_user, config.protocol, config.waits_for_broker) == ("ann", "5", True)
+    assert tomllib.loads(write_toml(config)) == tomllib.loads(before)
 
 
 def test_the_command_line_stands_above_the_file(settings, tmp_path):

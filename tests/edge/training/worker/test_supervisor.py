@@ -13,7 +13,7 @@ from edge.errors import BackendError, DataError, OutOfMemory, StateError
 from edge.training.checkpoint import FILE
 from edge.training.data.source import DataSource
 from edge.training.plan import Plan
-from edge.training.requests import Sampling, Training
+from edge.training.requests import Generation, Sampling, Scoring, Training
 from edge.training.worker.supervisor import Worker
 
 PLAN = Plan(steps=40, lr=0.02, seq_tokens=64, batch_tokens=128, checkpoint_every_s=0.0)
@@ -187,7 +187,7 @@ def test_a_cancelled_call_does_not_answer_the_next_one(base, slow):
             training.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await training
-            return await worker.generate(["turn "], Sampling(max_tokens=2))
+            return await worker.generate(Generation(prompts=("turn ",), sampling=Sampling(max_tokens=2)))
 
     assert len(asyncio.run(run())) == 1
 
@@ -213,8 +213,13 @@ def test_scores_and_completions_are_those_of_the_adapter(base, task, source):
         async with Worker(base) as worker:
             plan = structs.replace(PLAN, steps=900, schedule="linear", checkpoint_every_s=60.0)
             result = await worker.train(structs.replace(task, plan=plan))
-            scores = await worker.score(None, source), await worker.score(result.adapter, source)
-            texts = await worker.generate(["turn left "], Sampling(max_tokens=8), adapter=result.adapter)
+            scores = [
+                await worker.score(Scoring(adapter=adapter, data=source))
+                for adapter in (None, result.adapter)
+            ]
+            texts = await worker.generate(
+                Generation(prompts=("turn left ",), adapter=result.adapter, sampling=Sampling(max_tokens=8))
+            )
             return *scores, texts
 
     plain, trained, texts = asyncio.run(run())
@@ -233,7 +238,7 @@ def test_a_file_that_changes_inside_a_folder_is_read_again_and_is_other_data(
 
     async def run():
         async with Worker(base) as worker:
-            assert (await worker.score(None, source)).num_examples == 4
+            assert (await worker.score(Scoring(adapter=None, data=source))).num_examples == 4
             await worker.train(task)
             shutil.rmtree(tmp_path / "data")
             write_data(tmp_path / "data", kind, [*rows[:3], {"prompt": "turn DOWN ", "completion": "down"}])
@@ -250,7 +255,7 @@ def test_errors_keep_their_kind_over_the_pipe(base, task):
     async def run():
         async with Worker(base) as worker:
             with pytest.raises(DataError, match=r"nowhere\.jsonl"):
-                await worker.score(None, DataSource(path="nowhere.jsonl"))
+                await worker.score(Scoring(adapter=None, data=DataSource(path="nowhere.jsonl")))
             await worker.train(task)
             with pytest.raises(StateError, match="another task"):
                 await worker.train(structs.replace(task, plan=structs.replace(PLAN, steps=41)))
