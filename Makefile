@@ -36,7 +36,7 @@ test: $(VENV)/.installed
 
 # The base install, which has no extra but what the tests are made with, and those tests that need no other.
 base: $(BASE)/.installed
-	$(BASE)/bin/python $(PYTEST)
+	$(BASE)/bin/python $(PYTEST) -m 'not torch and not mlx and not llama'
 
 $(BASE)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(BASE)
