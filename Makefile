@@ -5,7 +5,8 @@ PYTHON ?= $(or $(FOUND),python3.11)
 VENV ?= .venv$(patsubst %,-%,$(notdir $(filter-out $(FOUND),$(PYTHON))))
 BASE ?= .venv-base-$(notdir $(PYTHON))
 BIN := $(VENV)/bin
-JOBS ?= $(shell getconf _NPROCESSORS_ONLN)
+# One more than there are cores: many tests wait for processes that they have started.
+JOBS ?= $(shell expr 1 + $$(getconf _NPROCESSORS_ONLN))
 PACKAGES := converters edge coordinator tunefleet.py
 OLDEST_LLAMA := $(shell sed -n 's/.*"llama-cpp-python>=\([0-9.]*\),.*/\1/p' pyproject.toml)
 
@@ -35,7 +36,7 @@ test: $(VENV)/.installed
 
 # The base install, which has no extra but what the tests are made with, and those tests that need no other.
 base: $(BASE)/.installed
-	$(BASE)/bin/python $(PYTEST)
+	$(BASE)/bin/python $(PYTEST) -m 'not torch and not mlx and not llama'
 
 $(BASE)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(BASE)

@@ -19,20 +19,21 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 from edge.protocol.delta import update_id
 from edge.protocol.messages import Manifest, Recipe, UpdateHeader
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # a process a core: more threads would only fight
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-if (
-    signal.getsignal(signal.SIGINT) is signal.SIG_IGN
-):  # as behind a shell's `&`; what is started here would inherit it
+# As behind a shell's `&`; what is started here would inherit it.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch: its idle threads would spin beside others
 
-settings.register_profile("tunefleet", deadline=None)  # a machine may be busy
+settings.register_profile(  # a machine may be busy
+    "tunefleet", deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
 settings.load_profile("tunefleet")
 
 SHAPE = {
@@ -98,6 +99,12 @@ def make_manifest():
         return Manifest(**settings | changes)
 
     return make
+
+
+def pytest_collection_modifyitems(items):
+    """Workers begin with what is allowed the longest: none waits for another's long test at the end."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        items.sort(key=lambda item: -max((mark.args[0] for mark in item.iter_markers("timeout")), default=0))
 
 
 @pytest.fixture(scope="session")

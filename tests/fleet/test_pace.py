@@ -12,7 +12,7 @@ import pytest
 
 SBIN = f"{os.environ['PATH']}:/usr/sbin:/opt/homebrew/sbin"
 
-pytestmark = [pytest.mark.broker, pytest.mark.torch]
+pytestmark = [pytest.mark.broker, pytest.mark.torch, pytest.mark.timeout(360)]
 
 
 def devices_of(programs):

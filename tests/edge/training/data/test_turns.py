@@ -63,6 +63,7 @@ class Rendering:
         self._chat = ChatTemplate(source, {"bos_token": "<s>", "eos_token": "</s>"})
 
     def render(self, messages, *, tools=None, add_generation_prompt):
+        pytest.importorskip("jinja2", reason="needs the torch or mlx extra")
         return self._chat.render(messages, tools=tools, add_generation_prompt=add_generation_prompt)
 
 

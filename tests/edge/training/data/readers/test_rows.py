@@ -102,6 +102,7 @@ def test_any_bytes_are_read_or_refused_in_one_sentence(tmp_path, read, name, con
 
 @pytest.mark.parametrize("name", ["dataset_dict.json", "state.json", "train.jsonl"])
 def test_a_damaged_folder_is_refused_in_one_sentence(tmp_path, complaint, name):
+    pytest.importorskip("datasets", reason="needs the data extra")
     (tmp_path / "dataset_info.json").write_text("{")
     (tmp_path / name).write_text('{"splits": ["../../etc"')
     assert "\n" not in complaint(tmp_path)
@@ -127,8 +128,8 @@ def test_a_damaged_folder_is_refused_in_one_sentence(tmp_path, complaint, name):
         ("a.xlsx", b"PK\x03\x04rest", "is compressed with zip"),
         ("a.jsonl", b'{"text": NaN}', r"1 holds NaN or Infinity, which JSON lacks \(line 1\)"),
         ("a.jsonl", b'{"text": 1e999}', "holds a number that is too large"),
-        ("a.jsonl", b'{"a":' + b"[" * 5000 + b"]" * 5000 + b"}", "1 is nested too deeply"),
-        ("a.json", b'[{"a":' + b"[" * 5000 + b"]" * 5000 + b"}]", "is nested too deeply"),
+        ("a.jsonl", b'{"a":' + b"[" * 20_000 + b"]" * 20_000 + b"}", "1 is nested too deeply"),
+        ("a.json", b'[{"a":' + b"[" * 20_000 + b"]" * 20_000 + b"}]", "is nested too deeply"),
         ("a.json", b'[{"text": "a"},\n{"text": }]', "begins as a JSON array, and is none: line 2: "),
         ("a.json", b'[{"text": "a"}', "begins as a JSON array, and is none: "),
         ("a.json", b'{\n"train": [1]}', r"holds one JSON object \(train\), expected an array of objects"),
@@ -149,6 +150,8 @@ def test_a_damaged_folder_is_refused_in_one_sentence(tmp_path, complaint, name):
     ],
 )
 def test_a_file_that_cannot_be_read_is_told_in_one_sentence(tmp_path, read, complaint, name, content, reason):
+    if name.endswith(".parquet"):
+        pytest.importorskip("pyarrow", reason="needs the data extra")
     (tmp_path / name).write_bytes(content)
     message = complaint(tmp_path / name)
     assert message.startswith(f"{tmp_path / name}: ")
