@@ -7,11 +7,13 @@
     Flower's python is one that has it: `python3 -m venv DIR && DIR/bin/pip install flwr`.
 `memory`: the peak of a sum in space `factors` of 4, 16 and 64 updates that are read from files, as the
     coordinator keeps them: it must not grow.
+`tunefleet`: a whole merge of the default strategy, from payloads in f16 to the next adapter, where the guard
+    takes the first step or refuses all six; the calibration set is played. Each payload is decoded once.
 
 Every figure is the median over fresh processes, with the least and the greatest.
 
-Run as: python -m benchmarks.speed.merge [product] [factors] [memory] [--repeats 5] [--json]
-        [--flower-python PATH]
+Run as: python -m benchmarks.speed.merge [product] [factors] [memory] [tunefleet] [--repeats 5]
+        [--json] [--flower-python PATH]
 """
 
 import argparse
@@ -20,7 +22,7 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,11 +30,13 @@ from benchmarks.measuring import Spread, as_json, last_line, run_module, spread,
 from benchmarks.memory import memory_bytes
 from benchmarks.speed.flower import NUM_UPDATES, RANK, checksum, draw_arrays, time_runs
 from converters.adapter import Factors, LoraAdapter
-from converters.arithmetic import zeros_like
+from converters.arithmetic import multiply, zeros_like
 from converters.formats.canonical import load_adapter, save_adapter
-from coordinator.strategies.contract import State
+from coordinator.strategies.choice import METHODS
+from coordinator.strategies.contract import Contribution, State
 from coordinator.strategies.merges.factors import add_increments
 from coordinator.strategies.merges.product import add_products
+from coordinator.strategies.pipeline import Pipeline
 from edge.protocol.codec import decode_adapter, encode_adapter
 
 SCALE, REMAINDER_RANK = 2.0, 32
@@ -105,6 +109,40 @@ def sum_files(folder: Path, count: int) -> dict[str, float]:
     return {"seconds": took.seconds, "peak_mb": memory_bytes(peak=True) / MB}
 
 
+class Played(NamedTuple):
+    """A calibration set that likes every step better than the one before, or less."""
+
+    slope: LoraAdapter
+    losses: Iterator[float]
+
+    def loss(self, adapter: LoraAdapter) -> float:
+        """See `Calibrator.loss`."""
+        return next(self.losses)
+
+    def gradient(self, adapter: LoraAdapter) -> LoraAdapter:
+        """See `Calibrator.gradient`."""
+        return self.slope
+
+
+def merge_guarded(verdict: str, folder: Path) -> dict[str, float]:
+    """Merges by the default strategy, as a coordinator does."""
+    master, remainder = draw_adapter(0), draw_adapter(99, REMAINDER_RANK)
+    num_reads = itertools.count()
+
+    def update(number: int) -> Contribution:
+        def load_delta() -> LoraAdapter:
+            next(num_reads)
+            return decode_adapter((folder / str(number)).read_bytes(), like=master)
+
+        return Contribution(str(number), f"d{number}", 0, 0, 1, load_delta, lambda: master)
+
+    played = Played(draw_adapter(77), itertools.count(0.0, 1.0 if verdict == "refused" else -1.0))
+    strategy = Pipeline("tunefleet", METHODS["tunefleet"], NUM_UPDATES, calibrator=played)  # type: ignore[arg-type]
+    buffer = [update(number) for number in range(NUM_UPDATES)]
+    _, took = timed(strategy.merge, State(0, master, remainder), buffer)
+    return {**took._asdict(), "decodes": next(num_reads) / NUM_UPDATES}
+
+
 def write_fleet(folder: Path) -> None:
     """Writes a master and the largest buffer of updates."""
     save_adapter(draw_adapter(0), folder / "master")
@@ -161,6 +199,20 @@ def measure_memory(repeats: int) -> dict[str, Any]:
         )
 
 
+def measure_tunefleet(repeats: int) -> dict[str, Any]:
+    """Measures a merge that is taken at once and one that is refused, in turns."""
+    with tempfile.TemporaryDirectory() as folder:
+        for number in range(NUM_UPDATES):
+            payload = encode_adapter(multiply(draw_adapter(1 + number), 0.01), "f16")
+            Path(folder, str(number)).write_bytes(payload)
+        return over_runs(
+            [
+                {verdict: in_child("tunefleet", verdict, folder) for verdict in ("taken", "refused")}
+                for _ in range(repeats)
+            ]
+        )
+
+
 def run_child(words: Sequence[str]) -> dict[str, float]:
     """Measures what `in_child` asked for."""
     match words:
@@ -168,6 +220,8 @@ def run_child(words: Sequence[str]) -> dict[str, float]:
             return merge_products(case)
         case ["memory", folder, count]:
             return sum_files(Path(folder), int(count))
+        case ["tunefleet", verdict, folder]:
+            return merge_guarded(verdict, Path(folder))
         case _:
             return sum_factors()
 
@@ -188,6 +242,11 @@ def show(part: str, found: dict[str, Any]) -> bool:
         for way, one in found["flower_over_ours"].items():
             print(f"  Flower {found['flower']}, {way}: {one.shown()} times as long (at least {MIN_SPEEDUP})")
         return all(one.median >= MIN_SPEEDUP for one in found["flower_over_ours"].values())
+    if part == "tunefleet":
+        for verdict, one in found.items():
+            took = f"{one['seconds'].shown()} s, {one['cpu_seconds'].shown()} processor seconds"
+            print(f"tunefleet, {verdict}: {took}, {one['decodes'].shown()} decodes of an update (at most 1)")
+        return all(one["decodes"].median <= 1 for one in found.values())
     for count, one in found.items():
         took = f"peak {one['peak_mb'].shown()} MB, {one['seconds'].shown()} s"
         print(f"memory: {count:>3} updates from files: {took}")
@@ -201,7 +260,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("parts", nargs="*", metavar="part", help="product, factors, memory; all without one")
+    parser.add_argument("parts", nargs="*", metavar="part", help="see above; all without one")
     parser.add_argument("--flower-python", help="a python that has flwr")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--json", action="store_true")
@@ -214,6 +273,7 @@ def main() -> int:
         "product": lambda: measure_product(arguments.repeats),
         "factors": lambda: measure_factors(arguments.repeats, arguments.flower_python),
         "memory": lambda: measure_memory(arguments.repeats),
+        "tunefleet": lambda: measure_tunefleet(arguments.repeats),
     }
     if unknown := set(arguments.parts) - set(ways):
         parser.error(f"no part {', '.join(sorted(unknown))}; there are {', '.join(ways)}")

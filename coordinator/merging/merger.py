@@ -6,6 +6,7 @@ and the version stays as it was. They were receipted long ago, so their devices 
 
 import asyncio
 import functools
+import logging
 import math
 from collections.abc import Callable, Collection, Mapping
 from typing import NamedTuple
@@ -34,6 +35,8 @@ from coordinator.strategies.tiers import dispatch
 from edge.errors import ConfigError, MissingObject, ProtocolError
 from edge.protocol.codec import decode_adapter
 from edge.protocol.tiers import tier_name
+
+LOG = logging.getLogger(__name__)
 
 
 class Ready(NamedTuple):
@@ -69,11 +72,11 @@ class Merger:
 
     @property
     def strategy(self) -> str:
-        """Its name."""
+        """Returns its name."""
         return self._strategy.name
 
     def ready(self, standing: Standing, able: Collection[str]) -> Ready:
-        """The updates to merge now; none while the strategy waits for more.
+        """Finds the updates to merge now; none while the strategy waits for more.
 
         Args:
             standing: Where the fleet stands.
@@ -95,7 +98,7 @@ class Merger:
         return Ready(waiting[: pace.take], pace)
 
     def renew(self, old: Version) -> Version | None:
-        """The files of `old` under the next number, where an update on it was lost and nothing waits.
+        """Makes a version of the files of `old`, where an update on it was lost and nothing waits.
 
         Its device was told that the update counts, and waits for a version to go on from.
 
@@ -115,7 +118,7 @@ class Merger:
     async def make(
         self, old: Version, buffer: list[Update], standing: Standing, held: Callable[[], Collection[int]]
     ) -> Version | None:
-        """The version after `old`, committed; None, and nothing changed, where somebody rolled back.
+        """Makes and commits the version after `old`; None, and nothing changed, where somebody rolled back.
 
         Args:
             old: The current version.
@@ -130,9 +133,12 @@ class Merger:
             DiskFull: Nothing is changed.
         """
         load = functools.cache(self._state.versions.load)  # many updates begin from one version
-        contributions = [self._contribution(update, standing, load) for update in buffer]
+        read: list[str] = []
+        contributions = [self._contribution(update, standing, load, read) for update in buffer]
         accounts = self._state.versions.accounts()
         report, files = await asyncio.to_thread(self._merge, old, accounts, contributions)
+        if len(read) > len(buffer):
+            LOG.info("payloads of %d updates were read %d times: memory held too few", len(buffer), len(read))
         made = self._state.versions.add(files, old.version, report, self._clock())
         if made is not None:
             self._state.payloads.remove(update.id for update in buffer)
@@ -153,7 +159,7 @@ class Merger:
     def _merge(
         self, old: Version, accounts: Mapping[str, Account], contributions: list[Contribution]
     ) -> tuple[Report, VersionFiles]:
-        """In a thread: the journal is not touched."""
+        """Merges, in a thread: the journal is not touched."""
         versions = self._state.versions
         state = versions.state(old, accounts)
         previous = {name: versions.load(sha256) for name, sha256 in old.tiers.items()}
@@ -174,12 +180,14 @@ class Merger:
         }
 
     def _contribution(
-        self, update: Update, standing: Standing, load: Callable[[str], LoraAdapter]
+        self, update: Update, standing: Standing, load: Callable[[str], LoraAdapter], read: list[str]
     ) -> Contribution:
+        """Describes an update to the strategy; ids of those whose payload is read go to `read`."""
         dispatched = self._state.versions.version(update.base_version).tiers[update.tier]
         like = standing.tiers[update.tier]
 
         def load_delta() -> LoraAdapter:
+            read.append(update.id)
             try:
                 return decode_adapter(self._state.payloads.get(update.id), like=like)
             except (MissingObject, ProtocolError) as error:
@@ -206,7 +214,7 @@ class Merger:
 def check_calibration(
     config: CoordinatorConfig, calibrator: Calibrator | None, adapter: LoraAdapter
 ) -> float | None:
-    """The loss that the first step begins from; refuses at the start what would keep steps from being judged.
+    """Returns the loss that the first step begins from; refuses what would keep steps from being judged.
 
     Args:
         config: Names the strategy.

@@ -17,7 +17,7 @@ LEAST_BUDGET_S, MOST_BUDGET_S = 60.0, 600.0
 
 
 def automatic_size(num_devices: int) -> int:
-    """The updates that a version asks of a fleet of this size: one at least, and never more than devices.
+    """Returns how many updates a version asks of a fleet: one at least, and never more than devices.
 
     Args:
         num_devices: Devices that have an update in the buffer, or could send one.
@@ -26,7 +26,7 @@ def automatic_size(num_devices: int) -> int:
 
 
 def automatic_budget_s(waiting: Sequence[Waiting]) -> float:
-    """How long the oldest update waits for others: as long as it was trained, between one and ten minutes.
+    """Returns how long the oldest update waits: as long as it was trained, between one and ten minutes.
 
     So two devices of which one is less than twice as fast meet in one version, be a task of seconds or of
     minutes. A device that lies about its seconds delays a version by ten minutes at most.
@@ -59,7 +59,7 @@ def pace_round(
 
 
 def _left_s(waiting: Sequence[Waiting], time_budget_s: float) -> float | None:
-    """Until the oldest has waited for the whole budget; a budget of 0 never ends."""
+    """Returns what is left of the oldest one's budget; a budget of 0 never ends."""
     if not waiting or time_budget_s == 0:
         return None
     return max(0.0, time_budget_s - max(update.waited_s for update in waiting))
