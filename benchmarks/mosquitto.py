@@ -51,10 +51,13 @@ class Mosquitto:
         config = self._folder / "mosquitto.conf"
         config.write_text(SETTINGS.format(port=self.port, folder=self._folder.resolve()))
         await self._children.start(NAME, ["-c", str(config)])
-        with socket.socket() as probe:
-            while probe.connect_ex(("127.0.0.1", self.port)):
-                self._children.check(NAME)
-                await asyncio.sleep(POLL_S)
+        while not self._listens():
+            self._children.check(NAME)
+            await asyncio.sleep(POLL_S)
+
+    def _listens(self) -> bool:
+        with socket.socket() as probe:  # another for each try: BSD's cannot be used again
+            return probe.connect_ex(("127.0.0.1", self.port)) == 0
 
     async def kill(self) -> None:
         """Kills it as a power cut would."""
