@@ -5,8 +5,8 @@ function returns, so a want of memory ends no notebook. Defaults are the command
 `TunefleetError` and its kinds. All of it works in a notebook too, where an event loop runs already.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
@@ -37,13 +37,11 @@ from edge.running import run_to_end
 from edge.training.data.forms import Asking
 from edge.training.data.in_memory import Data, data_file
 from edge.training.data.source import DataSource
-from edge.training.local_run.model import evaluate_locally, open_model
+from edge.training.local_run.model import Adapter, evaluate_locally, open_model
 from edge.training.local_run.output import METRICS
 from edge.training.local_run.run import make_run
 from edge.training.local_run.train import train_locally
-from edge.training.requests import Evaluation, Generation, Progress, Sampling
-
-Adapter = LoraAdapter | str | Path
+from edge.training.requests import Evaluation, Generation, Progress, Sampling, Scoring
 
 
 class TrainResult(NamedTuple):
@@ -147,19 +145,17 @@ def train(
         (2, 2)
     """
     given = locals()  # flat, by the names of the settings; nothing else is bound yet
-    with data_file(data) as path, _optional_file(valid) as scored, _folder(out) as folder:
-        with _adapter_file(adapter) as begin:
-            paths = {
-                "base": str(base),
-                "data": str(path),
-                "valid": scored,
-                "adapter": begin,
-                "out": str(folder),
-            }
-            run = make_run(given | paths)
-            run_to_end(lambda: train_locally(run, on_progress, takes_signals=False))
+    held_out = data_file(valid, "valid") if valid is not None else nullcontext()
+    with data_file(data) as path, held_out as scored, TemporaryDirectory(prefix="tunefleet-") as temporary:
+        if isinstance(adapter, LoraAdapter):
+            begin = Path(temporary) / "adapter.safetensors"
+            save_adapter(adapter, begin)
+            given["adapter"] = begin
+        given |= {"data": path, "valid": scored, "out": out if out is not None else Path(temporary) / "out"}
+        run = make_run(given)
+        run_to_end(lambda: train_locally(run, on_progress, takes_signals=False))
         trained = load_any(run.adapter_path, read_base(find_base(run.base)))
-        metrics = msgspec.json.decode((folder / METRICS).read_bytes(), type=dict[str, Any])
+        metrics = msgspec.json.decode((Path(run.out) / METRICS).read_bytes(), type=dict[str, Any])
     if out is None:
         del metrics["adapter"]  # a path that has gone
     return TrainResult(trained, metrics, run.adapter_path if out is not None else None)
@@ -210,18 +206,8 @@ def evaluate(
             completion_column=completion_column,
             train_on_prompt=train_on_prompt,
         )
-        scored = run_to_end(
-            lambda: evaluate_locally(
-                str(base),
-                source,
-                _path_or(adapter),
-                backend=backend,
-                precision=precision,
-                seq_tokens=seq_tokens,
-                batch_tokens=batch_tokens,
-            )
-        )
-        return scored.evaluation
+        request = Scoring(data=source, seq_tokens=seq_tokens, batch_tokens=batch_tokens, precision=precision)
+        return run_to_end(lambda: evaluate_locally(str(base), request, adapter, backend)).evaluation
 
 
 def generate(
@@ -269,43 +255,10 @@ def generate(
     sampling = Sampling(max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed)
 
     async def ask() -> list[str]:
-        async with open_model(str(base), _path_or(adapter), backend, precision) as model:
+        async with open_model(str(base), adapter, backend, precision) as model:
             request = Generation(
                 prompts=tuple(texts), adapter=model.adapter, sampling=sampling, asking=asking, system=system
             )
             return [answer.text for answer in await model.worker.generate(request)]
 
     return run_to_end(ask)
-
-
-@contextmanager
-def _folder(out: str | Path | None) -> Iterator[Path]:
-    if out is not None:
-        yield Path(out)
-        return
-    with TemporaryDirectory(prefix="tunefleet-") as folder:
-        yield Path(folder) / "out"
-
-
-@contextmanager
-def _adapter_file(adapter: Adapter | None) -> Iterator[str | None]:
-    if not isinstance(adapter, LoraAdapter):
-        yield None if adapter is None else str(adapter)
-        return
-    with TemporaryDirectory(prefix="tunefleet-") as folder:
-        path = Path(folder) / "adapter.safetensors"
-        save_adapter(adapter, path)
-        yield str(path)
-
-
-@contextmanager
-def _optional_file(data: Data | None) -> Iterator[str | None]:
-    if data is None:
-        yield None
-        return
-    with data_file(data, "valid") as path:
-        yield str(path)
-
-
-def _path_or(adapter: Adapter | None) -> LoraAdapter | Path | None:
-    return adapter if adapter is None or isinstance(adapter, LoraAdapter) else Path(adapter)

@@ -42,21 +42,12 @@ def write_toml(record: Struct | Mapping[str, Any]) -> str:
 
 
 def placed(options: Mapping[str, Any], places: Mapping[str, str]) -> dict[str, Any]:
-    """Turns options into settings; what was not given, a flag among it, is left out.
-
-    Args:
-        options: By their names on the command line.
-        places: As in `defaults_of`.
-    """
+    """Turns options, by their names, into settings; what was not given, a flag among it, is left out."""
     settings: dict[str, Any] = {}
     for option, value in options.items():
-        if value is None or value is False:
-            continue
-        table, _, name = places.get(option, option).rpartition(".")
-        if table:
-            settings.setdefault(table, {})[name] = value
-        else:
-            settings[name] = value
+        if value is not None and value is not False:
+            table, _, name = places.get(option, option).rpartition(".")
+            (settings.setdefault(table, {}) if table else settings)[name] = value
     return settings
 
 
@@ -79,14 +70,7 @@ def checked(
     faults: Iterable[Fault | str] = (),
     check: Callable[[S], Iterable[Fault | str]] = lambda _: (),
 ) -> S:
-    """Builds a record of settings.
-
-    Args:
-        kind: The record.
-        settings: Its fields.
-        path: Where they stand.
-        faults: Told beside those of the types.
-        check: Finds what is wrong with a record that has no fault so far.
+    """Builds a record of the settings in `path`, unless there are `faults`, or `check` finds some in it.
 
     Raises:
         ConfigError: Naming every fault at once.

@@ -1,7 +1,6 @@
 """The command `tunefleet eval`: how well a base model predicts data, with an adapter or without."""
 
 import asyncio
-from pathlib import Path
 
 from converters.command import AsJson, examples
 from edge.choices import BATCH_TOKENS, SEQ_TOKENS
@@ -38,20 +37,12 @@ def evaluate(
     """Scores a base model on data, with an adapter or without: loss, perplexity, accuracy, exact match."""
     from edge.commands.display import Display
     from edge.training.local_run.model import evaluate_locally
-    from edge.training.local_run.report import evaluation_report
+    from edge.training.requests import Scoring
 
+    request = Scoring(
+        data=columns.source(data), seq_tokens=seq_tokens, batch_tokens=batch_tokens, precision=precision
+    )
     with Display() as display:
-        scored = asyncio.run(
-            evaluate_locally(
-                base,
-                columns.source(data),
-                Path(adapter) if adapter else None,
-                backend=backend,
-                precision=precision,
-                seq_tokens=seq_tokens,
-                batch_tokens=batch_tokens,
-                on_stage=display.stage,
-            )
-        )
+        scored = asyncio.run(evaluate_locally(base, request, adapter, backend, display.stage))
     why = {"backend": scored.loaded.backend, "backend_why": scored.loaded.backend_why}
-    print_report(why | evaluation_report(scored.evaluation), as_json)
+    print_report(why | scored.evaluation.report(), as_json)

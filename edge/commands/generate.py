@@ -138,16 +138,15 @@ def generate(
         raise ConfigError("--system is a turn of a chat; leave it out, or --raw")
     if draws.top_p == 0:
         raise ConfigError("--top-p is 0, which leaves no token; expected more, at most 1")
-    begin = Path(adapter) if adapter else None
     sampling = Sampling(**draws._asdict())
     texts = _texts(prompts or [])
 
     async def answer() -> None:
-        async with open_model(base, begin, backend, precision) as model:
+        async with open_model(base, adapter, backend, precision) as model:
             with Display() as display:
                 display.stage(f"loading {base}")
                 loaded = await model.worker.load()
-            asking = _asking(loaded, begin, how)
+            asking = _asking(loaded, adapter, how)
             for text in texts:
                 request = Generation(
                     prompts=(text,),
@@ -184,7 +183,7 @@ def _read() -> str:
     return text.removesuffix("\n").removesuffix("\r")
 
 
-def _asking(loaded: "Loaded", adapter: Path | None, how: ChatOptions) -> "Asking":
+def _asking(loaded: "Loaded", adapter: str | None, how: ChatOptions) -> "Asking":
     """Decides how to ask: as told, as the adapter was trained, or through the chat template there is."""
     from edge.errors import ConfigError
     from edge.training.local_run.output import trained_asking
@@ -195,7 +194,7 @@ def _asking(loaded: "Loaded", adapter: Path | None, how: ChatOptions) -> "Asking
         raise ConfigError(f"{option} needs a chat template, and the base model has none; leave it out")
     if wants_chat or how.raw:
         return "plain" if how.raw else "chat"
-    trained = trained_asking(adapter) if adapter else None
+    trained = trained_asking(Path(adapter)) if adapter else None
     if trained == "alpaca" or (trained == "plain" and loaded.has_chat_template):
         typer.echo(f"note: asked as the adapter was trained, {NOTES[trained]}", err=True)
     return trained or ("chat" if loaded.has_chat_template else "plain")

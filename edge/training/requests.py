@@ -1,7 +1,7 @@
 """What is asked of a worker and what it answers: the records that cross the pipe, one JSON object a line."""
 
 import math
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct
 
@@ -90,8 +90,8 @@ class Scoring(Record, frozen=True, tag="score"):
     to bfloat16 decides many an exact match. `auto` is what is trained in.
     """
 
-    adapter: str | None  # canonical file
     data: DataSource
+    adapter: str | None = None  # canonical file
     seq_tokens: int = SEQ_TOKENS
     batch_tokens: int = BATCH_TOKENS
     precision: Precision = "float32"
@@ -171,6 +171,12 @@ class Evaluation(Record, frozen=True, tag="evaluation"):
     def perplexity(self) -> float:
         """Computes the perplexity; infinite where the loss is beyond a float's exponent."""
         return math.exp(self.loss) if self.loss < 700 else math.inf
+
+    def report(self) -> dict[str, Any]:
+        """Lays it out as it is printed."""
+        counts = ("num_examples", "num_labels", "num_truncated", "precision")
+        names = ("loss", "perplexity", "accuracy", "exact_match", *counts)
+        return {name: getattr(self, name) for name in names}
 
 
 class Piece(Record, frozen=True, tag="piece"):

@@ -20,10 +20,10 @@ import hashlib
 from typing import NamedTuple
 
 from edge.backends.contract import Tokenizer
+from edge.training.data.examples import read_rows
 from edge.training.data.faults import Faults
 from edge.training.data.forms import Asking, asking_of, wanted_columns
 from edge.training.data.readers.rows import open_rows
-from edge.training.data.reading import read_rows
 from edge.training.data.source import DataSource as DataSource
 from edge.training.packing import Example, Examples
 

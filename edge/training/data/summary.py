@@ -10,10 +10,10 @@ from msgspec import Struct
 from numpy.typing import NDArray
 
 from edge.backends.contract import Tokenizer
+from edge.training.data.examples import read_rows
 from edge.training.data.faults import Faults
 from edge.training.data.forms import wanted_columns
 from edge.training.data.readers.rows import open_rows
-from edge.training.data.reading import read_rows
 from edge.training.data.source import DataSource
 from edge.training.packing import Example
 

@@ -6,6 +6,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
+from msgspec import structs
+
 from converters.adapter import LoraAdapter
 from converters.bases.hub import find_base
 from converters.bases.read import read_base
@@ -13,9 +15,10 @@ from converters.formats.canonical import save_adapter
 from converters.formats.load import load_any
 from edge.choices import BackendName, Precision
 from edge.training.data.check import check_source, held_out
-from edge.training.data.source import DataSource
 from edge.training.requests import Evaluation, Loaded, Scoring
 from edge.training.worker.supervisor import Worker
+
+Adapter = LoraAdapter | str | Path  # in memory, or of any format
 
 
 class LocalModel(NamedTuple):
@@ -34,7 +37,7 @@ class Scored(NamedTuple):
 
 @asynccontextmanager
 async def open_model(
-    base: str, adapter: LoraAdapter | Path | None, backend: BackendName, precision: Precision
+    base: str, adapter: Adapter | None, backend: BackendName, precision: Precision
 ) -> AsyncIterator[LocalModel]:
     """Gives a base model, loaded when it is first asked, and an adapter of any format as it reads it.
 
@@ -50,55 +53,42 @@ async def open_model(
 
 async def evaluate_locally(
     base: str,
-    data: DataSource,
-    adapter: LoraAdapter | Path | None = None,
-    *,
+    request: Scoring,
+    adapter: Adapter | None,
     backend: BackendName,
-    precision: Precision,
-    seq_tokens: int,
-    batch_tokens: int,
     on_stage: Callable[[str], None] = lambda _: None,
 ) -> Scored:
     """Scores a base model on data, with an adapter or without.
 
     Args:
         base: A folder, a GGUF file, or a hub name.
-        data: Of a folder with several parts the one for validation or tests.
+        request: Without its adapter; of a folder with several parts the one for validation or tests is meant.
         adapter: In memory, or the path of one of any format.
         backend: What computes.
-        precision: Of the forward pass.
-        seq_tokens: Of the longest row.
-        batch_tokens: Computed at a time.
         on_stage: Called with what begins.
 
     Raises:
         TunefleetError: As the worker's, and `open_model`'s.
     """
-    source = held_out(data)
+    source = held_out(request.data)
     on_stage(f"reading {source.path}")
     on_stage(f"reads {check_source(source)}")
     on_stage(f"loading {base}")
-    async with open_model(base, adapter, backend, precision) as model:
+    async with open_model(base, adapter, backend, request.precision) as model:
         loaded = await model.worker.load()
         on_stage(f"scoring {source.path} with {loaded.described}")
-        request = Scoring(
-            adapter=model.adapter,
-            data=source,
-            seq_tokens=seq_tokens,
-            batch_tokens=batch_tokens,
-            precision=precision,
-        )
+        request = structs.replace(request, adapter=model.adapter, data=source)
         return Scored(loaded, await model.worker.score(request))
 
 
 @contextmanager
-def canonical_file(adapter: LoraAdapter | Path | None, base: Path) -> Iterator[Path | None]:
+def canonical_file(adapter: Adapter | None, base: Path) -> Iterator[Path | None]:
     """Gives a canonical file of an adapter, in memory or of any format, while it is needed; None for none."""
     if adapter is None:
         yield None
         return
     with TemporaryDirectory(prefix="tunefleet-") as folder:
         path = Path(folder) / "adapter.safetensors"
-        loaded = adapter if isinstance(adapter, LoraAdapter) else load_any(adapter, read_base(base))
+        loaded = adapter if isinstance(adapter, LoraAdapter) else load_any(Path(adapter), read_base(base))
         save_adapter(loaded, path)
         yield path

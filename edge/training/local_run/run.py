@@ -55,6 +55,7 @@ def make_run(given: Mapping[str, Any]) -> Run:
     Raises:
         ConfigError: A setting is of another type, or cannot be used.
     """
+    given = {name: str(value) if isinstance(value, Path) else value for name, value in given.items()}
     plan = {name: given[name] for name in Plan.__struct_fields__}
     if not (plan["steps"] or plan["epochs"] or plan["seconds"]):
         plan["epochs"] = 1

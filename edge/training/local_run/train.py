@@ -19,9 +19,8 @@ from converters.formats.load import load_any
 from edge.training.data.check import check_source, held_out
 from edge.training.data.source import DataSource
 from edge.training.local_run.output import check_output, prepare_folder, save_metrics, save_result
-from edge.training.local_run.report import evaluation_report, run_report
 from edge.training.local_run.run import Run
-from edge.training.requests import Progress, Result, Scoring, Training, Validation
+from edge.training.requests import Loaded, Progress, Result, Scoring, Training, Validation
 from edge.training.worker.supervisor import Worker
 
 
@@ -56,7 +55,9 @@ async def train_locally(
         naming_of(model)  # what GGUF has no names for is told before hours of training
     on_stage(f"reading {run.data.path}")
     on_stage(f"reads {check_source(run.data)}")
-    valid = _held_out(run)
+    valid = held_out(structs.replace(run.data, path=run.valid)) if run.valid else None
+    if valid:
+        check_source(valid)
     adapter = _first_adapter(run, model)
     begin = prepare_folder(run, adapter)
     async with Worker(base, run.backend, run.precision) as worker:
@@ -75,18 +76,10 @@ async def train_locally(
             result = await worker.train(order, on_progress, on_validation)
         scores = await _scores(worker, begin, valid, run, result, on_stage) if valid else {}
     save_result(run, model, result)
-    report = run_report(run, loaded, adapter, result) | scores
+    report = _report(run, loaded, adapter, result) | scores
     more = {"losses": result.losses, "validations": result.validations}
     save_metrics(run, report | more, result)
     return report
-
-
-def _held_out(run: Run) -> DataSource | None:
-    if run.valid is None:
-        return None
-    source = held_out(structs.replace(run.data, path=run.valid))
-    check_source(source)
-    return source
 
 
 def _first_adapter(run: Run, model: Base) -> LoraAdapter:
@@ -115,7 +108,7 @@ async def _scores(
     for name, (adapter, step) in ends.items():
         found = next((one.evaluation for one in result.validations if one.step == step), None)
         if found and found.precision == run.scored_in:
-            told[name] = evaluation_report(found)
+            told[name] = found.report()
         elif result.is_complete:
             on_stage(f"scoring {run.valid} in {run.scored_in}")
             request = Scoring(
@@ -125,7 +118,7 @@ async def _scores(
                 batch_tokens=run.plan.batch_tokens,
                 precision=run.scored_in,
             )
-            told[name] = evaluation_report(await worker.score(request))
+            told[name] = (await worker.score(request)).report()
     best = min(result.validations, key=lambda one: one.evaluation.loss, default=None)
     return told | ({"best_step": best.step, "best_valid_loss": best.evaluation.loss} if best else {})
 
@@ -141,3 +134,32 @@ def _stopped_by_signals(worker: Worker) -> Iterator[None]:
     finally:
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.remove_signal_handler(number)
+
+
+def _report(run: Run, loaded: Loaded, adapter: LoraAdapter, result: Result) -> dict[str, Any]:
+    why = loaded.precision_why
+    if result.precision != loaded.precision:
+        why = f"the run that was resumed began in {result.precision}"
+    return {
+        "base": run.base,
+        "backend": loaded.backend,
+        "backend_why": loaded.backend_why,
+        "precision": result.precision,
+        "precision_why": why,
+        "adapter": str(run.adapter_path),
+        "format": run.form,
+        "rank": adapter.max_rank,
+        "num_modules": len(adapter),
+        "num_parameters": adapter.num_parameters,
+        "num_steps": result.num_steps,
+        "num_examples": result.num_examples,
+        "num_tokens": result.num_tokens,
+        "num_truncated": result.num_truncated,
+        "seconds": result.seconds,
+        "tokens_per_s": result.num_tokens / max(result.seconds, 1e-9),
+        "loss_before": result.loss_before,
+        "loss_after": result.loss_after,
+        "micro_batch_tokens": result.micro_batch_tokens,
+        "is_complete": result.is_complete,
+        "asking": result.asking,
+    }
