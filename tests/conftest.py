@@ -11,9 +11,7 @@ import socket
 import subprocess
 import sys
 import time
-import venv
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -82,7 +80,6 @@ QUANT_TYPES = {
 QUANT_TYPES |= {"bf16": 32, "q4_1": 3, "q5_0": 8, "q5_1": 9}
 
 
-OUT_OF_REACH = ("No matching distribution", "Connection", "Temporary failure in name resolution")
 MOSQUITTO = shutil.which("mosquitto", path=f"{os.environ['PATH']}:/usr/sbin:/opt/homebrew/sbin")
 
 
@@ -154,28 +151,6 @@ def wheel(make_once):
     )
     (path,) = folder.glob("*.whl")
     return path
-
-
-@pytest.fixture(scope="session")
-def environment(make_once, wheel):
-    """`environment(extra)`: the programs of an environment with the wheel and one extra, and nothing else."""
-
-    def install(extra: str, folder: Path) -> None:
-        venv.create(folder, with_pip=False, symlinks=True)
-        pip = [sys.executable, "-m", "pip", "--python", folder / "bin/python", "install", "--no-compile"]
-        # llama-cpp-python comes from pip's cache, where `make` has left it; else it is compiled for minutes.
-        done = subprocess.run(
-            [*pip, "-c", Path(__file__).parents[1] / "constraints.txt", f"{wheel}[{extra}]"],
-            env=os.environ | {"CMAKE_ARGS": "-DLLAVA_BUILD=OFF"},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        if done.returncode and any(word in done.stderr for word in OUT_OF_REACH):
-            pytest.skip(f"the package registry is out of reach: {done.stderr.splitlines()[-1]}")
-        assert done.returncode == 0, done.stderr
-
-    return lambda extra: make_once(f"with-{extra}", partial(install, extra)) / "bin"
 
 
 @pytest.fixture

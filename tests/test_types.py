@@ -7,6 +7,7 @@ import sys
 import sysconfig
 import venv
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -52,10 +53,20 @@ SEEN = (
 )
 
 
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture
+def cache(make_once: Callable[[str, Callable[[Path], object]], Path]) -> Path:
     """mypy's, so that numpy is read once."""
-    return tmp_path_factory.mktemp("cache")
+    read = [
+        sys.executable,
+        "-m",
+        "mypy",
+        "--strict",
+        "--config-file=",
+        "-c",
+        "import msgspec, numpy",
+        "--cache-dir",
+    ]
+    return make_once("types", lambda folder: subprocess.run([*read, folder], check=True, capture_output=True))
 
 
 def test_the_stub_names_what_the_module_finds() -> None:

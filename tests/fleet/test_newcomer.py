@@ -8,13 +8,20 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
+import sys
+import sysconfig
 import time
+import venv
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
+from importlib.metadata import Distribution, distribution, distributions
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[2]
 ASSETS = Path(os.environ.get("TUNEFLEET_ASSETS", ROOT.parent / "shared/assets"))
@@ -31,9 +38,51 @@ pytestmark = [
 
 
 @pytest.fixture
-def newcomer(environment: Callable[[str], Path]) -> Path:
-    """The command of an environment that holds the wheel with its extra `torch`, and nothing else."""
-    return environment("torch") / "tunefleet"
+def newcomer(wheel: Path, make_once: Callable[[str, Callable[[Path], None]], Path]) -> Path:
+    """The command of an environment with the wheel and what its extra `torch` asks for, and nothing else.
+
+    What it asks for is linked from the environment of the tests, as pip would unpack torch for a minute;
+    test_phone.py has pip install another extra.
+    """
+
+    def install(folder: Path) -> None:
+        venv.create(folder, symlinks=True)
+        pip = [sys.executable, "-m", "pip", "--python", folder / "bin/python", "install", "--no-deps", wheel]
+        subprocess.run(pip, check=True, capture_output=True)
+        site = Path(sysconfig.get_path("purelib", vars={"base": str(folder)}))
+        (own,) = distributions(path=[str(site)], name="tunefleet")
+        for needed in asked_for(own, "torch"):
+            link(needed, site)
+
+    return make_once("newcomer", install) / "bin/tunefleet"
+
+
+def asked_for(package: Distribution, *extras: str) -> set[str]:
+    """Names of all distributions that a distribution needs with some extras, directly or not."""
+    seen, todo = set(), [(package, extras)]
+    while todo:
+        package, extras = todo.pop()
+        for one in map(Requirement, package.requires or ()):
+            wanted = (canonicalize_name(one.name), *sorted(one.extras))
+            cases = [{"extra": extra} for extra in extras or [""]]
+            is_needed = not one.marker or any(map(one.marker.evaluate, cases))
+            if is_needed and wanted not in seen:
+                seen.add(wanted)
+                todo.append((distribution(one.name), one.extras))
+    return {name for name, *_ in seen}
+
+
+def link(name: str, site: Path) -> None:
+    """Puts the files of an installed distribution into another environment, without its programs."""
+    for file in distribution(name).files or ():
+        if ".." in file.parts:
+            continue
+        place = site / file
+        place.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            place.hardlink_to(file.locate())
+        except OSError:  # another disk
+            shutil.copy2(file.locate(), place)
 
 
 @pytest.fixture
