@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from msgspec import structs
 
-from converters.bases.hub import find_base
+from converters.bases.read import find_base
 from coordinator.announcing import coordinator_presence
 from coordinator.config import CoordinatorConfig, mqtt_settings
 from coordinator.events.observer import Tell, teller

@@ -14,8 +14,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from converters.adapter import LoraAdapter
-from converters.bases.hub import find_base
-from converters.bases.read import read_base
+from converters.bases.read import find_base, read_base
 from converters.choices import Format, Trains
 from converters.formats.canonical import save_adapter
 from converters.formats.load import load_any

@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
 
+from converters.bases.gguf_names import Naming
+
 Modules = Mapping[str, tuple[int, int]]  # name to (in_features, out_features)
 
 
@@ -25,6 +27,9 @@ class Base(Protocol):
     @property
     def is_quantized(self) -> bool:
         """Whether its weights are not the ones that were trained."""
+
+    def naming(self) -> Naming:
+        """Tells llama.cpp's side of the layers; raises `BaseModelError` where its names are not known."""
 
     @property
     def fingerprint(self) -> str:

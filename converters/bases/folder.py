@@ -14,6 +14,7 @@ from typing import Any
 from converters.bases.config import Config, read_json
 from converters.bases.contract import Modules
 from converters.bases.fingerprint import fingerprint_of
+from converters.bases.gguf_names import Naming, name_layers
 from converters.bases.targets import count_blocks
 from converters.errors import BaseModelError
 from converters.files.safetensors import FLOATING, Tensor, TensorFile, open_tensors
@@ -44,6 +45,14 @@ class FolderBase:
     def num_layers(self) -> int:
         """Transformer blocks, counted by the names of the weights."""
         return count_blocks(self.weights)
+
+    def naming(self) -> Naming:
+        """Tells llama.cpp's side of the layers.
+
+        Raises:
+            BaseModelError: As `name_layers`.
+        """
+        return name_layers(self.path, self.config, self.modules)
 
     @cached_property
     def fingerprint(self) -> str:

@@ -15,7 +15,7 @@ from converters.adapter import Array
 from converters.bases.architectures import ARCHITECTURES, Architecture, find_gguf, hub_order
 from converters.bases.contract import Modules
 from converters.bases.fingerprint import fingerprint_of
-from converters.bases.gguf_names import block_of, count_blocks, find_rotated, hub_names
+from converters.bases.gguf_names import Naming, block_of, count_blocks, find_rotated, hub_names
 from converters.errors import BaseModelError
 from converters.files.gguf import GgufFile, Value, open_gguf
 
@@ -78,6 +78,12 @@ class GgufBase:
         """Whether any matrix is in less than 16 bits."""
         tensors = self.file.tensors.values()
         return any(len(tensor.shape) > 1 and tensor.type not in FULL_PRECISION for tensor in tensors)
+
+    def naming(self) -> Naming:
+        """Tells llama.cpp's side of the layers."""
+        tensors = {module: self.names[f"{module}.weight"] for module in self.modules}
+        heads = {module: self.heads[tensor] for module, tensor in tensors.items() if tensor in self.heads}
+        return Naming(self.architecture.name, tensors, heads)
 
     @cached_property
     def fingerprint(self) -> str:

@@ -1,13 +1,27 @@
-"""What llama.cpp calls a model's weights, from the `gguf` package's map of each architecture.
+"""What llama.cpp calls a model's weights, and in which order it has their rows.
 
-Of all the names that the map knows for a tensor, the one counts that Hugging Face's own model class uses.
+The names come from the `gguf` package's map of each architecture: of all that it knows for a tensor, the one
+counts that Hugging Face's own model class uses.
 """
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from converters.bases.architectures import ROTATED, Architecture, Rotated
+from converters.adapter import Array
+from converters.bases.architectures import (
+    ARCHITECTURES,
+    ROTATED,
+    Architecture,
+    Rotated,
+    file_order,
+    find_gguf,
+    find_model_type,
+    hub_order,
+)
+from converters.bases.config import Config, num_heads_of
 from converters.errors import BaseModelError
 
 if TYPE_CHECKING:
@@ -22,6 +36,31 @@ _WORDS = (
 _OUTSIDE = ("model.embed_tokens", "model.norm", "lm_head")
 _IN_BLOCK = re.compile(r"blk\.(0|[1-9]\d{0,4})\.(.+)\.(weight|bias)")
 _IN_MODEL = re.compile(r"model\.layers\.(0|[1-9]\d{0,4})\.(.+)")
+
+
+@dataclass(frozen=True)
+class Naming:
+    """llama.cpp's side of a base model's linear layers.
+
+    Attributes:
+        architecture: In llama.cpp's words.
+        tensors: Module to the name of its weight; without modules that llama.cpp has no name for.
+        heads: Module to how many heads have their rows in turns, where they have.
+    """
+
+    architecture: str
+    tensors: Mapping[str, str]
+    heads: Mapping[str, int]
+
+    def to_file_rows(self, module: str, rows: Array) -> Array:
+        """Puts rows, one per output feature in Hugging Face's order, into llama.cpp's."""
+        heads = self.heads.get(module)
+        return rows if heads is None else rows[file_order(len(rows), heads)]
+
+    def to_hub_rows(self, module: str, rows: Array) -> Array:
+        """Puts rows, one per output feature in llama.cpp's order, into Hugging Face's."""
+        heads = self.heads.get(module)
+        return rows if heads is None else rows[hub_order(len(rows), heads)]
 
 
 def count_blocks(tensors: Iterable[str]) -> int:
@@ -74,6 +113,33 @@ def file_names(architecture: str, modules: Iterable[str]) -> dict[str, str]:
         if name:
             found[module] = name.replace("blk.0.", f"blk.{match[1]}.") if match else name
     return found
+
+
+def name_layers(path: Path, config: Config, modules: Mapping[str, tuple[int, int]]) -> Naming:
+    """Tells how llama.cpp names and orders the layers of a model in a folder.
+
+    Raises:
+        BaseModelError: It is of an architecture whose names in llama.cpp are not known here, or its
+            config.json gives a number of heads that cannot be.
+    """
+    kind = config.get("model_type")
+    architecture = find_model_type(kind) or find_gguf(kind)
+    if architecture is None:
+        known = ", ".join(sorted({name for one in ARCHITECTURES for name in (one.model_type, one.name)}))
+        raise BaseModelError(f"{path}: is of architecture {kind}, expected one of {known} for GGUF")
+    found = file_names(architecture.name, modules)
+    tensors = {module: f"{name}.weight" for module, name in found.items()}
+    heads = {}
+    for module, tensor in tensors.items():
+        if rotated := find_rotated(architecture, tensor):
+            count, rows = num_heads_of(config, rotated.config_key), modules[module][1]
+            if not isinstance(count, int) or count < 1 or rows % (2 * count):
+                raise BaseModelError(
+                    f"{path}: config.json gives {count!r} heads for the {rows} rows of {module}, "
+                    "expected a number that divides them into pairs"
+                )
+            heads[module] = count
+    return Naming(architecture.name, tensors, heads)
 
 
 def _words(architecture: str) -> Iterator[tuple[str, str]]:

@@ -1,4 +1,4 @@
-"""A folder's numbers under llama.cpp's keys, and what of its config.json llama.cpp cannot follow.
+"""A model's numbers under llama.cpp's keys, and what of a config.json llama.cpp cannot follow.
 
 What differs between architectures stands in `converters.bases.architectures`.
 """
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from converters.bases.architectures import Exact, find_model_type
 from converters.bases.config import FULL, SLIDING, Config, head_dim_of, num_heads_of, rope_of
 from converters.bases.folder import FolderBase
+from converters.bases.gguf import GgufBase
 from converters.errors import BaseModelError
 
 FACTORS = "rope_freqs.weight"  # what rotary frequencies are divided by; computed from config.json
@@ -25,6 +26,13 @@ _PLAIN: Mapping[str, tuple[str, type]] = {  # llama.cpp's key to the configurati
     "attention.head_count": ("num_attention_heads", int),
     "attention.layer_norm_rms_epsilon": ("rms_norm_eps", float),
 }
+_GROUPS = {
+    "": ("architecture", "block_count", "embedding_length", "feed_forward_length", "final_logit_softcapping"),
+    "attention.": ("head_count", "head_count_kv", "key_length", "value_length", "layer_norm_rms_epsilon"),
+    "attention.sliding_": ("window", "window_pattern"),
+    "rope.": ("dimension_count", "freq_base", "freq_base_swa", "scaling.type", "scaling.factor"),
+}
+_COMPARED = frozenset(f"{group}{key}" for group, keys in _GROUPS.items() for key in keys)
 _NO_PART = ("context_length", "vocab_size")  # in what the weights compute
 _SCALAR = 256  # Gemma's query_pre_attn_scalar where config.json has none
 _GEMMA_27B_LAYERS = 62  # llama.cpp scales that one's scores by another rule
@@ -74,6 +82,22 @@ def hub_numbers(base: FolderBase) -> dict[str, Number] | None:
         return None
     named: dict[str, Number] = {"architecture": architecture.name}
     return named | {key: value for key, value in numbers.items() if key not in _NO_PART}
+
+
+def file_numbers(base: GgufBase) -> dict[str, Number]:
+    """Returns the numbers of a GGUF file, those that llama.cpp takes for granted filled in."""
+    told = {
+        key.removeprefix(base.key("")): value.tolist() if isinstance(value, np.ndarray) else value
+        for key, value in base.metadata.items()
+        if key.startswith(base.key(""))
+    }
+    numbers: dict[str, Any] = _granted(base) | told
+    every = numbers.get("attention.sliding_window_pattern")
+    if isinstance(every, int):
+        numbers["attention.sliding_window_pattern"] = [bool((n + 1) % every) for n in range(base.num_layers)]
+    if numbers.get("rope.scaling.type") == "none":
+        del numbers["rope.scaling.type"]
+    return {key: value for key, value in numbers.items() if key in _COMPARED}
 
 
 def rope_factors(config: Config, exact: Exact) -> NDArray[np.float32] | None:
@@ -154,3 +178,21 @@ def _rope_numbers(rope: Mapping[str, Any]) -> dict[str, Number]:
     if rope["rope_type"] == "linear":
         numbers |= {"rope.scaling.type": "linear", "rope.scaling.factor": float(rope["factor"])}
     return numbers
+
+
+def _granted(base: GgufBase) -> dict[str, Any]:
+    """Returns what llama.cpp takes for granted where the file does not tell."""
+    heads = base.number("attention.head_count")
+    key_length = base.key("attention.key_length")
+    head_dim = base.metadata.get(key_length, base.number("embedding_length") // heads)
+    granted: dict[str, Any] = {
+        "architecture": base.architecture.name,
+        "attention.head_count_kv": heads,
+        "attention.key_length": head_dim,
+        "attention.value_length": head_dim,
+        "rope.dimension_count": head_dim,
+        "rope.freq_base": 1e4,
+    }
+    if base.architecture.exact and base.architecture.exact.has_sliding_layers:
+        granted |= {"rope.freq_base_swa": 1e4, "attention.sliding_window_pattern": 6}
+    return granted

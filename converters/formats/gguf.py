@@ -18,9 +18,9 @@ from msgspec import structs
 
 from converters.adapter import Factors, LoraAdapter
 from converters.bases.contract import Base
-from converters.bases.fit import fit_faults
-from converters.bases.gguf_naming import Naming, naming_of
+from converters.bases.gguf_names import Naming
 from converters.bases.name import HUB, is_hub_name
+from converters.bases.targets import fit_faults
 from converters.errors import AdapterError, BaseModelError, UnsupportedAdapter
 from converters.faults import Fault
 from converters.files.atomic import write_atomic
@@ -58,7 +58,7 @@ def load_gguf_adapter(path: Path, base: Base | None) -> LoraAdapter:
         kind = file.metadata.get("general.type", "model")
         raise AdapterError(f"{path}: is a GGUF file of type {kind!r}, expected an adapter")
     base = _needed(path, base)
-    naming, faults = naming_of(base), Faults(str(path))
+    naming, faults = base.naming(), Faults(str(path))
     faults.unsupported.extend(_unsupported(file, naming))
     alpha, own = _alpha(file, faults), _own(file, faults)
     pairs = _find_pairs(file, naming, faults)
@@ -109,7 +109,7 @@ def save_gguf_adapter(adapter: LoraAdapter, path: Path, base: Base | None, about
             exactly; all of a kind are named at once.
     """
     check_writable(adapter, path, "GGUF", base.modules if base else None)
-    naming = naming_of(_needed(path, base))
+    naming = _needed(path, base).naming()
     unnamed = [
         Fault(f"llama.cpp has no name for {name}", "modules that llama.cpp has no name for", name)
         for name, _ in adapter

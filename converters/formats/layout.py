@@ -12,7 +12,7 @@ import numpy as np
 
 from converters.adapter import Array, Factors, LoraAdapter
 from converters.bases.contract import Modules
-from converters.bases.fit import check_fit, fit_faults
+from converters.bases.targets import check_fit, fit_faults
 from converters.errors import AdapterError, UnsupportedAdapter
 from converters.faults import Fault
 from converters.files.safetensors import FLOATING, TensorFile, open_tensors

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from converters.adapter import LoraAdapter
 from converters.bases.contract import Base
-from converters.bases.fit import check_fit
+from converters.bases.targets import check_fit
 from converters.formats.about import NOTHING, About
 from converters.formats.canonical import load_adapter
 from converters.formats.detect import detect_format

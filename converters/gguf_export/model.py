@@ -18,8 +18,7 @@ from numpy.typing import NDArray
 
 from converters.bases.architectures import ARCHITECTURES, Architecture, Exact, find_model_type
 from converters.bases.folder import FolderBase, read_folder
-from converters.bases.gguf_names import file_names
-from converters.bases.gguf_naming import Naming, naming_of
+from converters.bases.gguf_names import Naming, file_names
 from converters.bases.numbers import EMBEDDING, FACTORS, Number, read_numbers, rope_factors
 from converters.errors import BaseModelError, TunefleetError
 from converters.files.safetensors import TensorFile
@@ -70,7 +69,7 @@ def write_gguf(folder: Path, path: Path) -> None:
 
 def _tensors(base: FolderBase, architecture: Architecture, exact: Exact) -> list[_Tensor]:
     """Lists the file's tensors in order of the model's names."""
-    names, naming = _names(base, architecture), naming_of(base)
+    names, naming = _names(base, architecture), base.naming()
     tensors = [
         _Tensor(
             name,

@@ -14,8 +14,7 @@ from numpy.typing import NDArray
 from converters.adapter import Array
 from converters.bases.architectures import hub_order
 from converters.bases.gguf import FULL_PRECISION, GgufBase
-from converters.bases.gguf_numbers import file_numbers
-from converters.bases.numbers import FACTORS, Number
+from converters.bases.numbers import FACTORS, Number, file_numbers
 from converters.errors import BaseModelError
 from converters.proof.quant_grid import QuantGrid, full_precision
 

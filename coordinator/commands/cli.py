@@ -181,7 +181,7 @@ def export(
     as_json: AsJson = False,
 ) -> None:
     """Writes a version as an adapter that other tools load."""
-    from converters.bases.hub import find_base
+    from converters.bases.read import find_base
     from converters.formats.save import check_free
     from coordinator.commands.exporting import export_version
     from coordinator.observers.history import caution, num_merged

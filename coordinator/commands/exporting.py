@@ -8,9 +8,8 @@ from pathlib import Path
 
 from msgspec import structs
 
-from converters.bases.hub import find_base
 from converters.bases.name import name_base
-from converters.bases.read import read_base
+from converters.bases.read import find_base, read_base
 from converters.choices import Format
 from converters.formats.about import NOTHING
 from converters.formats.card import Lineage

@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import Any, NamedTuple, Self, TypeVar
 
 from converters.adapter import LoraAdapter
-from converters.bases.hub import find_base
+from converters.bases.read import find_base
 from coordinator.config import CoordinatorConfig, read_config
 from coordinator.errors import CoordinatorError
 from coordinator.in_process.gathering import Gathering

@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from converters.adapter import LoraAdapter
-from converters.bases.fit import check_fit
+from converters.bases.targets import check_fit
 from converters.errors import BaseModelError
 from edge.backends.adamw import AdamW
 from edge.backends.contract import Batch, ModelCard, OnToken, Precision, Score, Snapshot

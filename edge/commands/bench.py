@@ -59,8 +59,7 @@ def device(
     as_json: AsJson = False,
 ) -> None:
     """Trains LoRA of rank 8 on this machine and prints how many tokens a second it did, second by second."""
-    from converters.bases.hub import find_base
-    from converters.bases.read import read_base
+    from converters.bases.read import find_base, read_base
     from edge.commands.display import Display
     from edge.training.data.source import DataSource
     from edge.training.plan import Plan

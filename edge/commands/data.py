@@ -54,7 +54,7 @@ def check(
     """
     import msgspec
 
-    from converters.bases.hub import find_base
+    from converters.bases.read import find_base
     from edge.backends.tokenizer import context_tokens, load_tokenizer
     from edge.commands.display import Display
     from edge.training.data.summary import summarise

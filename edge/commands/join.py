@@ -170,7 +170,7 @@ def join(
     if file.print_config:
         sys.stdout.write(write_toml(settings))
         return
-    from converters.bases.hub import find_base
+    from converters.bases.read import find_base
 
     settings = msgspec.structs.replace(settings, base=str(find_base(settings.base)))
     _check_data(settings, telling)

@@ -14,9 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from converters.adapter import LoraAdapter
-from converters.bases.fit import check_fit
 from converters.bases.gguf import GgufBase, read_gguf
-from converters.bases.gguf_naming import naming_of
+from converters.bases.targets import check_fit
 from converters.parallel import count_processors
 from edge.backends.adamw import AdamW
 from edge.backends.contract import Batch, ModelCard, OnToken, Precision, Score, Snapshot
@@ -68,7 +67,7 @@ class LlamaCppModel:
     """A loaded GGUF model; see `TrainableModel`."""
 
     def __init__(self, gguf: GgufBase, model: Model) -> None:
-        self.gguf, self.model, self.naming = gguf, model, naming_of(gguf)
+        self.gguf, self.model, self.naming = gguf, model, gguf.naming()
         self.num_threads = count_processors()
         self.tokenizer = GgufTokenizer(model)
         self.card = ModelCard(

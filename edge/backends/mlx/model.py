@@ -22,7 +22,7 @@ from mlx_lm.utils import load_tokenizer, maybe_set_recommended_wired_limit
 from numpy.typing import NDArray
 
 from converters.adapter import LoraAdapter
-from converters.bases.fit import check_fit
+from converters.bases.targets import check_fit
 from converters.errors import BaseModelError
 from edge.backends.batch_layout import row_each
 from edge.backends.contract import Batch, ModelCard, OnToken, Precision, Score, Snapshot

@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig
 from transformers.utils.logging import disable_progress_bar
 
 from converters.adapter import LoraAdapter
-from converters.bases.fit import check_fit
+from converters.bases.targets import check_fit
 from converters.errors import BaseModelError
 from edge.backends.contract import Batch, ModelCard, OnToken, Precision, Score, Snapshot
 from edge.backends.labels import average_examples, find_labels, sum_score

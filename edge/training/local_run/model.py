@@ -9,8 +9,7 @@ from typing import NamedTuple
 from msgspec import structs
 
 from converters.adapter import LoraAdapter
-from converters.bases.hub import find_base
-from converters.bases.read import read_base
+from converters.bases.read import find_base, read_base
 from converters.formats.canonical import save_adapter
 from converters.formats.load import load_any
 from edge.choices import BackendName, Precision

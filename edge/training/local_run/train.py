@@ -11,9 +11,7 @@ from msgspec import structs
 
 from converters.adapter import LoraAdapter, check_rank, initial_adapter
 from converters.bases.contract import Base
-from converters.bases.gguf_naming import naming_of
-from converters.bases.hub import find_base
-from converters.bases.read import read_base
+from converters.bases.read import find_base, read_base
 from converters.bases.targets import match_targets
 from converters.formats.load import load_any
 from edge.training.data.check import check_source, held_out
@@ -52,7 +50,7 @@ async def train_locally(
     base = find_base(run.base)
     model = read_base(base)
     if run.form == "gguf":
-        naming_of(model)  # what GGUF has no names for is told before hours of training
+        model.naming()  # what GGUF has no names for is told before hours of training
     on_stage(f"reading {run.data.path}")
     on_stage(f"reads {check_source(run.data)}")
     valid = held_out(structs.replace(run.data, path=run.valid)) if run.valid else None

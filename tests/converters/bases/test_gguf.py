@@ -11,7 +11,6 @@ gguf = pytest.importorskip("gguf", reason="needs the llama extra")
 from converters.bases.folder import read_folder  # noqa: E402
 from converters.bases.gguf import read_gguf  # noqa: E402
 from converters.bases.gguf_names import file_names, hub_names  # noqa: E402
-from converters.bases.gguf_naming import naming_of  # noqa: E402
 from converters.bases.read import read_base  # noqa: E402
 from converters.errors import BaseModelError  # noqa: E402
 
@@ -123,7 +122,7 @@ def test_a_file_of_another_converter_has_the_fingerprint_of_its_source() -> None
 
 def test_rows_can_be_read_in_either_order(tmp_path: Path) -> None:
     base = read_gguf(write(tmp_path / "x.gguf"))
-    naming, module = naming_of(base), "model.layers.0.self_attn.q_proj"
+    naming, module = base.naming(), "model.layers.0.self_attn.q_proj"
     assert naming.heads == {module: 2, module.replace("q_proj", "k_proj"): 1}
     assert naming.tensors[module] == "blk.0.attn_q.weight"
     stored, hub = base.floats("blk.0.attn_q.weight"), base.hub_floats("blk.0.attn_q.weight")
@@ -140,7 +139,7 @@ def test_other_families_keep_their_rows(tmp_path: Path, arch: str) -> None:
     base = read_gguf(write(tmp_path / "x.gguf", arch=arch))
     assert not base.heads
     rows = np.ones((8, 2), np.float32)
-    assert naming_of(base).to_file_rows("model.layers.0.self_attn.q_proj", rows) is rows
+    assert base.naming().to_file_rows("model.layers.0.self_attn.q_proj", rows) is rows
 
 
 def test_heads_may_differ_from_block_to_block(tmp_path: Path) -> None:

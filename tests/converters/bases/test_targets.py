@@ -1,8 +1,10 @@
 """A few words mean linear layers of a base model."""
 
+import numpy as np
 import pytest
 
-from converters.bases.targets import endings, match_targets
+from converters.adapter import Factors, LoraAdapter
+from converters.bases.targets import check_fit, endings, match_targets
 from converters.errors import UnsupportedAdapter
 
 Q0, Q1, V0, BIG = (
@@ -10,6 +12,7 @@ Q0, Q1, V0, BIG = (
     for name in ("0.self_attn.q_proj", "1.self_attn.q_proj", "0.self_attn.v_proj", "1.mlp.big")
 )
 MODULES = {Q0: (8, 8), V0: (8, 4), BIG: (400, 300), Q1: (8, 8)}
+FACTORS = Factors(np.ones((1, 3), np.float32), np.ones((4, 1), np.float32), 1.0)
 
 
 def test_targets_are_endings_of_names() -> None:
@@ -43,3 +46,17 @@ def test_targets_that_match_nothing_are_all_named_beside_what_there_is() -> None
 def test_names_are_shortened_where_that_means_just_them() -> None:
     assert endings([Q0, Q1], MODULES) == ["q_proj"]
     assert endings([Q0], MODULES) == [Q0]
+
+
+def test_all_modules_that_do_not_fit_are_named_at_once():
+    adapter = LoraAdapter(dict.fromkeys(("gone", "there", "wide"), FACTORS))
+    with pytest.raises(UnsupportedAdapter) as caught:
+        check_fit(adapter, {"there": (3, 4), "wide": (4, 3)}, "adapter does not fit the toy base")
+    assert str(caught.value) == (
+        "adapter does not fit the toy base: the base model has no linear layer gone; "
+        "wide is for (3, 4) features (in, out), the base model has (4, 3)"
+    )
+
+
+def test_an_adapter_may_leave_modules_out():
+    check_fit(LoraAdapter({"there": FACTORS}), {"there": (3, 4), "other": (1, 1)})

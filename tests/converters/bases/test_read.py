@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from converters.bases.hub import find_base
 from converters.bases.name import is_hub_name
+from converters.bases.read import find_base
 from converters.errors import BaseModelError
 
 
