@@ -25,7 +25,7 @@ from edge.backends.llama_cpp.context import MAX_SEQUENCES, Context, Model
 from edge.backends.llama_cpp.forward import Forward
 from edge.backends.llama_cpp.graph import Node, Route, record_graph
 from edge.backends.llama_cpp.head import apply_head
-from edge.backends.llama_cpp.memory import Room, context_tokens
+from edge.backends.llama_cpp.memory import Memory, Room, context_tokens
 from edge.backends.llama_cpp.operations import OPERATIONS
 from edge.backends.llama_cpp.route import make_route
 from edge.backends.llama_cpp.selftest import ensure_tested
@@ -48,7 +48,9 @@ Array = NDArray[np.float32]
 GROUP_TOKENS = 256  # unless one example is longer; with 512 attention costs more than fewer passes save
 
 
-def load_model(base: Path, *, precision: Precision = "auto", seed: int = 0) -> "LlamaCppModel":
+def load_model(
+    base: Path, *, precision: Precision = "auto", seed: int = 0, memory: Memory | None = None
+) -> "LlamaCppModel":
     """Loads a GGUF file; nothing in it depends on `seed`.
 
     Raises:
@@ -60,15 +62,16 @@ def load_model(base: Path, *, precision: Precision = "auto", seed: int = 0) -> "
     if precision not in ("auto", "float32"):
         raise BackendError("backend llama_cpp computes in float32 only; choose precision auto or float32")
     gguf = read_gguf(base)
-    Room(gguf).take(0, 0, keeps=False)
+    room = Room(gguf, memory)
+    room.take(0, 0, keeps=False)
     ensure_tested()
-    return LlamaCppModel(gguf, Model(base))
+    return LlamaCppModel(gguf, Model(base), room)
 
 
 class LlamaCppModel:
     """A loaded GGUF model; see `TrainableModel`."""
 
-    def __init__(self, gguf: GgufBase, model: Model) -> None:
+    def __init__(self, gguf: GgufBase, model: Model, room: Room) -> None:
         self.gguf, self.model, self.naming = gguf, model, naming_of(gguf)
         self.num_threads = count_processors()
         self.tokenizer = GgufTokenizer(model)
@@ -81,7 +84,7 @@ class LlamaCppModel:
         )
         self.threads = Threads(self.num_threads)
         self.multiplier = Multiplier(self.threads)
-        self.room = Room(gguf)
+        self.room = room
         self.context: Context | None = None
         self.graphs: dict[bool, list[Node]] = {}
         self.set_adapter(LoraAdapter({}))
