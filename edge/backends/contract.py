@@ -11,14 +11,18 @@ AdamW is Loshchilov & Hutter's (arXiv 1711.05101) with bias correction, betas (0
 from collections.abc import Callable, Collection, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Annotated, Any, NamedTuple, Protocol
 
 import numpy as np
+from msgspec import Meta, Struct
 from numpy.typing import NDArray
 
 from converters.adapter import LoraAdapter
+from edge.choices import MAX_TOKENS
 from edge.choices import Precision as Precision
 
+Prompts = Sequence[Sequence[int]]  # token ids
+Ends = Collection[int] | None  # tokens; None is the tokenizer's `eos_id`
 OnToken = Callable[[int, int], object]  # index of the prompt, token
 Snapshot = dict[str, NDArray[Any]]  # flat names to arrays: adapter, both AdamW moments, step counter
 
@@ -74,6 +78,22 @@ class Batch(NamedTuple):
         return Batch(self.tokens[places], self.targets[places], self.weights[places], lengths)
 
 
+class Sampling(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How completions are chosen.
+
+    Attributes:
+        max_tokens: The most tokens of a completion.
+        temperature: Higher is more varied; 0 always takes the most likely token.
+        top_p: Above a temperature of 0, only the most likely tokens that together reach this probability.
+        seed: Of the drawing; each call begins with it.
+    """
+
+    max_tokens: Annotated[int, Meta(ge=1)] = MAX_TOKENS
+    temperature: Annotated[float, Meta(ge=0)] = 0.0
+    top_p: Annotated[float, Meta(gt=0, le=1)] = 1.0
+    seed: Annotated[int, Meta(ge=0)] = 0
+
+
 class ModelCard(NamedTuple):
     """What a loaded base model is."""
 
@@ -114,15 +134,15 @@ class Tokenizer(Protocol):
         ...
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of `text` as it stands: no special tokens are added."""
+        """Returns the token ids of `text` as it stands: no special tokens are added."""
         ...
 
     def decode(self, tokens: Sequence[int]) -> str:
-        """Text of `tokens`, special tokens left out."""
+        """Returns the text of `tokens`, special tokens left out."""
         ...
 
     def piece(self, token: int) -> str:
-        """One token as it stands in a text, special tokens by their names."""
+        """Returns one token as it stands in a text, special tokens by their names."""
         ...
 
     def render(
@@ -132,7 +152,7 @@ class Tokenizer(Protocol):
         tools: Sequence[Mapping[str, Any]] | None = None,
         add_generation_prompt: bool,
     ) -> str:
-        """The chat template's text for `messages`.
+        """Renders `messages` by the chat template.
 
         Args:
             messages: Turns with a role, mostly a content, and whatever else the template reads of them.
@@ -167,40 +187,25 @@ class Model(Protocol):
         ...
 
     def adapter(self) -> LoraAdapter:
-        """The adapter as it is now, float32."""
+        """Returns the adapter as it is now, float32."""
         ...
 
     def score(self, batch: Batch) -> Score:
-        """Forward only, with the adapter."""
+        """Computes the sums over a batch, with the adapter."""
         ...
 
     def features(self, batch: Batch) -> NDArray[np.float32]:
-        """Hidden states before the head, averaged over each example's tokens: (examples, hidden size).
-
-        Examples are in the batch's order.
-        """
+        """Averages hidden states before the head over each example's tokens: (examples, hidden size)."""
         ...
 
     def generate(
-        self,
-        prompts: Sequence[Sequence[int]],
-        *,
-        max_tokens: int,
-        temperature: float = 0.0,
-        top_p: float = 1.0,
-        seed: int = 0,
-        ends: Collection[int] | None = None,
-        on_token: OnToken = lambda index, token: None,
+        self, prompts: Prompts, sampling: Sampling, ends: Ends = None, on_token: OnToken = lambda *_: None
     ) -> list[list[int]]:
-        """Completions without their prompts; none makes a text longer than the context.
+        """Returns completions without their prompts; none makes a text longer than the context.
 
         Args:
             prompts: At least one token each.
-            max_tokens: The most tokens of a completion.
-            temperature: 0 is greedy.
-            top_p: Above a temperature of 0, only the most likely tokens that together reach this
-                probability may come.
-            seed: Of the drawing; the same gives the same again, on the same backend.
+            sampling: How tokens are chosen; the same gives the same again, on the same backend.
             ends: Tokens any of which ends a completion, and is left out; None is the tokenizer's `eos_id`.
             on_token: Called with the prompt's index and each token of its completion, as it comes.
         """
@@ -232,7 +237,7 @@ class TrainableModel(Model, Protocol):
         ...
 
     def step(self, batches: Sequence[Batch], lr: float) -> float:
-        """One AdamW step on micro-batches taken together, whatever the split.
+        """Takes one AdamW step on micro-batches together, whatever the split.
 
         Returns:
             The loss before the step: weighted cross entropy over all labels of all micro-batches, in nats.
@@ -244,7 +249,7 @@ class TrainableModel(Model, Protocol):
         ...
 
     def gradient(self, batches: Sequence[Batch]) -> tuple[float, LoraAdapter]:
-        """The loss that `step` would return, and its gradient with respect to every a and b.
+        """Computes the loss that `step` would return, and its gradient with respect to every a and b.
 
         Nothing is trained, and the optimizer is left as it is; neither `pull` nor `mask` takes part.
 
@@ -258,7 +263,7 @@ class TrainableModel(Model, Protocol):
         ...
 
     def pull_back(self, batch: Batch, cotangent: NDArray[np.float32]) -> LoraAdapter:
-        """The gradient of the inner product of `cotangent` with `features`, with respect to every a and b.
+        """Computes the gradient of the inner product of `cotangent` with `features`, for every a and b.
 
         Nothing is trained, and the optimizer is left as it is.
 
@@ -277,7 +282,7 @@ class TrainableModel(Model, Protocol):
         ...
 
     def snapshot(self) -> Snapshot:
-        """Copies of everything that `step` changes."""
+        """Copies everything that `step` changes."""
         ...
 
     def restore(self, snapshot: Snapshot) -> None:

@@ -9,7 +9,7 @@ A base is a folder that `make_toy_base` writes: `toy.json`, and weights under th
 """
 
 import json
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,10 +23,11 @@ from converters.adapter import LoraAdapter
 from converters.bases.targets import check_fit
 from converters.errors import BaseModelError
 from edge.backends.adamw import AdamW
-from edge.backends.contract import Batch, ModelCard, OnToken, Precision, Score, Snapshot
+from edge.backends.contract import Batch, Ends, ModelCard, OnToken, Prompts, Sampling, Score, Snapshot
 from edge.backends.labels import average_examples, find_labels, mean_weights, sum_score
 from edge.backends.parameters import Matrices, form_of, from_vector, mask_vector, split_vector, to_vector
-from edge.backends.sampling import continue_text, pick_token
+from edge.backends.sampling import continue_text
+from edge.choices import Precision
 from edge.errors import BackendError, OutOfMemory
 
 Array = NDArray[np.float32]
@@ -175,29 +176,13 @@ class ToyModel:
         return average_examples(batch, self._forward(batch).h)
 
     def generate(
-        self,
-        prompts: Sequence[Sequence[int]],
-        *,
-        max_tokens: int,
-        temperature: float = 0.0,
-        top_p: float = 1.0,
-        seed: int = 0,
-        ends: Collection[int] | None = None,
-        on_token: OnToken = lambda index, token: None,
+        self, prompts: Prompts, sampling: Sampling, ends: Ends = None, on_token: OnToken = lambda *_: None
     ) -> list[list[int]]:
         """See `Model.generate`."""
-        pick = partial(pick_token, temperature=temperature, top_p=top_p, random=np.random.default_rng(seed))
-        ends = {EOS} if ends is None else ends
+        random, stops = np.random.default_rng(sampling.seed), {EOS} if ends is None else ends
+        settings = (self.card.max_tokens, self._next_logits, sampling, random, stops)
         return [
-            continue_text(
-                prompt,
-                min(max_tokens, self.card.max_tokens - len(prompt)),
-                self._next_logits,
-                pick,
-                ends,
-                partial(on_token, index),
-            )
-            for index, prompt in enumerate(prompts)
+            continue_text(prompt, *settings, partial(on_token, index)) for index, prompt in enumerate(prompts)
         ]
 
     def begin(

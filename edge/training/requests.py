@@ -1,11 +1,12 @@
 """What is asked of a worker and what it answers: the records that cross the pipe, one JSON object a line."""
 
 import math
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from msgspec import Meta, Struct
+from msgspec import Struct
 
-from edge.choices import BATCH_TOKENS, MAX_TOKENS, SEQ_TOKENS, Precision
+from edge.backends.contract import Sampling as Sampling
+from edge.choices import BATCH_TOKENS, SEQ_TOKENS, Precision
 from edge.training.data.forms import Asking
 from edge.training.data.source import DataSource
 from edge.training.plan import Plan
@@ -95,22 +96,6 @@ class Scoring(Record, frozen=True, tag="score"):
     seq_tokens: int = SEQ_TOKENS
     batch_tokens: int = BATCH_TOKENS
     precision: Precision = "float32"
-
-
-class Sampling(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """How completions are chosen.
-
-    Attributes:
-        max_tokens: The most tokens of a completion.
-        temperature: Higher is more varied; 0 always takes the most likely token.
-        top_p: Above a temperature of 0, only the most likely tokens that together reach this probability.
-        seed: Of the drawing; each prompt begins with it.
-    """
-
-    max_tokens: Annotated[int, Meta(ge=1)] = MAX_TOKENS
-    temperature: Annotated[float, Meta(ge=0)] = 0.0
-    top_p: Annotated[float, Meta(gt=0, le=1)] = 1.0
-    seed: Annotated[int, Meta(ge=0)] = 0
 
 
 class Generation(Record, frozen=True, tag="generate"):

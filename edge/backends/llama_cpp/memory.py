@@ -14,7 +14,6 @@ from typing import NamedTuple
 from converters.bases.gguf import GgufBase
 from edge.errors import OutOfMemory
 
-PROC, CGROUPS = Path("/proc"), Path("/sys/fs/cgroup")
 PROGRAM_BYTES = 64 << 20  # Python, numpy, llama.cpp and their buffers
 FLOAT_BYTES = 4
 CONTEXT_STEP = 256  # llama.cpp rounds contexts up to this
@@ -46,15 +45,51 @@ class Need(NamedTuple):
         return f"{shown(self.total)} ({', '.join(parts)})"
 
 
+class Memory(NamedTuple):
+    """What the system tells of this process's memory."""
+
+    proc: Path = Path("/proc")
+    cgroups: Path = Path("/sys/fs/cgroup")
+
+    @property
+    def available_bytes(self) -> int:
+        """What may still be taken, swap included; all there is where the system tells no more."""
+        found = [self._free(), *(_left(folder) for folder in self._groups())]
+        known = [size for size in found if size is not None]
+        return min(known) if known else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+    @property
+    def held_bytes(self) -> int:
+        """What was taken, mapped files left out; 0 where the system does not tell."""
+        return _table(self.proc / "self" / "status").get("RssAnon", 0) * 1024
+
+    def _free(self) -> int | None:
+        info = _table(self.proc / "meminfo")
+        return (info["MemAvailable"] + info.get("SwapFree", 0)) * 1024 if "MemAvailable" in info else None
+
+    def _groups(self) -> Iterator[Path]:
+        # The folders of this process's control groups and of those around them: each may have a limit.
+        try:
+            lines = (self.proc / "self" / "cgroup").read_text().splitlines()
+        except OSError:
+            return
+        for line in lines:
+            _, kinds, path = line.split(":", 2)
+            if kinds in ("", "memory"):
+                own = Path(kinds) / path.lstrip("/")
+                yield from (self.cgroups / folder for folder in (own, *own.parents))
+
+
 class Room:
     """Checks each pass that takes more memory than those before it.
 
     Args:
         base: The model that is, or is to be, loaded.
+        memory: What there is.
     """
 
-    def __init__(self, base: GgufBase) -> None:
-        self.base = base
+    def __init__(self, base: GgufBase, memory: Memory | None = None) -> None:
+        self.base, self.memory = base, memory or Memory()
         self._weights = base.path.stat().st_size
         layers = {name: shape for name, shape in base.modules.items() if name != "lm_head"}
         self._hidden = base.number("embedding_length")
@@ -66,7 +101,7 @@ class Room:
         self._granted = 0
 
     def need(self, num_tokens: int, longest: int, num_factors: int = 0, *, keeps: bool) -> Need:
-        """What a pass takes.
+        """Estimates what a pass takes.
 
         Args:
             num_tokens: Computed at once; 0 for loading alone, with the least context.
@@ -97,7 +132,7 @@ class Room:
         need = self.need(num_tokens, longest, num_factors, keeps=keeps)
         if need.total <= self._granted:
             return
-        there = available_bytes() + held_bytes()
+        there = self.memory.available_bytes + self.memory.held_bytes
         if need.total > there:
             raise OutOfMemory(
                 f"{self.base.path}: {_what(num_tokens)} {need} of memory, and {shown(there)} are there; "
@@ -107,47 +142,17 @@ class Room:
 
 
 def context_tokens(num_tokens: int) -> int:
-    """How many tokens the context has room for that is opened for so many."""
+    """Returns how many tokens the context has room for that is opened for so many."""
     return -(-max(num_tokens, 1) // CONTEXT_STEP) * CONTEXT_STEP
 
 
-def available_bytes() -> int:
-    """Memory that this process may still take, swap included; all there is where the system tells no more."""
-    found = [_free(), *(_left(folder) for folder in _groups())]
-    known = [size for size in found if size is not None]
-    return min(known) if known else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
-def held_bytes() -> int:
-    """Memory that this process has taken, mapped files left out; 0 where the system does not tell."""
-    return _table(PROC / "self" / "status").get("RssAnon", 0) * 1024
-
-
 def shown(size: int) -> str:
-    """Bytes as people read them."""
+    """Writes bytes as people read them."""
     return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"
 
 
 def _what(num_tokens: int) -> str:
     return f"{num_tokens} tokens at once need" if num_tokens else "loading it needs"
-
-
-def _free() -> int | None:
-    info = _table(PROC / "meminfo")
-    return (info["MemAvailable"] + info.get("SwapFree", 0)) * 1024 if "MemAvailable" in info else None
-
-
-def _groups() -> Iterator[Path]:
-    """The folders of this process's control groups and of those around them: each may have a limit."""
-    try:
-        lines = (PROC / "self" / "cgroup").read_text().splitlines()
-    except OSError:
-        return
-    for line in lines:
-        _, kinds, path = line.split(":", 2)
-        if kinds in ("", "memory"):
-            own = Path(kinds) / path.lstrip("/")
-            yield from (CGROUPS / folder for folder in (own, *own.parents))
 
 
 def _left(folder: Path) -> int | None:
@@ -162,7 +167,7 @@ def _left(folder: Path) -> int | None:
 
 
 def _table(path: Path) -> dict[str, int]:
-    """Lines such as `MemAvailable:  23714028 kB` as a table; empty where there is no such file."""
+    """Reads lines such as `MemAvailable:  23714028 kB`; none where there is no such file."""
     try:
         lines = [line.split() for line in path.read_text().splitlines()]
     except OSError:

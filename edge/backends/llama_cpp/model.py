@@ -5,7 +5,7 @@ end as sequences of one batch, so none sees another and there is no padding; log
 only. All factors lie in one flat vector in canonical order, as in the torch backend.
 """
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -18,14 +18,13 @@ from converters.bases.gguf import GgufBase, read_gguf
 from converters.bases.targets import check_fit
 from converters.parallel import count_processors
 from edge.backends.adamw import AdamW
-from edge.backends.contract import Batch, ModelCard, OnToken, Precision, Score, Snapshot
+from edge.backends.contract import Batch, Ends, ModelCard, OnToken, Prompts, Sampling, Score, Snapshot
 from edge.backends.labels import average_examples, find_labels, mean_weights, sum_score
 from edge.backends.llama_cpp.context import MAX_SEQUENCES, Context, Model
 from edge.backends.llama_cpp.forward import Forward
 from edge.backends.llama_cpp.graph import Node, Route, record_graph
-from edge.backends.llama_cpp.groups import make_groups
 from edge.backends.llama_cpp.head import apply_head
-from edge.backends.llama_cpp.memory import Room, context_tokens
+from edge.backends.llama_cpp.memory import Memory, Room, context_tokens
 from edge.backends.llama_cpp.operations import OPERATIONS
 from edge.backends.llama_cpp.route import make_route
 from edge.backends.llama_cpp.selftest import ensure_tested
@@ -40,13 +39,17 @@ from edge.backends.parameters import (
     split_vector,
     to_vector,
 )
-from edge.backends.sampling import continue_text, pick_token
+from edge.backends.sampling import continue_text
+from edge.choices import Precision
 from edge.errors import BackendError, OutOfMemory
 
 Array = NDArray[np.float32]
+GROUP_TOKENS = 256  # unless one example is longer; with 512 attention costs more than fewer passes save
 
 
-def load_model(base: Path, *, precision: Precision = "auto", seed: int = 0) -> "LlamaCppModel":
+def load_model(
+    base: Path, *, precision: Precision = "auto", seed: int = 0, memory: Memory | None = None
+) -> "LlamaCppModel":
     """Loads a GGUF file; nothing in it depends on `seed`.
 
     Raises:
@@ -58,15 +61,16 @@ def load_model(base: Path, *, precision: Precision = "auto", seed: int = 0) -> "
     if precision not in ("auto", "float32"):
         raise BackendError("backend llama_cpp computes in float32 only; choose precision auto or float32")
     gguf = read_gguf(base)
-    Room(gguf).take(0, 0, keeps=False)
+    room = Room(gguf, memory)
+    room.take(0, 0, keeps=False)
     ensure_tested()
-    return LlamaCppModel(gguf, Model(base))
+    return LlamaCppModel(gguf, Model(base), room)
 
 
 class LlamaCppModel:
     """A loaded GGUF model; see `TrainableModel`."""
 
-    def __init__(self, gguf: GgufBase, model: Model) -> None:
+    def __init__(self, gguf: GgufBase, model: Model, room: Room) -> None:
         self.gguf, self.model, self.naming = gguf, model, gguf.naming()
         self.num_threads = count_processors()
         self.tokenizer = GgufTokenizer(model)
@@ -79,7 +83,7 @@ class LlamaCppModel:
         )
         self.threads = Threads(self.num_threads)
         self.multiplier = Multiplier(self.threads)
-        self.room = Room(gguf)
+        self.room = room
         self.context: Context | None = None
         self.graphs: dict[bool, list[Node]] = {}
         self.set_adapter(LoraAdapter({}))
@@ -126,27 +130,19 @@ class LlamaCppModel:
         return average_examples(batch, np.concatenate(hidden))
 
     def generate(
-        self,
-        prompts: Sequence[Sequence[int]],
-        *,
-        max_tokens: int,
-        temperature: float = 0.0,
-        top_p: float = 1.0,
-        seed: int = 0,
-        ends: Collection[int] | None = None,
-        on_token: OnToken = lambda index, token: None,
+        self, prompts: Prompts, sampling: Sampling, ends: Ends = None, on_token: OnToken = lambda *_: None
     ) -> list[list[int]]:
         """See `Model.generate`."""
-        pick = partial(pick_token, temperature=temperature, top_p=top_p, random=np.random.default_rng(seed))
+        random = np.random.default_rng(sampling.seed)
         stops = {self.tokenizer.eos_id} if ends is None else ends
         found: list[list[int]] = []
         for index, prompt in enumerate(prompts):
-            limit = min(len(prompt) + max_tokens, self.card.max_tokens)
-            room, tell = limit - len(prompt), partial(on_token, index)
-            found.append([])
-            if room > 0:
-                with self._reading_on(limit) as next_logits:
-                    found[index] = continue_text(prompt, room, next_logits, pick, stops, tell)
+            limit, tell = (
+                min(len(prompt) + sampling.max_tokens, self.card.max_tokens),
+                partial(on_token, index),
+            )
+            with self._reading_on(limit) as next_logits:
+                found.append(continue_text(prompt, limit, next_logits, sampling, random, stops, tell))
         return found
 
     def begin(
@@ -301,3 +297,22 @@ class LlamaCppModel:
             return self._forward(group, np.ones(group.num_tokens, np.bool_), keeps=False)[1]
         finally:
             self.parameters[:] = trained
+
+
+def make_groups(batch: Batch, *, needs_labels: bool = True) -> Iterator[Batch]:
+    """Cuts a batch into groups of whole examples, each of which llama.cpp computes at once.
+
+    Examples without a label are left out unless all are needed.
+    """
+    chosen: list[int] = []
+    held = 0
+    for index, (at, length) in enumerate(zip(batch.spans, batch.lengths.tolist(), strict=True)):
+        if needs_labels and not batch.weights[at].any():
+            continue
+        if chosen and (held + length > GROUP_TOKENS or len(chosen) == MAX_SEQUENCES):
+            yield batch.select(chosen)
+            chosen, held = [], 0
+        chosen.append(index)
+        held += length
+    if chosen:
+        yield batch.select(chosen)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from edge.backends.llama_cpp.graph import Node, Route
 from edge.backends.llama_cpp.native import Array, tensor_at
-from edge.backends.llama_cpp.weights import BLOCK_VALUES, Multiplier, Threads
+from edge.backends.llama_cpp.weights import Multiplier, Threads
 
 SMALL_ROWS = 1 << 16  # values for which other threads are not worth waking
 
@@ -167,7 +167,9 @@ class Tape:
 
     def by_rows(self, function: Callable[[slice], None], x: Array) -> None:
         """Calls `function` for slices of the rows of `x` that together are all of them."""
-        step = max(1, BLOCK_VALUES // 4 // x.shape[-1])  # small enough for the processor's cache
+        step = max(
+            1, self.multiplier.block_values // 4 // x.shape[-1]
+        )  # small enough for the processor's cache
         parts = [slice(first, first + step) for first in range(0, x.shape[-2], step)]
         self.threads.share(function, parts, is_small=x.size < SMALL_ROWS)
 

@@ -17,8 +17,7 @@ from threadpoolctl import ThreadpoolController
 from edge.backends.llama_cpp import native
 from edge.backends.llama_cpp.native import Array
 
-BLOCK_VALUES = 1 << 19  # dequantised at a time by each thread: 2 MB, which stay in the processor's cache
-SMALL_PRODUCT = 1 << 22  # multiplications for which other threads are not worth waking
+BLOCK_VALUES = 1 << 19  # 2 MB, which stay in the processor's cache
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -46,21 +45,21 @@ class Threads:
         self._libraries = ThreadpoolController()
 
     def alone(self) -> Any:
-        """A context in which BLAS uses one thread."""
+        """Opens a context in which BLAS uses one thread."""
         return self._libraries.limit(limits=1, user_api="blas")
 
     def split(self, total: int) -> list[range]:
-        """`total` things in as many parts as there are threads, or fewer."""
+        """Splits `total` things into as many parts as there are threads, or fewer."""
         ends = [total * part // self.count for part in range(self.count + 1)]
         return [range(begin, end) for begin, end in pairwise(ends) if begin < end]
 
     def map(self, function: Callable[[T], R], items: Sequence[T]) -> list[R]:
-        """The results in order; the first item is this thread's own."""
+        """Returns the results in order; the first item is this thread's own."""
         others = [self._pool.submit(function, item) for item in items[1:]]
         return [*(function(item) for item in items[:1]), *(other.result() for other in others)]
 
     def share(self, function: Callable[[T], R], items: Sequence[T], *, is_small: bool) -> list[R]:
-        """The results in order, each thread's items one after the other; small work stays in this thread."""
+        """Returns the results in order; small work stays in this thread."""
         if is_small or len(items) < 2:
             return [function(item) for item in items]
         parts = self.map(lambda part: [function(items[number]) for number in part], self.split(len(items)))
@@ -68,15 +67,23 @@ class Threads:
 
 
 class Multiplier:
-    """Products with weights, by several threads."""
+    """Products with weights, by several threads.
 
-    def __init__(self, threads: Threads) -> None:
-        self.threads = threads
+    Args:
+        threads: Share the work.
+        block_values: Dequantised at a time by each thread.
+        small_product: Multiplications for which other threads are not worth waking.
+    """
+
+    def __init__(
+        self, threads: Threads, block_values: int = BLOCK_VALUES, small_product: int = 1 << 22
+    ) -> None:
+        self.threads, self.block_values, self.small_product = threads, block_values, small_product
         self._local = threading.local()
 
     def backward(self, dy: Array, weight: Weight) -> Array:
-        """`dy @ weight`: (tokens, num_out) to (tokens, num_in)."""
-        is_small = len(dy) * weight.num_in * weight.num_out < SMALL_PRODUCT
+        """Computes `dy @ weight`: (tokens, num_out) to (tokens, num_in)."""
+        is_small = len(dy) * weight.num_in * weight.num_out < self.small_product
         parts = [range(weight.num_out)] if is_small else self.threads.split(weight.num_out)
         first, *others = self.threads.map(lambda part: self._sum(dy, weight, part), parts)
         for other in others:
@@ -84,8 +91,8 @@ class Multiplier:
         return first
 
     def blocks(self, weight: Weight, part: range) -> Iterator[tuple[int, Array]]:
-        """First row and rows in float32, a block at a time; each is gone when the next is asked for."""
-        size = max(1, BLOCK_VALUES // weight.num_in)
+        """Yields first row and rows in float32, a block at a time; each is gone with the next."""
+        size = max(1, self.block_values // weight.num_in)
         for first in range(part.start, part.stop, size):
             count = min(size, part.stop - first)
             if weight.kind == native.F32:

@@ -5,7 +5,7 @@ and AdamW are a few kernels whatever the number of modules.
 """
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -15,6 +15,7 @@ import mlx.nn as nn
 import mlx.optimizers as optim
 import numpy as np
 from mlx.utils import tree_unflatten
+from mlx_lm.generate import generate_step
 from mlx_lm.sample_utils import make_sampler
 from mlx_lm.tuner.lora import LoRALinear
 from mlx_lm.utils import load_model as load_mlx
@@ -25,13 +26,13 @@ from converters.adapter import LoraAdapter
 from converters.bases.targets import check_fit
 from converters.errors import BaseModelError
 from edge.backends.batch_layout import row_each
-from edge.backends.contract import Batch, ModelCard, OnToken, Precision, Score, Snapshot
+from edge.backends.contract import Batch, Ends, ModelCard, OnToken, Prompts, Sampling, Score, Snapshot
 from edge.backends.labels import average_examples, find_labels, mean_weights, sum_score
 from edge.backends.mlx.forward import HEAD_ROWS, Fed, Forward
-from edge.backends.mlx.generate import complete
 from edge.backends.mlx.layers import count_weights, mapped_errors, precision_of, shape_of
 from edge.backends.parameters import Form, form_of, from_vector, mask_vector, to_vector
 from edge.backends.transformers import HubTokenizer
+from edge.choices import Precision
 from edge.errors import UnsupportedRecipe
 
 NAME = "parameters"  # of the one vector, to the optimizer
@@ -130,30 +131,15 @@ class MlxModel:
             return average_examples(batch, found[rows.places])
 
     def generate(
-        self,
-        prompts: Sequence[Sequence[int]],
-        *,
-        max_tokens: int,
-        temperature: float = 0.0,
-        top_p: float = 1.0,
-        seed: int = 0,
-        ends: Collection[int] | None = None,
-        on_token: OnToken = lambda index, token: None,
+        self, prompts: Prompts, sampling: Sampling, ends: Ends = None, on_token: OnToken = lambda *_: None
     ) -> list[list[int]]:
         """See `Model.generate`."""
-        mx.random.seed(seed)
+        mx.random.seed(sampling.seed)
         stops = {self.tokenizer.eos_id} if ends is None else ends
         with mapped_errors():
             self._place(self.parameters)
             return [
-                complete(
-                    self.model,
-                    prompt,
-                    min(max_tokens, self.card.max_tokens - len(prompt)),
-                    make_sampler(temp=temperature, top_p=top_p if top_p < 1 else 0.0),
-                    stops,
-                    partial(on_token, index),
-                )
+                self._complete(prompt, sampling, stops, partial(on_token, index))
                 for index, prompt in enumerate(prompts)
             ]
 
@@ -222,6 +208,25 @@ class MlxModel:
         state = self.optimizer.state
         state[NAME] = {"m": mx.array(snapshot["first"]), "v": mx.array(snapshot["second"])}
         state["step"] = mx.array(int(snapshot["num_steps"]), mx.uint64)
+
+    def _complete(
+        self,
+        prompt: Sequence[int],
+        sampling: Sampling,
+        ends: Collection[int | None],
+        on_token: Callable[[int], object],
+    ) -> list[int]:
+        sampler = make_sampler(temp=sampling.temperature, top_p=sampling.top_p if sampling.top_p < 1 else 0.0)
+        room, completion = min(sampling.max_tokens, self.card.max_tokens - len(prompt)), list[int]()
+        if room <= 0:
+            return completion
+        tokens = mx.array(list(prompt))
+        for token, _ in generate_step(tokens, self.model, max_tokens=room, sampler=sampler):
+            if int(token) in ends:
+                break
+            completion.append(int(token))
+            on_token(int(token))
+        return completion
 
     def _split(self, parameters: mx.array) -> list[mx.array]:
         shapes = [matrix for shape in self.form.values() for matrix in (shape.a, shape.b)]

@@ -21,21 +21,15 @@ from edge.backends.labels import fill_labels, find_labels, mean_weights
 from edge.backends.torch.layers import HEAD_ROWS
 
 
-class Targets(NamedTuple):
-    """The labels of a batch that is laid out, all of shape (labels,)."""
-
-    places: Tensor  # into the flattened rows
-    targets: Tensor
-    weights: Tensor
-
-
 class Fed(NamedTuple):
     """A batch as the model is fed with it."""
 
     batch: Batch
     rows: TokenRows
-    labels: Targets
     inputs: dict[str, Any]
+    places: Tensor  # (labels,): into the flattened rows
+    targets: Tensor  # (labels,)
+    weights: Tensor  # (labels,)
 
 
 class Forward:
@@ -79,13 +73,9 @@ class Forward:
         }
         if self.layout is one_row:  # an empty mask, for transformers to make none itself
             inputs |= {"attention_mask": torch.zeros(1, 1, 1, 1), "example_lengths": batch.lengths.tolist()}
-        targets = Targets(
-            places=self.tensor(rows.places[labels.places]),
-            targets=self.tensor(labels.targets),
-            weights=self.tensor(labels.weights),
-        )
         # Else transformers reads from positions that start anew where an example begins.
-        return Fed(batch, rows, targets, inputs)
+        places, targets, weights = rows.places[labels.places], labels.targets, labels.weights
+        return Fed(batch, rows, inputs, self.tensor(places), self.tensor(targets), self.tensor(weights))
 
     def hidden(self, fed: Fed) -> Tensor:
         """Computes the hidden states before the head: (positions, hidden size)."""
@@ -95,7 +85,7 @@ class Forward:
     def logits(self, fed: Fed) -> Iterator[Tensor]:
         """Computes the logits at the labels, `HEAD_ROWS` at a time."""
         if self.has_plain_head:
-            yield from (self.head(part) for part in self.hidden(fed)[fed.labels.places].split(HEAD_ROWS))
+            yield from (self.head(part) for part in self.hidden(fed)[fed.places].split(HEAD_ROWS))
         else:
             yield from self.hidden_and_logits(fed)[1].split(HEAD_ROWS)
 
@@ -106,9 +96,7 @@ class Forward:
             self.model.base_model.register_forward_hook(
                 lambda _, __, output: hidden.append(output.last_hidden_state)
             ),
-            self.head.register_forward_pre_hook(
-                lambda _, inputs: (inputs[0].flatten(0, 1)[fed.labels.places],)
-            ),
+            self.head.register_forward_pre_hook(lambda _, inputs: (inputs[0].flatten(0, 1)[fed.places],)),
         ]
         try:
             logits = cast(Tensor, self.model(**fed.inputs).logits)

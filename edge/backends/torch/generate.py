@@ -1,29 +1,22 @@
 """Completions with the torch backend, for prompts of unlike lengths at once."""
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from itertools import groupby
 from typing import Any
 
 import torch
 from transformers import GenerationConfig, StoppingCriteria
 
-from edge.backends.contract import OnToken
+from edge.backends.contract import OnToken, Prompts, Sampling
 
 ROWS = 16  # prompts at a time
 
 
-def sampling_settings(temperature: float, top_p: float) -> dict[str, Any]:
-    """Puts the choice of tokens in transformers' words; a temperature of 0 is greedy."""
-    if temperature == 0:
-        return {}
-    return {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
-
-
 def complete(
     model: Any,
-    prompts: Sequence[Sequence[int]],
-    rooms: Sequence[int],
-    sampling: Mapping[str, Any],
+    prompts: Prompts,
+    most_tokens: int,
+    sampling: Sampling,
     ends: Collection[int | None],
     on_token: OnToken,
 ) -> list[list[int]]:
@@ -32,12 +25,21 @@ def complete(
     Args:
         model: A causal language model of transformers.
         prompts: Token ids.
-        rooms: The most tokens of each completion.
-        sampling: As `sampling_settings` gives it.
+        most_tokens: Of a prompt and its completion together.
+        sampling: How tokens are chosen.
         ends: Tokens that end a completion, and are left out.
         on_token: Called with a prompt's index and each token of its completion as it comes.
     """
     completions: list[list[int]] = [[] for _ in prompts]
+    rooms = [min(sampling.max_tokens, most_tokens - len(prompt)) for prompt in prompts]
+    drawing: dict[str, Any] = {}  # greedy
+    if sampling.temperature:
+        drawing = {
+            "do_sample": True,
+            "top_k": 0,
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+        }
     stops = sorted(end for end in ends if end is not None)
     order = sorted(range(len(prompts)), key=lambda index: (rooms[index], len(prompts[index])))
     for room, group in groupby(order, key=lambda index: rooms[index]):
@@ -53,7 +55,7 @@ def complete(
                 max_new_tokens=room,
                 eos_token_id=stops or None,
                 pad_token_id=stops[0] if stops else 0,
-                **sampling,
+                **drawing,
             )
             _continue(
                 model, [prompts[index] for index in chosen], config, _Listener(len(chosen), stops, tell)

@@ -7,7 +7,7 @@ snapshots are a few operations whatever the number of modules.
 """
 
 import gc
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -24,16 +24,17 @@ from transformers.utils.logging import disable_progress_bar
 from converters.adapter import LoraAdapter
 from converters.bases.targets import check_fit
 from converters.errors import BaseModelError
-from edge.backends.contract import Batch, ModelCard, OnToken, Precision, Score, Snapshot
+from edge.backends.contract import Batch, Ends, ModelCard, OnToken, Prompts, Sampling, Score, Snapshot
 from edge.backends.labels import average_examples, find_labels, sum_score
 from edge.backends.parameters import from_vector, mask_vector
 from edge.backends.precision import load_faster
 from edge.backends.torch.device import DTYPES, choose_device, free_bytes, multiplies_bfloat16
 from edge.backends.torch.forward import Fed, Forward
-from edge.backends.torch.generate import complete, sampling_settings
+from edge.backends.torch.generate import complete
 from edge.backends.torch.layers import ATTENTION, HEAD_ROWS, HeadLoss, register_attention
 from edge.backends.torch.lora import LoraLayers
 from edge.backends.transformers import HubTokenizer, load_hub_tokenizer
+from edge.choices import Precision
 from edge.errors import BackendError, OutOfMemory
 
 
@@ -116,7 +117,7 @@ class TorchModel:
         losses, predicted = [torch.zeros(0)], [torch.zeros(0, dtype=torch.long)]
         with torch.inference_mode(), mapped_errors():
             fed = self.forward.feed(batch)
-            targets = fed.labels.targets.split(HEAD_ROWS)
+            targets = fed.targets.split(HEAD_ROWS)
             for logits, target in zip(self.forward.logits(fed), targets, strict=True):
                 losses.append(F.cross_entropy(logits.float(), target, reduction="none").cpu())
                 predicted.append(logits.argmax(-1).cpu())
@@ -131,23 +132,13 @@ class TorchModel:
             return average_examples(batch, _numpy(self.forward.hidden(fed).float())[fed.rows.places])
 
     def generate(
-        self,
-        prompts: Sequence[Sequence[int]],
-        *,
-        max_tokens: int,
-        temperature: float = 0.0,
-        top_p: float = 1.0,
-        seed: int = 0,
-        ends: Collection[int] | None = None,
-        on_token: OnToken = lambda index, token: None,
+        self, prompts: Prompts, sampling: Sampling, ends: Ends = None, on_token: OnToken = lambda *_: None
     ) -> list[list[int]]:
         """See `Model.generate`."""
-        rooms = [min(max_tokens, self.card.max_tokens - len(prompt)) for prompt in prompts]
         stops = [self.tokenizer.eos_id] if ends is None else ends
-        sampling = sampling_settings(temperature, top_p)
         with torch.inference_mode(), torch.random.fork_rng(), mapped_errors():
-            torch.manual_seed(seed)
-            return complete(self.model, prompts, rooms, sampling, stops, on_token)
+            torch.manual_seed(sampling.seed)
+            return complete(self.model, prompts, self.card.max_tokens, sampling, stops, on_token)
 
     def begin(
         self, *, weight_decay: float, clip_norm: float, pull: float = 0.0, mask: LoraAdapter | None = None
@@ -232,11 +223,11 @@ class TorchModel:
         return float(sum(self._backward(self.forward.feed(batch), total, share) for batch in batches))
 
     def _backward(self, fed: Fed, total: float, share: float) -> float:
-        targets, weights = fed.labels.targets, fed.labels.weights / total
+        targets, weights = fed.targets, fed.weights / total
         fixed = self._dispatched_features(fed) if share else None
         if self.forward.has_plain_head:
             hidden = self.forward.hidden(fed)
-            at_labels = hidden[fed.labels.places]
+            at_labels = hidden[fed.places]
             loss = cast(Tensor, HeadLoss.apply(at_labels, self.forward.head, targets, weights))
         else:
             hidden, logits = self.forward.hidden_and_logits(fed)

@@ -117,12 +117,9 @@ class ModelServer:
 
         found = self.model.generate(
             prompts,
-            max_tokens=sampling.max_tokens,
-            temperature=sampling.temperature,
-            top_p=sampling.top_p,
-            seed=sampling.seed,
-            ends=end_tokens(tokenizer),
-            on_token=lambda index, token: tell(index, streams[index].push(token)),
+            sampling,
+            end_tokens(tokenizer),
+            lambda index, token: tell(index, streams[index].push(token)),
         )
         for index, stream in enumerate(streams):
             tell(index, stream.end())

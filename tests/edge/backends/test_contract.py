@@ -9,6 +9,7 @@ from converters.adapter import Factors, LoraAdapter, initial_adapter
 from converters.bases.read import read_base
 from converters.bases.targets import match_targets
 from converters.errors import UnsupportedAdapter
+from edge.backends.contract import Sampling
 from edge.errors import DataError
 from edge.training.data.dataset import encode_prompt, load_dataset
 from edge.training.data.source import DataSource
@@ -209,7 +210,7 @@ def test_exact_examples_are_those_that_greedy_decoding_produces(model, dataset, 
         model.step([batch], 0.02)
     completions = [example.tokens[example.labels].tolist()[:-1] for example in dataset.examples]
     prompts = [encode_prompt(model.tokenizer, f"turn {word} ") for word in WORDS]
-    generated = model.generate(prompts, max_tokens=8)
+    generated = model.generate(prompts, Sampling(max_tokens=8))
     hits = [found == wanted for found, wanted in zip(generated, completions, strict=True)]
     assert sum(hits) == model.score(batch).num_exact
     assert any(hits)  # and so generation ends at the end-of-sequence token, which is left out
@@ -218,7 +219,7 @@ def test_exact_examples_are_those_that_greedy_decoding_produces(model, dataset, 
 
 def test_generation_stops_at_max_tokens(model):
     model.set_adapter(LoraAdapter({}))
-    (tokens,) = model.generate([encode_prompt(model.tokenizer, "turn ")], max_tokens=3)
+    (tokens,) = model.generate([encode_prompt(model.tokenizer, "turn ")], Sampling(max_tokens=3))
     assert len(tokens) <= 3
 
 
@@ -226,7 +227,7 @@ def test_sampling_is_repeated_by_its_seed(model):
     model.set_adapter(LoraAdapter({}))
     prompts = [encode_prompt(model.tokenizer, "turn ")]
     one, again, other = (
-        model.generate(prompts, max_tokens=12, temperature=1.0, seed=seed) for seed in (0, 0, 1)
+        model.generate(prompts, Sampling(max_tokens=12, temperature=1.0, seed=seed)) for seed in (0, 0, 1)
     )
     assert one == again
     assert one != other
@@ -238,9 +239,7 @@ def test_tokens_are_told_as_they_come(model):
     told = [[] for _ in prompts]
     found = model.generate(
         prompts,
-        max_tokens=9,
-        temperature=1.0,
-        seed=2,
+        Sampling(max_tokens=9, temperature=1.0, seed=2),
         on_token=lambda index, token: told[index].append(token),
     )
     assert told == found
@@ -250,26 +249,26 @@ def test_tokens_are_told_as_they_come(model):
 def test_any_of_several_tokens_ends_a_completion_and_is_left_out(model):
     model.set_adapter(LoraAdapter({}))
     prompts = [encode_prompt(model.tokenizer, "turn ")]
-    (whole,) = model.generate(prompts, max_tokens=12, temperature=1.0, seed=3, ends=())
+    (whole,) = model.generate(prompts, Sampling(max_tokens=12, temperature=1.0, seed=3), ends=())
     assert len(whole) == 12
     ends = {whole[5], whole[9]}
-    (cut,) = model.generate(prompts, max_tokens=12, temperature=1.0, seed=3, ends=ends)
+    (cut,) = model.generate(prompts, Sampling(max_tokens=12, temperature=1.0, seed=3), ends=ends)
     assert cut == whole[: next(place for place, token in enumerate(whole) if token in ends)]
 
 
 def test_a_small_top_p_leaves_the_most_likely_token_alone(model):
     model.set_adapter(LoraAdapter({}))
     prompts = [encode_prompt(model.tokenizer, "turn ")]
-    greedy = model.generate(prompts, max_tokens=8)
-    assert model.generate(prompts, max_tokens=8, temperature=2.0, top_p=1e-4, seed=1) == greedy
-    assert model.generate(prompts, max_tokens=8, temperature=2.0, seed=1) != greedy
+    greedy = model.generate(prompts, Sampling(max_tokens=8))
+    assert model.generate(prompts, Sampling(max_tokens=8, temperature=2.0, top_p=1e-4, seed=1)) == greedy
+    assert model.generate(prompts, Sampling(max_tokens=8, temperature=2.0, seed=1)) != greedy
 
 
 def test_a_text_never_grows_beyond_the_context(model):
     model.set_adapter(LoraAdapter({}))
     length = model.card.max_tokens - 3
     prompt = (encode_prompt(model.tokenizer, "turn ") * length)[:length]
-    (tokens,) = model.generate([prompt], max_tokens=50, ends=())
+    (tokens,) = model.generate([prompt], Sampling(max_tokens=50), ends=())
     assert len(tokens) == 3
 
 

@@ -11,6 +11,7 @@ import pytest
 from converters.adapter import LoraAdapter, initial_adapter
 from converters.bases.targets import match_targets
 from edge.backends import load_model
+from edge.backends.contract import Sampling
 from edge.training.data.dataset import load_dataset
 from edge.training.data.source import DataSource
 from edge.training.packing import iterate_batches
@@ -143,6 +144,6 @@ def test_backends_continue_alike(name, llama_base, request):
         raised = {module: factors._replace(b=factors.b + np.float32(0.1)) for module, factors in adapter}
         model.set_adapter(LoraAdapter(raised))
         prompts = [[0, 5, 6, 7], [0, 9], [0, *range(20, 60)], [0] * 120]
-        found.append(model.generate(prompts, max_tokens=20))
+        found.append(model.generate(prompts, Sampling(max_tokens=20)))
     assert found[0] == found[1]
     assert any(found[0])

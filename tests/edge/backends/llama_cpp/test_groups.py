@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 pytest.importorskip("llama_cpp", reason="needs the llama extra")
 
 from edge.backends.llama_cpp.context import MAX_SEQUENCES
-from edge.backends.llama_cpp.groups import GROUP_TOKENS, make_groups
+from edge.backends.llama_cpp.model import GROUP_TOKENS, make_groups
 from edge.training.packing import Example, build_batch
 
 pytestmark = pytest.mark.llama

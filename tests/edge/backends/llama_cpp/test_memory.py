@@ -26,7 +26,12 @@ from edge.training.plan import Plan
 from edge.training.requests import Training
 from edge.training.worker.supervisor import Worker
 
-memory = pytest.importorskip("edge.backends.llama_cpp.memory", reason="needs the llama extra")
+pytest.importorskip("llama_cpp", reason="needs the llama extra")
+pytest.importorskip("gguf", reason="needs the llama extra")
+
+from edge.backends.llama_cpp.memory import Memory
+from edge.backends.llama_cpp.model import load_model
+
 pytestmark = pytest.mark.llama
 SIZES = {
     "hidden_size": 256,
@@ -54,21 +59,20 @@ print(Room(model.gguf).need(count, count, model.parameters.size, keeps=True).tot
 
 
 @pytest.fixture
-def system(tmp_path, monkeypatch):
-    """`system(path=text, ...)` writes files that the kernel would show; nothing else is seen of it."""
-    monkeypatch.setattr(memory, "PROC", tmp_path / "proc")
-    monkeypatch.setattr(memory, "CGROUPS", tmp_path / "cgroup")
+def system(tmp_path):
+    """`system({path: text, ...})` writes files that the kernel would show, and gives what they tell."""
 
     def write(files):
         for name, text in files.items():
             path = tmp_path / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text)
+        return Memory(tmp_path / "proc", tmp_path / "cgroup")
 
     return write
 
 
-@pytest.mark.skipif(not memory.PROC.exists(), reason="the peak is read from Linux's /proc")
+@pytest.mark.skipif(not Memory().proc.exists(), reason="the peak is read from Linux's /proc")
 @pytest.mark.parametrize("num_tokens", [64, 1024])
 def test_a_step_takes_what_was_estimated(make_gguf, num_tokens):
     command = [sys.executable, "-c", PEAK, str(make_gguf("llama", **SIZES)), str(num_tokens)]
@@ -79,16 +83,16 @@ def test_a_step_takes_what_was_estimated(make_gguf, num_tokens):
 
 def test_too_little_memory_is_told_before_the_model_is_loaded(make_gguf, system):
     path = make_gguf("llama")
-    system({"proc/meminfo": "MemTotal: 99000 kB\nMemAvailable: 30000 kB\nSwapFree: 1000 kB\n"})
+    small = system({"proc/meminfo": "MemTotal: 99000 kB\nMemAvailable: 30000 kB\nSwapFree: 1000 kB\n"})
     told = (
         "llama-f32.gguf: loading it needs 70 MB (weights 0 MB, context 2 MB) of memory, and 32 MB are there;"
     )
     with pytest.raises(OutOfMemory, match=re.escape(told)):
-        load(path)
+        load_model(path, memory=small)
 
 
 def test_too_little_memory_for_a_step_is_told_before_the_step(make_gguf, system):
-    model = load(make_gguf("llama"))
+    model = load_model(make_gguf("llama"), memory=system({"proc/meminfo": "MemAvailable: 9000000 kB\n"}))
     model.set_adapter(initial_adapter(dict(model.card.modules), rank=8, scale=2.0, seed=0))
     system({"proc/meminfo": "MemAvailable: 69000 kB\n"})
     with pytest.raises(OutOfMemory, match=r"256 tokens at once need .* tape .*, and 71 MB are there"):
@@ -97,13 +101,13 @@ def test_too_little_memory_for_a_step_is_told_before_the_step(make_gguf, system)
 
 
 def test_what_is_free_and_what_can_be_swapped_out_is_there(system):
-    system({"proc/meminfo": "MemFree: 1 kB\nMemAvailable: 300 kB\nSwapTotal: 9 kB\nSwapFree: 8 kB\n"})
-    assert memory.available_bytes() == 308 * 1024
+    found = system({"proc/meminfo": "MemFree: 1 kB\nMemAvailable: 300 kB\nSwapTotal: 9 kB\nSwapFree: 8 kB\n"})
+    assert found.available_bytes == 308 * 1024
 
 
 def test_a_control_groups_limit_counts_and_its_file_cache_does_not(system):
     """Version 2; the container's own limit is larger than that of the group around it."""
-    system(
+    found = system(
         {
             "proc/meminfo": "MemAvailable: 300000 kB\n",
             "proc/self/cgroup": "0::/box/inner\n",
@@ -114,11 +118,11 @@ def test_a_control_groups_limit_counts_and_its_file_cache_does_not(system):
             "cgroup/box/memory.stat": "anon 1000\nfile 9000\ninactive_file 6000\nactive_file 3000\n",
         }
     )
-    assert memory.available_bytes() == 100000 - 80000 + 9000
+    assert found.available_bytes == 100000 - 80000 + 9000
 
 
 def test_a_limit_of_version_1_is_found_where_a_container_sees_it(system):
-    system(
+    found = system(
         {
             "proc/meminfo": "MemAvailable: 300000 kB\n",
             "proc/self/cgroup": "5:cpu,cpuacct:/\n4:memory:/docker/c0ffee\n",
@@ -127,12 +131,13 @@ def test_a_limit_of_version_1_is_found_where_a_container_sees_it(system):
             "cgroup/memory/memory.stat": "inactive_file 1\ntotal_inactive_file 2000\ntotal_active_file 300\n",
         }
     )
-    assert memory.available_bytes() == 90000 - 50000 + 2300
+    assert found.available_bytes == 90000 - 50000 + 2300
 
 
 def test_a_system_that_tells_nothing_has_what_is_built_in(system):
-    assert memory.available_bytes() == os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    assert memory.held_bytes() == 0
+    nothing = system({})
+    assert nothing.available_bytes == os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    assert nothing.held_bytes == 0
 
 
 @pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="prlimit is Linux's own")
@@ -177,9 +182,3 @@ def data_bytes(pid):
 def one_example(num_tokens):
     tokens = np.full(num_tokens, 2, np.int32)
     return Batch(tokens, tokens, np.ones(num_tokens, np.float32), np.array([num_tokens]))
-
-
-def load(path):
-    from edge.backends import load_model
-
-    return load_model("llama_cpp", path)

@@ -33,6 +33,7 @@ from pathlib import Path
 import numpy as np
 from converters.adapter import initial_adapter
 from edge.backends import load_model
+from edge.backends.contract import Sampling
 from edge.training.packing import Example, build_batch
 
 model, random = load_model("llama_cpp", Path(sys.argv[1])), np.random.default_rng(0)
@@ -47,7 +48,7 @@ for step in range(1, 151):
     model.step([build_batch(examples)], 1e-3)
     if step % 50 == 0:
         model.score(build_batch(examples[:3]))
-        model.generate([[2, 3, 4]], max_tokens=4)
+        model.generate([[2, 3, 4]], Sampling(max_tokens=4))
         print(int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE"))
 """
 

@@ -8,7 +8,7 @@ import pytest
 pytest.importorskip("llama_cpp", reason="needs the llama extra")
 gguf = pytest.importorskip("gguf", reason="needs the llama extra")
 
-from edge.backends.llama_cpp import native, weights  # noqa: E402
+from edge.backends.llama_cpp import native  # noqa: E402
 from edge.backends.llama_cpp.head import apply_head  # noqa: E402
 from edge.backends.llama_cpp.weights import Multiplier, Threads, Weight  # noqa: E402
 
@@ -35,11 +35,9 @@ def quantise(values, name):
 
 
 @pytest.fixture(params=[1, 3, 70], ids=["1 thread", "3 threads", "70 threads"])
-def multiplier(request, monkeypatch):
+def multiplier(request):
     """One that shares even these small products, and whose blocks are a few rows."""
-    monkeypatch.setattr(weights, "SMALL_PRODUCT", 1)
-    monkeypatch.setattr(weights, "BLOCK_VALUES", 5 * NUM_IN)
-    return Multiplier(Threads(request.param))
+    return Multiplier(Threads(request.param), block_values=5 * NUM_IN, small_product=1)
 
 
 @pytest.mark.parametrize("name", TYPES)

@@ -16,6 +16,7 @@ from converters.adapter import Factors, LoraAdapter  # noqa: E402
 from converters.bases.targets import match_targets  # noqa: E402
 from converters.errors import BaseModelError  # noqa: E402
 from edge.backends.batch_layout import one_row, pack_rows, row_each  # noqa: E402
+from edge.backends.contract import Sampling  # noqa: E402
 from edge.backends.parameters import to_vector  # noqa: E402
 from edge.backends.torch import layers as torch_layers  # noqa: E402
 from edge.backends.torch import model as backend  # noqa: E402
@@ -293,8 +294,8 @@ def test_a_target_of_no_probability_has_a_finite_loss(model):
 def test_prompts_of_unlike_lengths_are_continued_as_if_alone(model):
     model.set_adapter(adapter_for(model))
     prompts = [[0, 5, 6, 7], [0, 9], [0, *range(20, 60)], [0] * 120]
-    together = model.generate(prompts, max_tokens=10)
-    assert together == [model.generate([prompt], max_tokens=10)[0] for prompt in prompts]
+    together = model.generate(prompts, Sampling(max_tokens=10))
+    assert together == [model.generate([prompt], Sampling(max_tokens=10))[0] for prompt in prompts]
     assert len(together[3]) <= 128 - 120
 
 
