@@ -98,19 +98,12 @@ class Scoring(Record, frozen=True, tag="score"):
 
 
 class Sampling(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """How completions are chosen.
+    """How completions are chosen."""
 
-    Attributes:
-        max_tokens: The most tokens of a completion.
-        temperature: Higher is more varied; 0 always takes the most likely token.
-        top_p: Above a temperature of 0, only the most likely tokens that together reach this probability.
-        seed: Of the drawing; each prompt begins with it.
-    """
-
-    max_tokens: Annotated[int, Meta(ge=1)] = MAX_TOKENS
-    temperature: Annotated[float, Meta(ge=0)] = 0.0
-    top_p: Annotated[float, Meta(gt=0, le=1)] = 1.0
-    seed: Annotated[int, Meta(ge=0)] = 0
+    max_tokens: Annotated[int, Meta(ge=1)] = MAX_TOKENS  # of a completion
+    temperature: Annotated[float, Meta(ge=0)] = 0.0  # higher is more varied; 0 takes the most likely token
+    top_p: Annotated[float, Meta(gt=0, le=1)] = 1.0  # the most likely tokens that together reach it
+    seed: Annotated[int, Meta(ge=0)] = 0  # of the draws; each prompt begins with it
 
 
 class Generation(Record, frozen=True, tag="generate"):
