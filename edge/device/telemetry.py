@@ -15,8 +15,9 @@ EXPIRY_S = 60  # older telemetry is of no use to anybody
 class ProgressReporter:
     """Telemetry of one client: training never waits for the network."""
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: Session, clock: Callable[[], float] = time.monotonic) -> None:
         self._session = session
+        self._clock = clock
         self._sending: asyncio.Task[None] | None = None
         self._sent_at = float("-inf")
 
@@ -25,7 +26,7 @@ class ProgressReporter:
 
         def report(progress: Progress) -> None:
             self._show(version, progress)
-            now = time.monotonic()
+            now = self._clock()
             is_idle = self._sending is None or self._sending.done()
             if is_idle and now - self._sent_at >= EVERY_S:
                 self._sending = asyncio.create_task(self._send(version, progress))

@@ -8,6 +8,7 @@ connection broke are published again after it, within the window.
 """
 
 import asyncio
+import contextlib
 import logging
 import random
 import time
@@ -142,14 +143,8 @@ class MqttTransport:
             BrokerRefused: The broker does not allow it.
             TransportError: The transport has been left.
         """
-        while True:
-            link, _ = await self._connected()
-            try:
-                await link.subscribe(topic_filter)
-            except LinkLost:
-                continue
-            self._filters[topic_filter] = None
-            return
+        await self._try(lambda link: link.subscribe(topic_filter))
+        self._filters[topic_filter] = None
 
     async def unsubscribe(self, topic_filter: str) -> None:
         """See `Transport.unsubscribe`.
@@ -158,13 +153,7 @@ class MqttTransport:
             TransportError: The transport has been left.
         """
         self._filters.pop(topic_filter, None)
-        while True:
-            link, _ = await self._connected()
-            try:
-                await link.unsubscribe(topic_filter)
-            except LinkLost:
-                continue
-            return
+        await self._try(lambda link: link.unsubscribe(topic_filter))
 
     async def messages(self) -> AsyncIterator[Message]:
         """See `Transport.messages`; a message counts as received when the next one is asked for.
@@ -262,6 +251,13 @@ class MqttTransport:
                 raise
             del self._versions[1:]  # a broker that dies in a later handshake has not forgotten its version
             return link
+
+    async def _try(self, ask: Callable[[Link], Awaitable[None]]) -> None:
+        """Asks the broker for something, over reconnections if need be."""
+        while True:
+            link, _ = await self._connected()
+            with contextlib.suppress(LinkLost):
+                return await ask(link)
 
     async def _connected(self) -> tuple[Link, asyncio.Semaphore]:
         while self._link is None or not self._link.is_alive:
