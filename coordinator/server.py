@@ -109,10 +109,12 @@ class Coordinator:
             publisher=self._publisher, announcer=announcer, head=self._head, place=place,
         )  # fmt: skip
         self._router = Router(transport, topics, offices, self._complain, clock)
+        held, receiving = self._roster.held, uploads.base_versions
+        retention = Retention(state.journal, held, receiving, rules.max_staleness, config.hold_s)
         hands = Hands(
             config=config, state=state, head=self._head, merger=self._merger, roster=self._roster,
-            retention=Retention(state.journal, self._roster, uploads, rules.max_staleness, config.hold_s),
-            announcer=announcer, scorer=self._scorer, clock=clock, tell=self._tell, complain=self._complain,
+            retention=retention, announcer=announcer, scorer=self._scorer, clock=clock, tell=self._tell,
+            complain=self._complain,
         )  # fmt: skip
         self._merging = MergeLoop(hands, retry_s)
         self._stopping = asyncio.Event()
