@@ -17,8 +17,8 @@ from msgspec import structs
 from converters.bases.read import find_base
 from coordinator.announcing import coordinator_presence
 from coordinator.config import CoordinatorConfig, mqtt_settings
-from coordinator.events.observer import Tell, teller
 from coordinator.events.records import OtherKeyFound, Restored, Stopped, Warned
+from coordinator.events.telling import Tell, teller
 from coordinator.first_version import check_base
 from coordinator.ledger.state import CoordinatorState
 from coordinator.observers.status import StatusNotes

@@ -15,9 +15,8 @@ from typing import Any
 
 from coordinator.announcing import Announcer
 from coordinator.config import CoordinatorConfig
-from coordinator.events.complaints import Complaints
-from coordinator.events.observer import Observer, teller
 from coordinator.events.records import AdapterGiven, Calibrated, Serving, Stopped, UpdatesDiscarded
+from coordinator.events.telling import Complaints, Observer, teller
 from coordinator.first_version import found_fleet
 from coordinator.initial_adapter import Beginning, coverage_line, describe, settle
 from coordinator.intake.admission import Rules

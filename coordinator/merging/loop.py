@@ -7,9 +7,8 @@ from typing import NamedTuple
 from coordinator.announcing import Announcer
 from coordinator.config import CoordinatorConfig
 from coordinator.errors import MergeError
-from coordinator.events.complaints import Complaints
-from coordinator.events.observer import Tell
 from coordinator.events.records import RolledBack, UpdateFiltered, UpdatesDiscarded, VersionMade
+from coordinator.events.telling import Complaints, Tell
 from coordinator.intake.roster import Roster
 from coordinator.ledger.head import Head
 from coordinator.ledger.records import Update, Version
