@@ -17,8 +17,8 @@ from coordinator.announcing import Announcer
 from coordinator.config import CoordinatorConfig
 from coordinator.events.records import AdapterGiven, Calibrated, Serving, Stopped, UpdatesDiscarded
 from coordinator.events.telling import Complaints, Observer, teller
-from coordinator.first_version import found_fleet
-from coordinator.initial_adapter import Beginning, coverage_line, describe, settle
+from coordinator.first_version import make_first_version
+from coordinator.initial_adapter import GivenAdapter, coverage_line, describe, settle
 from coordinator.intake.admission import Rules
 from coordinator.intake.arrivals import Arrivals
 from coordinator.intake.open_uploads import Uploads
@@ -79,13 +79,13 @@ class Coordinator:
         clock: Callable[[], float] = time.time,
         retry_s: float = RETRY_S,
     ) -> None:
-        config, beginning = settle(config, state.journal)
+        config, given = settle(config, state.journal)
         epoch = state.begin_session(clock()) if epoch is None else epoch
         self._config, self._state, self._transport, self._place = config, state, transport, place
         self._tell = teller(observers)
         self._complain = Complaints(self._tell, clock)
         self._merger = Merger(config, state, clock, calibrator, strategy)
-        self._head = self._first_head(beginning, calibrator, clock())
+        self._head = self._first_head(given, calibrator, clock())
         versions, topics, base = state.versions, Topics(config.fleet), state.journal.meta("base") or ""
         announcer = Announcer(
             config, base=base, key=state.key, versions=versions, head=self._head, epoch=epoch,
@@ -159,13 +159,13 @@ class Coordinator:
             *([self._place.keep(self._transport.publish)] if self._place else []),
         )
 
-    def _first_head(self, beginning: Beginning | None, calibrator: Calibrator | None, at: float) -> Head:
+    def _first_head(self, given: GivenAdapter | None, calibrator: Calibrator | None, at: float) -> Head:
         """Returns the current version, made where there is none, and tells what it is."""
         config, versions = self._config, self._state.versions
-        version = found_fleet(config, self._state, at, beginning)
-        if beginning is not None:
-            origin, coverage = beginning.origin, coverage_line(beginning.adapter)
-            num_modules = len(beginning.adapter)
+        version = make_first_version(config, self._state, at, given)
+        if given is not None:
+            origin, coverage = given.origin, coverage_line(given.adapter)
+            num_modules = len(given.adapter)
             self._tell(
                 AdapterGiven(
                     origin.format, origin.name, origin.sha256, num_modules, describe(origin), coverage
