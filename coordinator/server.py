@@ -27,7 +27,7 @@ from coordinator.intake.updates import Desk, Intake
 from coordinator.ledger.head import Head
 from coordinator.ledger.retention import Retention
 from coordinator.ledger.state import CoordinatorState
-from coordinator.merging.loop import RETRY_S, Hands, MergeLoop
+from coordinator.merging.loop import Hands, MergeLoop, Waits
 from coordinator.merging.merger import Merger, check_calibration
 from coordinator.place import Place
 from coordinator.routing import Offices, Router
@@ -55,7 +55,7 @@ class Coordinator:
         strategy: Instead of the one that `config` names, which still says the space and what devices do.
         observers: Are told everything that happens.
         clock: Unix time in seconds.
-        retry_s: After a full disk, or a calibration set that could not be read.
+        waits: How long it waits where it must.
 
     Raises:
         BaseModelError, UnsupportedAdapter: The base model does not fit the configuration.
@@ -77,7 +77,7 @@ class Coordinator:
         strategy: Strategy | None = None,
         observers: Sequence[Observer],
         clock: Callable[[], float] = time.time,
-        retry_s: float = RETRY_S,
+        waits: Waits = Waits(),  # noqa: B008 - it is frozen
     ) -> None:
         config, given = settle(config, state.journal)
         epoch = state.begin_session(clock()) if epoch is None else epoch
@@ -115,7 +115,7 @@ class Coordinator:
             retention=retention, announcer=announcer, scorer=self._scorer, clock=clock, tell=self._tell,
             complain=self._complain,
         )  # fmt: skip
-        self._merging = MergeLoop(hands, retry_s)
+        self._merging = MergeLoop(hands, waits)
         self._stopping = asyncio.Event()
 
     async def run(self) -> None:

@@ -55,7 +55,8 @@ def test_the_buffer_is_in_order_of_arrival(journal, header):
     assert [update.attempt for update in journal.waiting()] == [3, 1, 2]
 
 
-def test_only_the_latest_refusals_are_kept(journal):
+def test_only_the_latest_refusals_are_kept():
+    journal = SqliteJournal(None, "home")  # through to the disk a thousand would take their time
     for number in range(MAX_REFUSALS + 5):
         journal.refuse(Refusal(float(number), "x", "y", "malformed", "junk"))
     assert [len(journal.refusals(10_000)), journal.refusals(1)[0].at] == [MAX_REFUSALS, MAX_REFUSALS + 4.0]
