@@ -87,10 +87,7 @@ class Coordinator:
         self._merger = Merger(config, state, clock, calibrator, strategy)
         self._head = self._first_head(given, calibrator, clock())
         versions, topics, base = state.versions, Topics(config.fleet), state.journal.meta("base") or ""
-        announcer = Announcer(
-            config, base=base, key=state.key, versions=versions, head=self._head, epoch=epoch,
-            known=state.journal.last_seq(), transport=transport, clock=clock,
-        )  # fmt: skip
+        announcer = Announcer(config, state, self._head, epoch, transport, clock)
         rules = _rules(config, base)
         uploads = Uploads(state.incoming, state.updates, config.max_open_uploads)
         self._roster = Roster(state.journal, config.devices, config.enrolment == "open")
