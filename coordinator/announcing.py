@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 
 from coordinator.config import CoordinatorConfig
 from coordinator.ledger.head import Head
-from coordinator.ledger.versions import VersionStore
+from coordinator.ledger.state import CoordinatorState
 from edge.protocol.messages import Blob, Manifest
 from edge.protocol.signing import sign_message
 from edge.protocol.tiers import tier_name
@@ -29,12 +29,9 @@ class Announcer:
 
     Args:
         config: The coordinator's settings, as `settle` gives them.
-        base: Fingerprint of the base model.
-        key: Private, of the coordinator.
-        versions: Hold the blobs that manifests name.
+        state: Holds the key, and the blobs that manifests name.
         head: The version to announce.
-        epoch: Of this session.
-        known: The journal's last number when the session began.
+        epoch: Of this session, which begins now.
         transport: Of the coordinator, entered when anything is announced.
         clock: Unix time in seconds.
     """
@@ -42,33 +39,23 @@ class Announcer:
     def __init__(
         self,
         config: CoordinatorConfig,
-        *,
-        base: str,
-        key: bytes,
-        versions: VersionStore,
+        state: CoordinatorState,
         head: Head,
         epoch: int,
-        known: int,
         transport: Transport,
         clock: Callable[[], float],
     ) -> None:
-        self._config = config
+        self._config, self._state, self._head, self._epoch = config, state, head, epoch
+        self._transport, self._clock = transport, clock
         self._topics = Topics(config.fleet)
-        self._base = base
-        self._key = key
-        self._versions = versions
-        self._head = head
-        self._epoch = epoch
-        self._known = known
-        self._transport = transport
-        self._clock = clock
+        self._known = state.journal.last_seq()
         self._announced_at = 0.0
 
     async def announce(self) -> None:
         """Publishes a manifest for every rank tier, retained."""
         for manifest in self._manifests():
             topic = self._topics.version(manifest.tier)
-            await self._transport.publish(topic, sign_message(manifest, self._key), retain=True)
+            await self._transport.publish(topic, sign_message(manifest, self._state.key), retain=True)
         self._announced_at = self._clock()
 
     async def repeat(self, every_s: float = EVERY_S) -> bool:
@@ -91,14 +78,14 @@ class Announcer:
                 size_bytes=blob.size_bytes,
                 chunk_bytes=config.chunk_bytes,
                 encoding=config.encoding,
-                base=self._base,
+                base=self._state.journal.meta("base") or "",
                 rank=rank,
                 space=config.method_in_force.space,
                 recipe=config.recipe_in_force(rank),
-                sketch=self._blob(self._versions.sketch) if self._versions.sketch else None,
+                sketch=self._blob(self._state.versions.sketch) if self._state.versions.sketch else None,
                 epoch=self._epoch,
                 known=self._known,
             )
 
     def _blob(self, sha256: str) -> Blob:
-        return Blob(sha256=sha256, size_bytes=self._versions.objects.size(sha256))
+        return Blob(sha256=sha256, size_bytes=self._state.versions.objects.size(sha256))

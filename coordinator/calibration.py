@@ -78,7 +78,7 @@ class Calibration:
         self._loaded: _Loaded | None = None
 
     def load(self) -> tuple[TrainableModel, Dataset]:
-        """The model and the tokenized data, read at the first call.
+        """Returns the model and the tokenized data, read at the first call.
 
         Raises:
             MissingExtra: No backend is installed.
@@ -93,7 +93,7 @@ class Calibration:
         return ModelLoaded(path, card.backend, card.precision, card.why)
 
     def score(self, adapter: LoraAdapter) -> Quality:
-        """Loss and exact matches of the base with `adapter`, over all of the data.
+        """Scores the base with `adapter` on all of the data: loss and exact matches.
 
         Raises:
             UnsupportedAdapter: The adapter does not fit the base.
@@ -121,7 +121,7 @@ class Calibration:
             return loaded.model.gradient(loaded.batches)[1]
 
     def features(self, adapter: LoraAdapter) -> NDArray[np.float32]:
-        """See `Calibrator.features`; of the examples that are probed, always in the same order."""
+        """See `Calibrator.features`: of the probed examples, always in the same order."""
         with self._lock:
             loaded = self._load()
             loaded.model.set_adapter(adapter)
@@ -153,7 +153,7 @@ class Calibration:
 
 
 def held_out(data: Path) -> DataSource:
-    """What versions are scored on or judged by, in a file or folder; all rows are looked at.
+    """Returns what versions are scored on or judged by, in a file or folder, once all rows are looked at.
 
     Raises:
         DataError: It cannot be used, and why.
@@ -165,7 +165,7 @@ def held_out(data: Path) -> DataSource:
 
 
 def _every_nth(examples: Sequence[Example], num_tokens: int) -> Sequence[Example]:
-    """Examples from all over the file, of about `num_tokens` tokens together."""
+    """Takes examples from all over the file, of about `num_tokens` tokens together."""
     total = sum(len(example.tokens) - 1 for example in examples)
     return examples[:: -(-total // num_tokens)]
 

@@ -13,7 +13,7 @@ from converters.bases.read import read_base
 from converters.bases.targets import match_targets
 from converters.proof.sample import make_sample
 from coordinator.config import CoordinatorConfig
-from coordinator.initial_adapter import Beginning, describe, scale_fact, settle
+from coordinator.initial_adapter import GivenAdapter, describe, scale_fact, settle
 from coordinator.ledger.records import Version
 from coordinator.ledger.state import CoordinatorState
 from coordinator.strategies.contract import State
@@ -26,16 +26,16 @@ BASE_NAME = "base name"  # in the journal: what other tools find the base by
 ADAPTER = "adapter"  # in the journal: the sha256 that version 0 has, where it was given
 
 
-def found_fleet(
-    config: CoordinatorConfig, state: CoordinatorState, at: float, beginning: Beginning | None = None
+def make_first_version(
+    config: CoordinatorConfig, state: CoordinatorState, at: float, given: GivenAdapter | None = None
 ) -> Version:
-    """The current version; made where there is none.
+    """Returns the current version, made where there is none.
 
     Args:
         config: As `settle` gives it.
         state: The state folder.
         at: Unix time in seconds.
-        beginning: The adapter that version 0 is to be, or was.
+        given: The adapter that version 0 is to be, or was.
 
     Raises:
         BaseModelError: The base model cannot be read, or is quantised and its fingerprint is not configured.
@@ -50,16 +50,16 @@ def found_fleet(
     if faults:
         raise ConfigError.of(config.base, faults)
     modules = match_targets(base.modules, config.targets)
-    _check_beginning(state, beginning)
+    _check_given(state, given)
     state.journal.agree(
         {
             "base": config.fingerprint or base.fingerprint,
             "ranks": ", ".join(str(rank) for rank in config.ranks),
-            "scale": scale_fact(config, beginning, state.journal),
+            "scale": scale_fact(config, given, state.journal),
             "targets": ", ".join(sorted(config.targets)),
             "residual rows": str(config.remainder_rank if method.carries_residual else 0),
         }
-        | ({ADAPTER: beginning.master} if beginning else {})
+        | ({ADAPTER: given.master} if given else {})
     )
     state.journal.note(BASE_NAME, name_base(base, config.base))
     # Where a residual is carried no sample is served: a device must not join with a quantised copy.
@@ -67,47 +67,47 @@ def found_fleet(
         state.versions.keep_sketch(make_sample(base))
     current = state.versions.current()
     if current is None:
-        adapter = beginning.adapter if beginning else _fresh(config, modules)
+        adapter = given.adapter if given else _fresh(config, modules)
         tiers = {
             tier_name(rank): dispatch(method, State(0, adapter), rank, None, config.remainder_rank)
             for rank in config.ranks
         }
         files = state.versions.store(State(0, adapter), tiers)
-        current = state.versions.add(files, None, None, at, beginning.origin if beginning else None)
+        current = state.versions.add(files, None, None, at, given.origin if given else None)
     assert current is not None  # nobody else makes a version 0: the folder is locked
     return current
 
 
 def check_base(config: CoordinatorConfig, state: CoordinatorState) -> None:
-    """Tells what keeps base, adapter and targets from serving, before the broker is asked; writes nothing.
+    """Refuses a base, adapter or targets that cannot be served, before the broker is asked; writes nothing.
 
     Raises:
-        ConfigError, BaseModelError, AdapterError, UnsupportedAdapter, StateError: As `found_fleet`; or a new
-            adapter's rank is higher than the smallest of its layers can hold.
+        ConfigError, BaseModelError, UnsupportedAdapter, StateError: As `make_first_version`.
+        AdapterError: A new adapter's rank is higher than the smallest of its layers can hold.
     """
-    settled, beginning = settle(config, state.journal)
+    settled, given = settle(config, state.journal)
     modules = match_targets(read_base(Path(config.base)).modules, settled.targets)
-    _check_beginning(state, beginning)
-    if beginning is None and state.versions.current() is None:
+    _check_given(state, given)
+    if given is None and state.versions.current() is None:
         check_rank(modules, settled.ranks[0])
 
 
 def _fresh(config: CoordinatorConfig, modules: Modules) -> LoraAdapter:
-    """The adapter that changes nothing."""
+    """Makes the adapter that changes nothing."""
     assert config.scale is not None  # of several scales are adapters alone
     return initial_adapter(modules, rank=config.ranks[0], scale=config.scale, seed=config.seed)
 
 
-def _check_beginning(state: CoordinatorState, beginning: Beginning | None) -> None:
+def _check_given(state: CoordinatorState, given: GivenAdapter | None) -> None:
     founded = state.versions.current() is not None
-    if beginning is None:
+    if given is None:
         if not founded and state.journal.meta(ADAPTER):  # killed before version 0 was there
             raise StateError(f"{state.folder}: was to begin with an adapter; give the same --adapter again")
         return
-    if founded and state.versions.version(0).master != beginning.master:
+    if founded and state.versions.version(0).master != given.master:
         origin = state.versions.version(0).origin
         other = f"the adapter {describe(origin)}" if origin else "an adapter that changes nothing"
         raise StateError(
-            f"{state.folder}: began with {other}, and --adapter is another, {describe(beginning.origin)}; "
+            f"{state.folder}: began with {other}, and --adapter is another, {describe(given.origin)}; "
             "leave --adapter out to go on, or give another --state"
         )

@@ -45,7 +45,7 @@ class Named(Protocol):
         """Of the file."""
 
 
-class Beginning(NamedTuple):
+class GivenAdapter(NamedTuple):
     """An adapter to begin with."""
 
     adapter: LoraAdapter
@@ -57,7 +57,7 @@ class Beginning(NamedTuple):
         return hashlib.sha256(dump_adapter(self.adapter)).hexdigest()
 
 
-def read_beginning(path: Path, base: Base) -> Beginning:
+def read_given(path: Path, base: Base) -> GivenAdapter:
     """Reads the adapter at `path` and checks that it fits `base`.
 
     Raises:
@@ -69,13 +69,13 @@ def read_beginning(path: Path, base: Base) -> Beginning:
     with file.open("rb") as content:
         sha256 = hashlib.file_digest(content, "sha256").hexdigest()
     name = file.name if file == path else f"{path.absolute().name}/{file.name}"
-    return Beginning(adapter, Origin(detect_format(path), name, sha256, read_about(path)))
+    return GivenAdapter(adapter, Origin(detect_format(path), name, sha256, read_about(path)))
 
 
 def settle(
     config: CoordinatorConfig, journal: Facts | None = None
-) -> tuple[CoordinatorConfig, Beginning | None]:
-    """The configuration with ranks, scale and targets filled in, and the adapter to begin with.
+) -> tuple[CoordinatorConfig, GivenAdapter | None]:
+    """Fills in ranks, scale and targets, and reads the adapter to begin with.
 
     Args:
         config: What is configured.
@@ -83,22 +83,22 @@ def settle(
 
     Raises:
         ConfigError: What is configured contradicts the adapter; both are named, everything at once.
-        BaseModelError, AdapterError, UnsupportedAdapter: As `read_base` and `read_beginning`.
+        BaseModelError, AdapterError, UnsupportedAdapter: As `read_base` and `read_given`.
     """
     if config.adapter is None:
         return _narrowed(_filled(config, journal, (RANKS, SCALE, TARGETS))), None
     base = read_base(Path(config.base))
-    beginning = read_beginning(Path(config.adapter), base)
-    faults = list(_contradictions(config, beginning.adapter, base))
+    given = read_given(Path(config.adapter), base)
+    faults = list(_contradictions(config, given.adapter, base))
     if faults:
         raise ConfigError.of(config.adapter, faults)
-    scales, names = _scales(beginning.adapter), list(beginning.adapter.modules)
-    own = (beginning.adapter.max_rank,), scales[0] if len(scales) == 1 else None, endings(names, base.modules)
-    return _filled(config, journal, own), beginning
+    scales, names = _scales(given.adapter), list(given.adapter.modules)
+    own = (given.adapter.max_rank,), scales[0] if len(scales) == 1 else None, endings(names, base.modules)
+    return _filled(config, journal, own), given
 
 
 def settle_folder(config: CoordinatorConfig) -> CoordinatorConfig:
-    """`settle` beside a coordinator, or before there is one: what `--print-config` shows."""
+    """Settles a configuration beside a coordinator, or before there is one: what `--print-config` shows."""
     folder = Path(config.state)
     if not (folder / FILE).is_file():
         return settle(config)[0]
@@ -106,20 +106,20 @@ def settle_folder(config: CoordinatorConfig) -> CoordinatorConfig:
         return settle(config, journal)[0]
 
 
-def scale_fact(config: CoordinatorConfig, beginning: Beginning | None, journal: Facts) -> str:
-    """What the journal remembers of the scale: several where the adapter has several."""
-    if beginning is not None:
-        return ", ".join(map(repr, _scales(beginning.adapter)))
+def scale_fact(config: CoordinatorConfig, given: GivenAdapter | None, journal: Facts) -> str:
+    """Returns what the journal remembers of the scale: several where the adapter has several."""
+    if given is not None:
+        return ", ".join(map(repr, _scales(given.adapter)))
     return repr(config.scale) if config.scale is not None else journal.meta("scale") or ""
 
 
 def describe(origin: Named) -> str:
-    """An origin in words."""
+    """Tells an origin in words."""
     return f"{origin.name} ({TOOLS[origin.format]}, sha256 {origin.sha256[:16]}…)"
 
 
 def coverage_line(adapter: LoraAdapter) -> str:
-    """What of the base model an adapter covers, in words."""
+    """Tells in words what of the base model an adapter covers."""
     endings = Counter(name.rpartition(".")[2] for name in adapter.modules)
     layers = ", ".join(f"{count} {name}" for name, count in sorted(endings.items()))
     ranks = ", ".join(str(rank) for rank in sorted({factors.rank for _, factors in adapter}))
@@ -132,7 +132,7 @@ def _filled(
     journal: Facts | None,
     own: tuple[tuple[int, ...], float | None, Sequence[str]],
 ) -> CoordinatorConfig:
-    """The configuration, where it is open as the folder was founded, and in a fresh one with `own`."""
+    """Fills in what is open: as the folder was made, and in a fresh one with `own`."""
     ranks, scale, targets = (journal.meta(key) if journal else None for key in ("ranks", "scale", "targets"))
     scales = [float(number) for number in scale.split(", ")] if scale else []
     founded = scales[0] if len(scales) == 1 else None
@@ -145,7 +145,7 @@ def _filled(
 
 
 def _narrowed(config: CoordinatorConfig) -> CoordinatorConfig:
-    """The configuration with the targets in the last blocks by their names, where only those are wanted."""
+    """Names the targets in the last blocks, where only those are wanted."""
     if config.num_layers == ALL_LAYERS:
         return config
     modules = read_base(Path(config.base)).modules
@@ -194,5 +194,5 @@ def _contradictions(config: CoordinatorConfig, adapter: LoraAdapter, base: Base)
 
 
 def _some(names: set[str]) -> str:
-    """The endings of names."""
+    """Returns the endings of names."""
     return ", ".join(sorted({name.rpartition(".")[2] for name in names}))

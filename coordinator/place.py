@@ -114,7 +114,7 @@ class Place:
             raise self.taken(found)
 
     def taken(self, found: Found) -> PlaceTaken:
-        """The error of a coordinator that finds another in its place."""
+        """Makes the error of a coordinator that finds another in its place."""
         who = _describe(found) if found.holder else f"another client with the id {self._fleet}-coordinator"
         copy = ", from a copy of this state folder" if found.holder_key == public_key(self._key) else ""
         if self.epoch:
@@ -128,7 +128,7 @@ class Place:
         )
 
     def answer(self, challenge: bytes, version: int) -> bytes:
-        """What this coordinator says to a challenge.
+        """Answers a challenge.
 
         Raises:
             ProtocolError: It is none.
@@ -293,7 +293,7 @@ class Inquiry:
 
 
 def _describe(found: Found) -> str:
-    """Another coordinator, by what it says of itself."""
+    """Describes another coordinator by what it says of itself."""
     assert found.holder
     since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(found.holder.since))
     host = f" on {found.holder.host}" if found.holder.host else ""

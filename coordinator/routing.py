@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from coordinator.announcing import Announcer
-from coordinator.events.complaints import Complaints
+from coordinator.events.telling import Complaints
 from coordinator.intake.arrivals import Arrivals
 from coordinator.intake.roster import Roster
 from coordinator.intake.updates import NOT_RECEIPTED, Intake

@@ -6,9 +6,8 @@ from typing import NamedTuple
 
 from converters.adapter import LoraAdapter
 from converters.errors import TunefleetError
-from coordinator.events.complaints import Complaints
-from coordinator.events.observer import Tell
 from coordinator.events.records import VersionScored
+from coordinator.events.telling import Complaints, Tell
 from coordinator.ledger.records import Version
 from coordinator.ledger.versions import VersionStore
 

@@ -17,8 +17,8 @@ from msgspec import structs
 from converters.bases.read import find_base
 from coordinator.announcing import coordinator_presence
 from coordinator.config import CoordinatorConfig, mqtt_settings
-from coordinator.events.observer import Tell, teller
 from coordinator.events.records import OtherKeyFound, Restored, Stopped, Warned
+from coordinator.events.telling import Tell, teller
 from coordinator.first_version import check_base
 from coordinator.ledger.state import CoordinatorState
 from coordinator.observers.status import StatusNotes
@@ -80,13 +80,13 @@ def serve_fleet(config: CoordinatorConfig, show: Show) -> None:
 
 
 def _aside(settings: MqttSettings) -> MqttSettings:
-    """For a connection beside the coordinator's own, of which the broker keeps nothing."""
+    """Returns settings for a connection beside the coordinator's own, of which the broker keeps nothing."""
     client_id = f"{settings.client_id}-{secrets.token_hex(4)}"
     return structs.replace(settings, client_id=client_id, session_expiry_s=0)
 
 
 async def _begin(place: Place, state: CoordinatorState, tell: Tell) -> int:
-    """The epoch of a session, if no other coordinator is there; what is amiss with its state is said."""
+    """Returns the epoch of a new session, if no other coordinator is there; tells what is amiss."""
     try:
         found = await place.look()
     except BrokerRefused:  # as in `Place.claim`
@@ -108,7 +108,7 @@ async def _begin(place: Place, state: CoordinatorState, tell: Tell) -> int:
 
 
 async def _until_signal(work: Coroutine[Any, Any, int]) -> int | None:
-    """What `work` comes to; None where a signal came first."""
+    """Returns what `work` comes to; None where a signal came first."""
     task, loop = asyncio.ensure_future(work), asyncio.get_running_loop()
     for number in SIGNALS:
         loop.add_signal_handler(number, task.cancel)
@@ -126,7 +126,7 @@ async def _run(coordinator: Coordinator) -> None:
 
 
 def open_data(config: CoordinatorConfig) -> "tuple[Calibration | None, Calibration | None]":
-    """What versions are scored on and what steps are judged by, one object where it is the same file."""
+    """Opens what versions are scored on and what steps are judged by; one object where it is one file."""
     score = _open(config, config.eval_data)
     judging = config.calibration_data if config.method_in_force.needs_calibration else None
     return score, score if judging == config.eval_data else _open(config, judging)

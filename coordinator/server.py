@@ -15,11 +15,10 @@ from typing import Any
 
 from coordinator.announcing import Announcer
 from coordinator.config import CoordinatorConfig
-from coordinator.events.complaints import Complaints
-from coordinator.events.observer import Observer, teller
 from coordinator.events.records import AdapterGiven, Calibrated, Serving, Stopped, UpdatesDiscarded
-from coordinator.first_version import found_fleet
-from coordinator.initial_adapter import Beginning, coverage_line, describe, settle
+from coordinator.events.telling import Complaints, Observer, teller
+from coordinator.first_version import make_first_version
+from coordinator.initial_adapter import GivenAdapter, coverage_line, describe, settle
 from coordinator.intake.admission import Rules
 from coordinator.intake.arrivals import Arrivals
 from coordinator.intake.open_uploads import Uploads
@@ -28,7 +27,7 @@ from coordinator.intake.updates import Desk, Intake
 from coordinator.ledger.head import Head
 from coordinator.ledger.retention import Retention
 from coordinator.ledger.state import CoordinatorState
-from coordinator.merging.loop import RETRY_S, Hands, MergeLoop
+from coordinator.merging.loop import Hands, MergeLoop, Waits
 from coordinator.merging.merger import Merger, check_calibration
 from coordinator.place import Place
 from coordinator.routing import Offices, Router
@@ -56,7 +55,7 @@ class Coordinator:
         strategy: Instead of the one that `config` names, which still says the space and what devices do.
         observers: Are told everything that happens.
         clock: Unix time in seconds.
-        retry_s: After a full disk, or a calibration set that could not be read.
+        waits: How long it waits where it must.
 
     Raises:
         BaseModelError, UnsupportedAdapter: The base model does not fit the configuration.
@@ -78,20 +77,17 @@ class Coordinator:
         strategy: Strategy | None = None,
         observers: Sequence[Observer],
         clock: Callable[[], float] = time.time,
-        retry_s: float = RETRY_S,
+        waits: Waits = Waits(),  # noqa: B008 - it is frozen
     ) -> None:
-        config, beginning = settle(config, state.journal)
+        config, given = settle(config, state.journal)
         epoch = state.begin_session(clock()) if epoch is None else epoch
         self._config, self._state, self._transport, self._place = config, state, transport, place
         self._tell = teller(observers)
         self._complain = Complaints(self._tell, clock)
         self._merger = Merger(config, state, clock, calibrator, strategy)
-        self._head = self._first_head(beginning, calibrator, clock())
+        self._head = self._first_head(given, calibrator, clock())
         versions, topics, base = state.versions, Topics(config.fleet), state.journal.meta("base") or ""
-        announcer = Announcer(
-            config, base=base, key=state.key, versions=versions, head=self._head, epoch=epoch,
-            known=state.journal.last_seq(), transport=transport, clock=clock,
-        )  # fmt: skip
+        announcer = Announcer(config, state, self._head, epoch, transport, clock)
         rules = _rules(config, base)
         uploads = Uploads(state.incoming, state.updates, config.max_open_uploads)
         self._roster = Roster(state.journal, config.devices, config.enrolment == "open")
@@ -109,12 +105,14 @@ class Coordinator:
             publisher=self._publisher, announcer=announcer, head=self._head, place=place,
         )  # fmt: skip
         self._router = Router(transport, topics, offices, self._complain, clock)
+        held, receiving = self._roster.held, uploads.base_versions
+        retention = Retention(state.journal, held, receiving, rules.max_staleness, config.hold_s)
         hands = Hands(
             config=config, state=state, head=self._head, merger=self._merger, roster=self._roster,
-            retention=Retention(state.journal, self._roster, uploads, rules.max_staleness, config.hold_s),
-            announcer=announcer, scorer=self._scorer, clock=clock, tell=self._tell, complain=self._complain,
+            retention=retention, announcer=announcer, scorer=self._scorer, clock=clock, tell=self._tell,
+            complain=self._complain,
         )  # fmt: skip
-        self._merging = MergeLoop(hands, retry_s)
+        self._merging = MergeLoop(hands, waits)
         self._stopping = asyncio.Event()
 
     async def run(self) -> None:
@@ -158,13 +156,13 @@ class Coordinator:
             *([self._place.keep(self._transport.publish)] if self._place else []),
         )
 
-    def _first_head(self, beginning: Beginning | None, calibrator: Calibrator | None, at: float) -> Head:
+    def _first_head(self, given: GivenAdapter | None, calibrator: Calibrator | None, at: float) -> Head:
         """Returns the current version, made where there is none, and tells what it is."""
         config, versions = self._config, self._state.versions
-        version = found_fleet(config, self._state, at, beginning)
-        if beginning is not None:
-            origin, coverage = beginning.origin, coverage_line(beginning.adapter)
-            num_modules = len(beginning.adapter)
+        version = make_first_version(config, self._state, at, given)
+        if given is not None:
+            origin, coverage = given.origin, coverage_line(given.adapter)
+            num_modules = len(given.adapter)
             self._tell(
                 AdapterGiven(
                     origin.format, origin.name, origin.sha256, num_modules, describe(origin), coverage

@@ -3,6 +3,7 @@
 The fields of a record are what `serve --json` prints of it (docs/json.md), and `text` is the line that people
 read. Fields in `untold` are for observers alone.
 """
+# ruff: noqa: D101, D102 - `line` and `text` say what happened
 
 from typing import Any, ClassVar
 
@@ -35,8 +36,6 @@ class FleetEvent(Struct, frozen=True):
 
 
 class ModelLoaded(FleetEvent, frozen=True, tag="loaded"):
-    """The base model is in memory, to score versions or judge steps with."""
-
     data: str
     backend: str
     precision: str
@@ -44,14 +43,11 @@ class ModelLoaded(FleetEvent, frozen=True, tag="loaded"):
 
     @property
     def text(self) -> str:
-        """The line that people read."""
         why = f" ({self.why})" if self.why else ""
         return f"{self.data} is read with {self.backend} in {self.precision}{why}"
 
 
 class Serving(FleetEvent, frozen=True, tag="serving"):
-    """The coordinator is connected."""
-
     fleet: str
     version: int
     strategy: str
@@ -60,8 +56,6 @@ class Serving(FleetEvent, frozen=True, tag="serving"):
 
 
 class AdapterGiven(FleetEvent, frozen=True, tag="began"):
-    """Version 0 is an adapter that somebody trained."""
-
     format: str
     name: str
     sha256: str
@@ -73,16 +67,12 @@ class AdapterGiven(FleetEvent, frozen=True, tag="began"):
 
 
 class Calibrated(FleetEvent, frozen=True, tag="calibrated"):
-    """The calibration loss is known that the first step begins from."""
-
     version: int
     loss: float
     line = "version {version}: calibration loss {loss:.4f}"
 
 
 class DeviceJoined(FleetEvent, frozen=True, tag="joined"):
-    """A device is here for the first time."""
-
     device: str
     backend: str
     key: str
@@ -90,22 +80,16 @@ class DeviceJoined(FleetEvent, frozen=True, tag="joined"):
 
 
 class DeviceOnline(FleetEvent, frozen=True, tag="online"):
-    """A device is back."""
-
     device: str
     line = "device {device} is online"
 
 
 class DeviceOffline(FleetEvent, frozen=True, tag="offline"):
-    """A device has gone."""
-
     device: str
     line = "device {device} is offline"
 
 
 class UpdateAccepted(FleetEvent, frozen=True, tag="accepted"):
-    """An update is on the disk, and counts."""
-
     update: str
     device: str
     base_version: int
@@ -113,8 +97,6 @@ class UpdateAccepted(FleetEvent, frozen=True, tag="accepted"):
 
 
 class UpdateRejected(FleetEvent, frozen=True, tag="rejected"):
-    """An update does not count."""
-
     update: str
     device: str
     base_version: int
@@ -124,8 +106,6 @@ class UpdateRejected(FleetEvent, frozen=True, tag="rejected"):
 
 
 class UpdateRefused(FleetEvent, frozen=True, tag="refused"):
-    """A message proved nobody's, and says nothing about the update that it names."""
-
     update: str
     device: str
     reason: str
@@ -134,8 +114,6 @@ class UpdateRefused(FleetEvent, frozen=True, tag="refused"):
 
 
 class UpdatesDiscarded(FleetEvent, frozen=True, tag="discarded"):
-    """Accepted updates left the buffer, and are in no version."""
-
     updates: tuple[str, ...]
     reason: str
     told: str  # which, and why
@@ -144,36 +122,28 @@ class UpdatesDiscarded(FleetEvent, frozen=True, tag="discarded"):
 
 
 class PaceChanged(FleetEvent, frozen=True, tag="waiting"):
-    """What the next version waits for; repeated where nothing changed, as a sign of life."""
-
     pace: FleetPace
     is_news: bool = True
 
     @property
     def text(self) -> str:
-        """The line that people read."""
         return describe_pace(self.pace, self.pace.noted_at)
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What JSON says beside kind and text."""
         return {name: value for name, value in structs.asdict(self.pace).items() if name != "noted_at"}
 
 
 class VersionMade(FleetEvent, frozen=True, tag="version"):
-    """Updates were merged."""
-
     version: int
     report: Report
 
     @property
     def text(self) -> str:
-        """The line that people read."""
         return f"version {self.version}: {_merged(self.version, self.report)}"
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What JSON says beside kind and text."""
         return {
             "version": self.version,
             "num_updates": len(self.report.shares),
@@ -186,8 +156,6 @@ class VersionMade(FleetEvent, frozen=True, tag="version"):
 
 
 class UpdateFiltered(FleetEvent, frozen=True, tag="filtered"):
-    """A filter left an update out of a version, or cut it."""
-
     version: int
     update: str
     device: str
@@ -196,16 +164,12 @@ class UpdateFiltered(FleetEvent, frozen=True, tag="filtered"):
 
 
 class RolledBack(FleetEvent, frozen=True, tag="rollback"):
-    """Somebody made an older version current."""
-
     version: int
     parent: int | None
     line = "version {version}: went back to version {parent}"
 
 
 class Restored(FleetEvent, frozen=True, tag="restored"):
-    """The state is of an earlier version than the fleet was."""
-
     version: int
     before: int
     line = (
@@ -215,8 +179,6 @@ class Restored(FleetEvent, frozen=True, tag="restored"):
 
 
 class VersionScored(FleetEvent, frozen=True, tag="scored"):
-    """A version was scored on the evaluation data."""
-
     version: int
     loss: float
     exact: float
@@ -224,28 +186,21 @@ class VersionScored(FleetEvent, frozen=True, tag="scored"):
 
 
 class Warned(FleetEvent, frozen=True, tag="warning"):
-    """Something is wrong, and the fleet goes on."""
-
     told: str
     line = "{told}"
     untold = frozenset({"told"})
 
 
 class OtherKeyFound(FleetEvent, frozen=True, tag="warning"):
-    """The broker has manifests of another coordinator."""
-
     key: str  # public
     line = "another coordinator, with key {key}, was here; devices that have pinned it will not follow"
 
 
 class Stopped(FleetEvent, frozen=True, tag="stopped"):
-    """The end."""
-
     version: int | None  # None: the broker never answered
 
     @property
     def text(self) -> str:
-        """The line that people read."""
         if self.version is None:
             return "stopped before the broker answered; nothing was begun"
         return "stopped; state is on disk, the same command goes on from here"

@@ -218,7 +218,7 @@ class Fleet:
         return self._call(lambda inside: inside.version())
 
     def adapter(self, version: int | None = None) -> LoraAdapter:
-        """A version as an adapter, by default the current one.
+        """Returns a version as an adapter, by default the current one.
 
         Raises:
             UnknownVersion: It was never made, or is no longer kept.
@@ -226,7 +226,7 @@ class Fleet:
         return self._call(lambda inside: inside.adapter(version))
 
     def history(self) -> list[VersionStatus]:
-        """All versions, oldest first: contributors with weight and staleness, norms, the guard's losses."""
+        """Returns all versions, oldest first: contributors with weight and staleness, norms, losses."""
         return self._call(lambda inside: inside.history())
 
     def evaluate(self, data: Data, *, version: int | None = None) -> Evaluation:
@@ -258,7 +258,7 @@ class Fleet:
         self._config, self._strategy = _choose(self._asked, settings)
 
     def _run(self) -> None:
-        """The fleet's thread."""
+        """Runs the fleet, in a thread of its own."""
         try:
             asyncio.run(self._serve())
         except BaseException as error:  # whoever waits is told; the thread has nobody to tell
@@ -295,7 +295,7 @@ class Fleet:
 
     @contextmanager
     def _named_rows(self) -> Iterator[None]:
-        """Errors name rows by whose they are, and not by a file that the caller never saw."""
+        """Names rows in errors by whose they are, and not by a file that the caller never saw."""
         try:
             yield
         except DataError as error:
@@ -312,7 +312,7 @@ async def _devices(inside: Gathering) -> list[str]:
 def _choose(
     strategy: "str | Method | Stages | Strategy | Merge | None", settings: dict[str, Any]
 ) -> tuple[CoordinatorConfig, Strategy | None]:
-    """The coordinator's settings, and the strategy where it is the caller's own.
+    """Reads the coordinator's settings, and returns the strategy where it is the caller's own.
 
     Raises:
         ConfigError: A setting cannot be used, or the strategy is none.

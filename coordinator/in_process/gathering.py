@@ -135,26 +135,26 @@ class Gathering:
             )
 
     async def version(self) -> int:
-        """The current version's number."""
+        """Returns the current version's number."""
         current = self._state.versions.current()
         assert current is not None  # the coordinator has made version 0
         return current.version
 
     async def num_waiting(self) -> int:
-        """Updates in the buffer."""
+        """Returns the number of updates in the buffer."""
         return len(self._state.journal.waiting())
 
     async def adapter(self, version: int | None) -> LoraAdapter:
-        """A version, or the current one."""
+        """Returns a version as an adapter, or the current one."""
         number = await self.version() if version is None else version
         return self._state.versions.whole(self._state.versions.version(number))
 
     async def history(self) -> list[VersionStatus]:
-        """All versions, oldest first."""
+        """Returns all versions, oldest first."""
         return [version_status(one) for one in self._state.versions.history()]
 
     async def score(self, model: ModelKey, scoring: Scoring) -> Evaluation:
-        """How well data is predicted, by a model that devices may be training with."""
+        """Scores data by a model that devices may be training with."""
         return await SharedWorker(self._model(model)).score(scoring)
 
     def _client(self, config: DeviceConfig, backend: str, state: DeviceState) -> Client:

@@ -4,8 +4,8 @@ Both are retained, so that a coordinator that starts gets those of everybody who
 was retained proves nothing; presence does, for the broker changes it when a device's connection breaks.
 """
 
-from coordinator.events.observer import Tell
 from coordinator.events.records import DeviceJoined, DeviceOffline, DeviceOnline
+from coordinator.events.telling import Tell
 from coordinator.intake.roster import Roster
 from edge.errors import ProtocolError
 from edge.protocol.messages import Hello, Presence, decode_message

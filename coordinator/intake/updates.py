@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 
 from msgspec import structs
 
-from coordinator.events.observer import Tell
 from coordinator.events.records import UpdateAccepted, UpdateRefused, UpdateRejected
+from coordinator.events.telling import Tell
 from coordinator.intake.admission import Rules, check_header, check_payload, read_header
 from coordinator.intake.checks import Checks
 from coordinator.intake.open_uploads import Upload, Uploads

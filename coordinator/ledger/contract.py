@@ -4,7 +4,9 @@ The journal is four small contracts in one; who needs only devices, or only fact
 has taken is kept over a kill before a call returns, every call is all or nothing, and other processes
 (`status`, `rollback`) may read and write at the same time. An update's id stands in it at most once, and
 what was accepted stays in the buffer until the version that holds it is committed in the same step.
-`ledger.sqlite` and `ledger.files` are what a state folder holds; `ledger.memory` forgets.
+
+Every method raises `StateError` where the journal is damaged, and every one that writes `DiskFull` where
+there is no room: nothing is changed then, and no receipt may be sent.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -12,7 +14,7 @@ from typing import Protocol
 
 from coordinator.ledger.records import Device, DiscardReason, Refusal, Tally, Update, Version
 from coordinator.strategies.contract import Account
-from edge.errors import Rejected, StateError
+from edge.errors import Rejected
 from edge.protocol.messages import UpdateHeader
 
 MAX_REFUSALS = 1000  # kept, newest: strangers must not fill the disk
@@ -24,19 +26,12 @@ class Facts(Protocol):
 
     def meta(self, key: str) -> str | None:
         """Returns a fact."""
-        ...
 
     def note(self, key: str, value: str | None) -> None:
         """Writes down a fact that changes, such as how far the next version is; None takes it out."""
-        ...
 
     def agree(self, facts: Mapping[str, str]) -> None:
-        """Writes down facts that must never change.
-
-        Raises:
-            StateError: Others are written, each of which is named.
-        """
-        ...
+        """Writes down facts that must never change; raises `StateError` naming each that differs."""
 
     def data_version(self) -> int:
         """Returns a number that changes when another process has changed the journal."""
@@ -47,16 +42,11 @@ class Updates(Protocol):
     """Every update once, and what proved to be nobody's."""
 
     def record(self, header: UpdateHeader, at: float, rejected: Rejected | None = None) -> int:
-        """Writes an update down, accepted or rejected; one that is already there stays as it is.
-
-        Returns:
-            Its `seq`.
-        """
+        """Writes an update down, where it is not there already, and returns its `seq`."""
         ...
 
     def update(self, update_id: str) -> Update | None:
         """Returns the update of that id, or None where the journal has never heard of it."""
-        ...
 
     def waiting(self) -> list[Update]:
         """Returns the buffer: accepted and in no version yet, in order of arrival."""
@@ -72,13 +62,9 @@ class Updates(Protocol):
 
     def discard(self, updates: Sequence[str], reason: DiscardReason, detail: str) -> None:
         """Takes accepted updates out of the buffer for good."""
-        ...
 
     def is_stranded(self, version: int) -> bool:
-        """Tells whether an update that began from `version` was accepted and lost, and its device waits.
-
-        The device was told that its update counts, and trains on no version more often than it may.
-        """
+        """Tells whether an update on `version` was accepted and lost, so that its device waits."""
         ...
 
     def tallies(self) -> dict[str, Tally]:
@@ -87,7 +73,6 @@ class Updates(Protocol):
 
     def refuse(self, refusal: Refusal) -> None:
         """Writes down a message that proved nobody's; only the latest `MAX_REFUSALS` are kept."""
-        ...
 
     def refusals(self, limit: int = 100) -> list[Refusal]:
         """Returns the latest messages that were refused, newest first."""
@@ -99,7 +84,6 @@ class Devices(Protocol):
 
     def enrol(self, device: Device) -> None:
         """Writes a new device down."""
-        ...
 
     def devices(self) -> list[Device]:
         """Returns all devices, by name."""
@@ -107,30 +91,21 @@ class Devices(Protocol):
 
     def save(self, devices: Iterable[Device]) -> None:
         """Writes down what changed of devices; their keys never do."""
-        ...
 
 
 class Lineage(Protocol):
     """Every version, how it came about, and what devices have had of them."""
 
     def commit(self, version: Version, accounts: Mapping[str, Account]) -> bool:
-        """Makes a version current, in one step with what it means for the buffer.
+        """Makes a version current, and returns whether it did, in one step with what it means for the buffer.
 
         Updates in its report leave the buffer; a rollback discards those whose base is no ancestor any more.
-
-        Args:
-            version: The next one.
-            accounts: Of devices, where they changed.
-
-        Returns:
-            False, and nothing is changed, if its number is not the next one any more, or if it goes back to a
-            version whose files were forgotten.
+        Nothing is changed if its number is not the next one, or it goes back to files that were forgotten.
         """
         ...
 
     def version(self, number: int) -> Version | None:
         """Returns a version, or None where it was never made."""
-        ...
 
     def versions(self, limit: int = EVERYTHING) -> list[Version]:
         """Returns the latest versions, newest first."""
@@ -146,11 +121,9 @@ class Lineage(Protocol):
 
     def score(self, number: int, loss: float, exact: float) -> None:
         """Writes down how good a version is."""
-        ...
 
     def forget(self, numbers: Collection[int]) -> None:
         """Writes down that the files of these versions are no longer kept."""
-        ...
 
     def accounts(self) -> dict[str, Account]:
         """Returns what every device that was in a version has had of them."""
@@ -158,42 +131,21 @@ class Lineage(Protocol):
 
 
 class Journal(Facts, Updates, Devices, Lineage, Protocol):
-    """What happened.
-
-    Every method raises `StateError` where the journal is damaged, and every one that writes `DiskFull` where
-    there is no room; nothing is changed then, and no receipt may be sent.
-    """
-
-    def close(self) -> None:
-        """Ends the use of it."""
-        ...
+    """What happened."""
 
 
 class Objects(Protocol):
     """Blobs that never change: a version's files under their sha256, payloads under their update's id."""
 
     def put(self, name: str, content: bytes) -> None:
-        """Keeps a blob; what is there under that name stays.
-
-        Raises:
-            DiskFull: It is not kept.
-        """
-        ...
+        """Keeps a blob; what is there under that name stays."""
 
     def get(self, name: str, start: int = 0, length: int = -1) -> bytes:
-        """Returns a blob, or `length` bytes of it.
-
-        Raises:
-            MissingObject: It is not here, or no longer.
-        """
+        """Returns a blob, or `length` bytes of it; raises `MissingObject`."""
         ...
 
     def size(self, name: str) -> int:
-        """Returns a blob's size in bytes.
-
-        Raises:
-            MissingObject: It is not here, or no longer.
-        """
+        """Returns a blob's size in bytes; raises `MissingObject`."""
         ...
 
     def names(self) -> set[str]:
@@ -202,19 +154,3 @@ class Objects(Protocol):
 
     def remove(self, names: Iterable[str]) -> None:
         """Removes blobs, where they are."""
-        ...
-
-
-def check_facts(where: object, known: Mapping[str, str | None], facts: Mapping[str, str]) -> None:
-    """Refuses facts that differ from those written down.
-
-    Raises:
-        StateError: Naming every fact that differs.
-    """
-    faults = [
-        f"is of {key} {known[key]}, expected {facts[key]}"
-        for key in facts
-        if known[key] not in (None, facts[key])
-    ]
-    if faults:
-        raise StateError.of(str(where), faults, "give another --state")

@@ -1,14 +1,13 @@
 """What the journal holds, record by record."""
 
 from collections.abc import Mapping
-from typing import Literal, NamedTuple, cast
+from typing import Literal, NamedTuple
 
 from msgspec import Struct
 
 from converters.formats.about import NOTHING, About
 from coordinator.strategies.contract import Account, Report
-from edge.errors import Rejected
-from edge.protocol.messages import Hello, Reason, Telemetry, UpdateHeader
+from edge.protocol.messages import Hello, Reason, Telemetry
 
 Status = Literal["accepted", "rejected", "discarded"]
 # No receipt bears it: the device was told `accepted` when its update came.
@@ -36,34 +35,10 @@ class Update(NamedTuple):
     status: Status  # `discarded`: accepted, and in no version after all; by a rollback, or unmergeable
     reason: DiscardReason | None
     detail: str
-    merged_into: int | None = None  # version; None while it waits in the buffer
-    staleness: int | None = None  # when merged
-    weight: float | None = None  # when merged
+    merged_into: int | None  # version; None while it waits in the buffer
+    staleness: int | None  # when merged
+    weight: float | None  # when merged
     seq: int = 0  # in order of arrival, over all devices
-
-
-def new_update(header: UpdateHeader, at: float, rejected: Rejected | None) -> Update:
-    """Returns an update as it stands in the journal when its verdict is known."""
-    return Update(
-        id=header.update,
-        device=header.device_id,
-        tier=header.tier,
-        base_version=header.base_version,
-        attempt=header.attempt,
-        sha256=header.sha256,
-        encoding=header.encoding,
-        size_bytes=header.size_bytes,
-        num_examples=header.num_examples,
-        num_tokens=header.num_tokens,
-        num_steps=header.num_steps,
-        seconds=header.seconds,
-        loss_before=header.loss_before,
-        loss_after=header.loss_after,
-        received_at=at,
-        status="rejected" if rejected else "accepted",
-        reason=cast(Reason, rejected.reason) if rejected else None,
-        detail=rejected.detail if rejected else "",
-    )
 
 
 class Refusal(NamedTuple):

@@ -6,26 +6,10 @@ device that downloaded it or trains on it may still send one: not for ever, but 
 stale, or the device was away for `hold_s`.
 """
 
-from typing import Protocol
+from collections.abc import Callable
 
 from coordinator.ledger.contract import Updates
 from coordinator.ledger.head import Standing
-
-
-class Devices(Protocol):
-    """Who may still send an update."""
-
-    def held(self, since: float) -> set[int]:
-        """Returns the versions that devices hold of which something was heard since then."""
-        ...
-
-
-class Receiving(Protocol):
-    """What is being received."""
-
-    def base_versions(self) -> set[int]:
-        """Returns what the updates under way were trained on."""
-        ...
 
 
 class Retention:
@@ -33,32 +17,28 @@ class Retention:
 
     Args:
         journal: Its buffer counts.
-        devices: What they hold counts.
-        receiving: What is being received counts.
+        held: The versions that devices hold of which something was heard since a time.
+        receiving: What the updates under way were trained on.
         max_staleness: Staler updates are rejected.
         hold_s: How long a device may be away.
     """
 
     def __init__(
-        self, journal: Updates, devices: Devices, receiving: Receiving, max_staleness: int, hold_s: float
+        self,
+        journal: Updates,
+        held: Callable[[float], set[int]],
+        receiving: Callable[[], set[int]],
+        max_staleness: int,
+        hold_s: float,
     ) -> None:
-        self._max_staleness = max_staleness
-        self._hold_s = hold_s
-        self._journal = journal
-        self._devices = devices
-        self._receiving = receiving
+        self._journal, self._held, self._receiving = journal, held, receiving
+        self._max_staleness, self._hold_s = max_staleness, hold_s
 
     def held(self, standing: Standing, at: float) -> set[int]:
-        """Returns the versions that must keep their files once the next version is made.
-
-        Args:
-            standing: Where the fleet stands before it.
-            at: Unix time in seconds.
-        """
-        under_way = self._receiving.base_versions() | self._devices.held(since=at - self._hold_s)
+        """Returns the versions that must stay once the one after `standing` is made, at this Unix time."""
         timely = {
             version
-            for version in under_way
+            for version in self._receiving() | self._held(at - self._hold_s)
             if version in standing.lineage and standing.staleness(version) < self._max_staleness
         }
         return timely | {update.base_version for update in self._journal.waiting()}

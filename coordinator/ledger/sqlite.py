@@ -4,47 +4,38 @@
 here before the receipt is sent. Every change is one transaction, and other processes may read and write at
 the same time. A journal of an older schema is brought up to date when it is opened.
 """
+# ruff: noqa: D102 - `contract` says what the methods do
 
 import sqlite3
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from msgspec import structs
+import msgspec
+from msgspec import Struct, structs
 
-from coordinator.ledger.contract import EVERYTHING, MAX_REFUSALS, check_facts
-from coordinator.ledger.records import (
-    Device,
-    DiscardReason,
-    Refusal,
-    Tally,
-    Update,
-    Version,
-    new_update,
-)
-from coordinator.ledger.rows import pack_row, read_device, read_version
-from coordinator.strategies.contract import Account
+from coordinator.ledger import records
+from coordinator.ledger.contract import EVERYTHING, MAX_REFUSALS
+from coordinator.ledger.records import Device, DiscardReason, Refusal, Tally, Update, Version
+from coordinator.strategies.contract import Account, Report
 from edge.errors import DiskFull, Rejected, StateError
-from edge.protocol.messages import UpdateHeader
+from edge.protocol.messages import Hello, Telemetry, UpdateHeader
 from edge.storage.disk import sync_folder
 
+T = TypeVar("T")
 SCHEMA = 3
 FILE = "journal.sqlite"
 _BUSY_S = 30.0
 # A quota or a file size limit is a full disk to its user, and SQLite calls it a failed write.
 _FULL = frozenset({"SQLITE_FULL", "SQLITE_IOERR_WRITE", "SQLITE_IOERR_FSYNC", "SQLITE_IOERR_SHMSIZE"})
 
+# Version 1; what is made anew takes the same way to the present one as what is old.
 _TABLES = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE devices (
     device TEXT PRIMARY KEY, key TEXT NOT NULL, first_seen REAL NOT NULL, last_seen REAL NOT NULL,
-    online INTEGER NOT NULL DEFAULT 0, epoch INTEGER NOT NULL DEFAULT 0, hello TEXT, telemetry TEXT,
-    held TEXT NOT NULL DEFAULT '[]', astray REAL
-);
-CREATE TABLE accounts (
-    device TEXT PRIMARY KEY, uploads INTEGER NOT NULL, weight REAL NOT NULL, credit REAL NOT NULL,
-    cosine REAL NOT NULL, num_cosines INTEGER NOT NULL
+    online INTEGER NOT NULL DEFAULT 0, epoch INTEGER NOT NULL DEFAULT 0, hello TEXT, telemetry TEXT
 );
 CREATE TABLE updates (
     seq INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, device TEXT NOT NULL, tier TEXT NOT NULL,
@@ -62,7 +53,7 @@ CREATE TABLE refusals (
 CREATE TABLE versions (
     version INTEGER PRIMARY KEY, parent INTEGER, depth INTEGER NOT NULL, created_at REAL NOT NULL,
     master TEXT NOT NULL, remainder TEXT, tiers TEXT NOT NULL, report TEXT, kept INTEGER NOT NULL DEFAULT 1,
-    loss REAL, exact REAL, carried TEXT NOT NULL DEFAULT '{}', origin TEXT
+    loss REAL, exact REAL
 );
 """
 # What a journal of version 1 lacks; the accounts begin with what was merged of each device.
@@ -78,11 +69,9 @@ INSERT INTO accounts
     WHERE merged_into IS NOT NULL GROUP BY device;
 """
 # What one of version 2 lacks: the adapter that version 0 was made of, and devices that follow another state.
-_FROM_2 = """
-ALTER TABLE versions ADD COLUMN origin TEXT;
-ALTER TABLE devices ADD COLUMN astray REAL;
-"""
+_FROM_2 = "ALTER TABLE versions ADD COLUMN origin TEXT; ALTER TABLE devices ADD COLUMN astray REAL;"
 _MIGRATIONS = {1: _FROM_1, 2: _FROM_2}
+_NEW = f"BEGIN; {_TABLES}{_FROM_1}{_FROM_2} PRAGMA user_version = {SCHEMA}; COMMIT;"
 # Of SQLite's bare columns in a row with max(), num_tokens and seconds are those of that row.
 _TALLIES = """
 SELECT device, sum(status = 'accepted'), sum(status = 'rejected'), sum(status = 'discarded'),
@@ -99,10 +88,10 @@ SELECT version, depth FROM line
 
 
 class SqliteJournal:
-    """A `Journal` in a state folder.
+    """A `Journal` in a state folder; its methods do what `contract` says.
 
     Args:
-        folder: The state folder.
+        folder: The state folder; None forgets all with the process.
         fleet: Makes the journal where it is missing, and refuses another fleet's; None only opens.
         connect: SQLite's, or what a test sets limits with.
 
@@ -113,21 +102,23 @@ class SqliteJournal:
 
     def __init__(
         self,
-        folder: Path,
+        folder: Path | None,
         fleet: str | None = None,
         connect: Callable[..., sqlite3.Connection] = sqlite3.connect,
     ) -> None:
-        self.path = folder / FILE
+        self.path = folder / FILE if folder else Path(":memory:")
         if fleet is None and not self.path.is_file():
             raise StateError(
                 f"{folder}: holds no {FILE}; expected the folder given to `tunefleet serve --state`"
             )
-        if not self.path.exists():
+        if folder and not self.path.exists():
             self._make()
         with self._told():
             # Any thread may use it, one at a time.
             self._db = connect(self.path, timeout=_BUSY_S, isolation_level=None, check_same_thread=False)
             self._db.execute("PRAGMA synchronous = FULL")
+            if not folder:
+                self._db.executescript(_NEW)
         try:
             self._check_schema()
             if fleet is not None:
@@ -137,7 +128,6 @@ class SqliteJournal:
             raise
 
     def close(self) -> None:
-        """See `Journal`."""
         self._db.close()
 
     def copy(self, path: Path) -> None:
@@ -152,12 +142,10 @@ class SqliteJournal:
     # Facts.
 
     def meta(self, key: str) -> str | None:
-        """See `Facts`."""
         found = self._rows("SELECT value FROM meta WHERE key = ?", key)
         return str(found[0][0]) if found else None
 
     def note(self, key: str, value: str | None) -> None:
-        """See `Facts`."""
         with self._transaction() as db:
             if value is None:
                 db.execute("DELETE FROM meta WHERE key = ?", (key,))
@@ -165,43 +153,49 @@ class SqliteJournal:
                 db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, value))
 
     def agree(self, facts: Mapping[str, str]) -> None:
-        """See `Facts`."""
-        check_facts(self.path, {key: self.meta(key) for key in facts}, facts)
+        known = {key: self.meta(key) for key in facts}
+        faults = [
+            f"is of {key} {known[key]}, expected {facts[key]}"
+            for key in facts
+            if known[key] not in (None, facts[key])
+        ]
+        if faults:
+            raise StateError.of(str(self.path), faults, "give another --state")
         with self._transaction() as db:
             db.executemany("INSERT OR IGNORE INTO meta VALUES (?, ?)", facts.items())
 
     def data_version(self) -> int:
-        """See `Facts`."""
         return int(self._rows("PRAGMA data_version")[0][0])
 
     # Updates.
 
     def record(self, header: UpdateHeader, at: float, rejected: Rejected | None = None) -> int:
-        """See `Updates`."""
-        row = new_update(header, at, rejected)._asdict()
-        del row["seq"]  # SQLite counts
+        shared = structs.asdict(header)
+        row = {name: shared[name] for name in Update._fields if name in shared} | {
+            "id": header.update,
+            "device": header.device_id,
+            "received_at": at,
+            "status": "rejected" if rejected else "accepted",
+            "reason": rejected.reason if rejected else None,
+            "detail": rejected.detail if rejected else "",
+        }
         with self._transaction() as db:
             db.execute(_insert("updates", row, "OR IGNORE"), list(row.values()))
             return int(db.execute("SELECT seq FROM updates WHERE id = ?", (header.update,)).fetchone()[0])
 
     def update(self, update_id: str) -> Update | None:
-        """See `Updates`."""
         return next(iter(self._updates("WHERE id = ?", update_id)), None)
 
     def waiting(self) -> list[Update]:
-        """See `Updates`."""
         return self._updates("WHERE status = 'accepted' AND merged_into IS NULL ORDER BY seq")
 
     def updates(self, limit: int = 1000) -> list[Update]:
-        """See `Updates`."""
         return self._updates("ORDER BY seq DESC LIMIT ?", limit)
 
     def last_seq(self) -> int:
-        """See `Updates`."""
         return int(self._rows("SELECT coalesce(max(seq), 0) FROM updates")[0][0])
 
     def discard(self, updates: Sequence[str], reason: DiscardReason, detail: str) -> None:
-        """See `Updates`."""
         with self._transaction() as db:
             db.executemany(
                 "UPDATE updates SET status = 'discarded', reason = ?, detail = ? WHERE id = ?",
@@ -209,16 +203,13 @@ class SqliteJournal:
             )
 
     def is_stranded(self, version: int) -> bool:
-        """See `Updates`."""
         query = "SELECT 1 FROM updates WHERE status = 'discarded' AND base_version = ? LIMIT 1"
         return bool(self._rows(query, version))
 
     def tallies(self) -> dict[str, Tally]:
-        """See `Updates`."""
         return {device: Tally(*tally) for device, *tally, _ in self._rows(_TALLIES)}
 
     def refuse(self, refusal: Refusal) -> None:
-        """See `Updates`."""
         with self._transaction() as db:
             db.execute(_insert("refusals", Refusal._fields), refusal)
             db.execute(
@@ -226,27 +217,23 @@ class SqliteJournal:
             )
 
     def refusals(self, limit: int = 100) -> list[Refusal]:
-        """See `Updates`."""
         query = f"SELECT {', '.join(Refusal._fields)} FROM refusals ORDER BY seq DESC LIMIT ?"  # noqa: S608
         return [Refusal(*row) for row in self._rows(query, limit)]
 
     # Devices.
 
     def enrol(self, device: Device) -> None:
-        """See `Devices`."""
         with self._transaction() as db:
-            db.execute(_insert("devices", Device._fields), pack_row(device))
+            db.execute(_insert("devices", Device._fields), _packed(device))
 
     def devices(self) -> list[Device]:
-        """See `Devices`."""
         rows = self._rows(f"SELECT {', '.join(Device._fields)} FROM devices ORDER BY device")  # noqa: S608
-        return [read_device(Device(*row)) for row in rows]
+        return [_device(Device(*row)) for row in rows]
 
     def save(self, devices: Iterable[Device]) -> None:
-        """See `Devices`."""
         names = [name for name in Device._fields if name not in ("device", "key", "first_seen")]
         changes = ", ".join(f"{name} = ?" for name in names)
-        rows = [dict(zip(Device._fields, pack_row(device), strict=True)) for device in devices]
+        rows = [dict(zip(Device._fields, _packed(device), strict=True)) for device in devices]
         with self._transaction() as db:
             db.executemany(
                 f"UPDATE devices SET {changes} WHERE device = ?",  # noqa: S608
@@ -256,7 +243,6 @@ class SqliteJournal:
     # Versions.
 
     def commit(self, version: Version, accounts: Mapping[str, Account]) -> bool:
-        """See `Lineage`."""
         with self._transaction() as db:
             (newest,) = db.execute("SELECT max(version) FROM versions").fetchone()
             if version.version != (0 if newest is None else newest + 1):
@@ -265,7 +251,7 @@ class SqliteJournal:
                 old = db.execute("SELECT kept FROM versions WHERE version = ?", (version.parent,)).fetchone()
                 if not old or not old[0]:
                     return False
-            db.execute(_insert("versions", Version._fields), pack_row(version))
+            db.execute(_insert("versions", Version._fields), _packed(version))
             db.executemany(
                 "INSERT OR REPLACE INTO accounts VALUES (?, ?, ?, ?, ?, ?)",
                 [(name, *structs.astuple(one)) for name, one in accounts.items()],
@@ -287,33 +273,26 @@ class SqliteJournal:
         return True
 
     def version(self, number: int) -> Version | None:
-        """See `Lineage`."""
         return next(iter(self._versions("WHERE version = ?", number)), None)
 
     def versions(self, limit: int = EVERYTHING) -> list[Version]:
-        """See `Lineage`."""
         return self._versions("ORDER BY version DESC LIMIT ?", limit)
 
     def kept(self) -> list[Version]:
-        """See `Lineage`."""
         return self._versions("WHERE kept ORDER BY version")
 
     def lineage(self, number: int) -> dict[int, int]:
-        """See `Lineage`."""
         return dict(self._rows(_LINEAGE, number))
 
     def score(self, number: int, loss: float, exact: float) -> None:
-        """See `Lineage`."""
         with self._transaction() as db:
             db.execute("UPDATE versions SET loss = ?, exact = ? WHERE version = ?", (loss, exact, number))
 
     def forget(self, numbers: Collection[int]) -> None:
-        """See `Lineage`."""
         with self._transaction() as db:
             db.executemany("UPDATE versions SET kept = 0 WHERE version = ?", [(one,) for one in numbers])
 
     def accounts(self) -> dict[str, Account]:
-        """See `Lineage`."""
         rows = self._rows(f"SELECT device, {', '.join(Account.__struct_fields__)} FROM accounts")  # noqa: S608
         return {device: Account(*values) for device, *values in rows}
 
@@ -325,7 +304,7 @@ class SqliteJournal:
 
     def _versions(self, condition: str, *values: Any) -> list[Version]:
         query = f"SELECT {', '.join(Version._fields)} FROM versions {condition}"  # noqa: S608
-        return [read_version(Version(*row)) for row in self._rows(query, *values)]
+        return [_version(Version(*row)) for row in self._rows(query, *values)]
 
     def _rows(self, query: str, *values: Any) -> list[tuple[Any, ...]]:
         with self._told(), closing(self._db.execute(query, values)) as cursor:
@@ -350,7 +329,7 @@ class SqliteJournal:
         draft.unlink(missing_ok=True)
         with self._told(), closing(sqlite3.connect(draft, isolation_level=None)) as db:
             db.execute("PRAGMA journal_mode = WAL")
-            db.executescript(f"BEGIN; {_TABLES} PRAGMA user_version = {SCHEMA}; COMMIT;")
+            db.executescript(_NEW)
         draft.replace(self.path)
         sync_folder(self.path.parent)
 
@@ -389,3 +368,30 @@ class SqliteJournal:
 def _insert(table: str, names: Collection[str], manner: str = "") -> str:
     marks = ", ".join("?" * len(names))
     return f"INSERT {manner} INTO {table} ({', '.join(names)}) VALUES ({marks})"  # noqa: S608
+
+
+def _packed(record: Iterable[object]) -> list[object]:
+    return [
+        msgspec.json.encode(value).decode() if isinstance(value, Mapping | Struct | tuple) else value
+        for value in record
+    ]
+
+
+def _device(row: Device) -> Device:
+    held = tuple(_read(row.held, list[int]) or ())
+    hello, telemetry = _read(row.hello, Hello), _read(row.telemetry, Telemetry)
+    return row._replace(online=bool(row.online), hello=hello, telemetry=telemetry, held=held)
+
+
+def _version(row: Version) -> Version:
+    return row._replace(
+        report=_read(row.report, Report),
+        tiers=_read(row.tiers, dict[str, str]) or {},
+        carried=_read(row.carried, records.Carried) or records.Carried(),
+        kept=bool(row.kept),
+        origin=_read(row.origin, records.Origin),
+    )
+
+
+def _read(text: object, kind: type[T]) -> T | None:
+    return msgspec.json.decode(str(text), type=kind) if text is not None else None

@@ -18,7 +18,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from coordinator.ledger.files import FileObjects
+from coordinator.ledger.objects import FileObjects
 from coordinator.ledger.sqlite import SqliteJournal
 from coordinator.ledger.versions import VersionStore
 from edge.errors import MissingObject

@@ -7,9 +7,8 @@ from typing import NamedTuple
 from coordinator.announcing import Announcer
 from coordinator.config import CoordinatorConfig
 from coordinator.errors import MergeError
-from coordinator.events.complaints import Complaints
-from coordinator.events.observer import Tell
 from coordinator.events.records import RolledBack, UpdateFiltered, UpdatesDiscarded, VersionMade
+from coordinator.events.telling import Complaints, Tell
 from coordinator.intake.roster import Roster
 from coordinator.ledger.head import Head
 from coordinator.ledger.records import Update, Version
@@ -20,9 +19,13 @@ from coordinator.merging.pace import PaceNews
 from coordinator.scoring import Scorer
 from edge.errors import BackendError, DiskFull
 
-POLL_S = 0.25  # how soon a rollback by another process, or a time budget that ran out, is noticed
-SETTLE_S = 2.0  # until it is known who is here; only where updates wait from before
-RETRY_S = 5.0  # after a full disk, or a calibration set that could not be read
+
+class Waits(NamedTuple):
+    """How long the loop waits, in seconds."""
+
+    poll_s: float = 0.25  # how soon a rollback by another process, or a time budget that ran out, is noticed
+    settle_s: float = 2.0  # until it is known who is here; only where updates wait from before
+    retry_s: float = 5.0  # after a full disk, or a calibration set that could not be read
 
 
 class Hands(NamedTuple):
@@ -46,12 +49,12 @@ class MergeLoop:
 
     Args:
         hands: What it works with.
-        retry_s: After a full disk, or a calibration set that could not be read.
+        waits: How long it waits.
     """
 
-    def __init__(self, hands: Hands, retry_s: float = RETRY_S) -> None:
+    def __init__(self, hands: Hands, waits: Waits) -> None:
         self._hands = hands
-        self._retry_s = retry_s
+        self._waits = waits
         self._pace = PaceNews()
         self._data_version = hands.state.journal.data_version()
 
@@ -60,13 +63,13 @@ class MergeLoop:
         hands = self._hands
         hands.scorer.ask(hands.head.version, anyway=True)
         if hands.state.journal.waiting() and hands.config.buffer_size is None:
-            await asyncio.sleep(SETTLE_S)
+            await asyncio.sleep(self._waits.settle_s)
         while not 0 < hands.config.max_versions <= hands.head.version.version:
             try:
                 await self._step()
             except (BackendError, DiskFull, OSError) as error:
                 hands.complain(str(error))
-                await asyncio.sleep(self._retry_s)
+                await asyncio.sleep(self._waits.retry_s)
         await hands.scorer.finish()
 
     async def _step(self) -> None:
@@ -79,7 +82,7 @@ class MergeLoop:
         elif renewed := hands.merger.renew(hands.head.version):
             await self._take(renewed)
         else:
-            await asyncio.sleep(POLL_S)
+            await asyncio.sleep(self._waits.poll_s)
 
     def _ready(self) -> list[Update]:
         """Returns what to merge now; tells how far the next version is where that has changed."""

@@ -55,7 +55,7 @@ class Rejection(Struct, frozen=True):
 
 
 def version_status(version: Version) -> VersionStatus:
-    """A version's row with its report."""
+    """Returns a version as `history` tells it."""
     report, origin = version.report, version.origin
     return VersionStatus(
         version=version.version,
@@ -87,7 +87,7 @@ def _kind(version: Version) -> str:
 
 
 def rejections(journal: Updates, limit: int) -> list[Rejection]:
-    """The latest updates that count for nothing, oldest first."""
+    """Returns the latest updates that count for nothing, oldest first."""
     known = [
         Rejection(
             update=one.id,
@@ -117,7 +117,7 @@ def rejections(journal: Updates, limit: int) -> list[Rejection]:
 
 
 def caution(versions: VersionStore, version: Version, adapter: LoraAdapter) -> str:
-    """Tells what a user of a version should know before they wonder why it changes nothing.
+    """Tells users of a version what they should know before they wonder why it changes nothing.
 
     Args:
         versions: Its fleet's.
@@ -137,12 +137,12 @@ def caution(versions: VersionStore, version: Version, adapter: LoraAdapter) -> s
 
 
 def num_merged(versions: VersionStore, version: Version) -> int:
-    """The updates that a version and its ancestors hold, those of refused steps left out."""
+    """Counts the updates that a version and its ancestors hold, those of refused steps left out."""
     line = versions.lineage(version.version)
     reports = [one.report for one in versions.history() if one.version in line and one.report]
     return sum(share.weight != 0 for one in reports if one.step_scale for share in one.shares)
 
 
 def is_without_effect(adapter: LoraAdapter) -> bool:
-    """Whether an adapter's products are zero, as those of a new one are."""
+    """Tells whether an adapter's products are zero, as those of a new one are."""
     return not any(factors.a.any() and factors.b.any() for _, factors in adapter)

@@ -52,7 +52,7 @@ class FleetStatus(Struct, frozen=True):
 
 
 def fleet_status(journal: Journal, versions: VersionStore, now: float) -> FleetStatus:
-    """The fleet as the journal has it, where a version was made.
+    """Reads the fleet from a journal in which a version was made.
 
     Args:
         journal: A coordinator may be writing to it.
@@ -115,7 +115,7 @@ def read_pace(journal: Facts) -> FleetPace | None:
 
 
 def jain_index(shares: Sequence[float]) -> float | None:
-    """Jain's fairness index, (sum x)^2 / (n sum x^2): 1 where all shares are alike, 1/n where one has all.
+    """Computes Jain's fairness index, (sum x)^2 / (n sum x^2): 1 for equal shares, 1/n where one has all.
 
     Jain, Chiu & Hawe 1984, DEC TR-301. None where there is nothing to share.
     """
@@ -146,5 +146,5 @@ def _device_status(device: Device, tally: Tally, weight: float, is_served: bool)
 
 
 def is_under_way(telemetry: Telemetry | None) -> bool:
-    """Whether a device's progress is of a task that it has not finished."""
+    """Tells whether a device's progress is of a task that it has not finished."""
     return telemetry is not None and (telemetry.steps == 0 or telemetry.step < telemetry.steps)

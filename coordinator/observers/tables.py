@@ -29,7 +29,7 @@ class Column(NamedTuple):
 
     @property
     def width(self) -> int:
-        """Of its widest line, its title included."""
+        """The width of its widest line, its title included."""
         return max(len(line) for cell in (self.title, *self.cells) for line in (cell.splitlines() or [""]))
 
 
@@ -159,7 +159,7 @@ def _devices(devices: Sequence[DeviceStatus], width: int, now: float) -> Table:
 
 
 def _fitting(columns: Sequence[Column], width: int) -> list[Column]:
-    """Columns that are not empty, the last ones left out until the rest fits; the first one stays."""
+    """Leaves out empty columns, and the last ones until the rest fits; the first one stays."""
     kept = [column for column in columns if any(column.cells)]
     while len(kept) > 1 and sum(column.width + SPACE for column in kept) - SPACE > width:
         kept.pop()
@@ -167,7 +167,7 @@ def _fitting(columns: Sequence[Column], width: int) -> list[Column]:
 
 
 def _table(columns: Sequence[Column]) -> Table:
-    """Without lines, which take room; what is still too wide is folded, so that no name is cut."""
+    """Makes a table without lines, which take room; what is too wide is folded, so that no name is cut."""
     table = Table(box=None, pad_edge=False, padding=(0, SPACE, 0, 0), header_style="bold")
     for column in columns:
         table.add_column(column.title, justify="right" if column.is_number else "left", overflow="fold")
@@ -233,13 +233,13 @@ def _wrapped(words: Sequence[str], width: int) -> str:
 
 
 def _step(one: VersionStatus) -> str:
-    """Its norm, and what the guard left of it."""
+    """Tells a step's norm, and what the guard left of it."""
     scale = f" (scale {one.step_scale:.3g})" if one.step_scale not in (None, 0, 1) else ""
     return _number(one.step_norm or None, ".4g") + scale
 
 
 def _guard(one: VersionStatus) -> str:
-    """The calibration loss before and after."""
+    """Tells the calibration loss before and after."""
     after = one.loss_refused if one.loss_refused is not None else one.loss_after
     return f"{one.loss_before:.4f} → {after:.4f}" if None not in (one.loss_before, after) else ""
 

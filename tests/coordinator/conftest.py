@@ -19,7 +19,7 @@ from coordinator.config import CoordinatorConfig, read_config
 from coordinator.ledger.sqlite import SqliteJournal
 from coordinator.ledger.state import CoordinatorState, open_ledger
 from coordinator.ledger.versions import VersionStore
-from coordinator.merging.loop import RETRY_S
+from coordinator.merging.loop import Waits
 from coordinator.observers.status import StatusNotes
 from coordinator.observers.terminal import Terminal
 from coordinator.server import Coordinator
@@ -230,7 +230,6 @@ class Fleet:
         score: Any = None,
         calibrator: Any = None,
         epoch: int = 1,
-        retry_s: float = RETRY_S,
         **changes: Any,
     ) -> AsyncIterator[Coordinator]:
         config = self.config(**changes)
@@ -244,7 +243,7 @@ class Fleet:
                 calibrator=calibrator,
                 observers=(Terminal(lambda event: self.said.append(event.text)), StatusNotes(state.journal)),
                 clock=lambda: self.now,
-                retry_s=retry_s,
+                waits=Waits(poll_s=0.02, settle_s=0.5, retry_s=0.05),
             )
             task = asyncio.create_task(coordinator.run())
             try:

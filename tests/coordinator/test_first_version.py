@@ -5,7 +5,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from converters.errors import AdapterError
-from coordinator.first_version import check_base, found_fleet
+from coordinator.first_version import check_base, make_first_version
 from coordinator.initial_adapter import settle
 from coordinator.ledger.state import CoordinatorState
 from edge.errors import ConfigError, StateError
@@ -14,8 +14,8 @@ from edge.errors import ConfigError, StateError
 def found(fleet, **changes):
     config = fleet.config(**changes)
     with CoordinatorState(fleet.folder, config.fleet) as state:
-        settled, beginning = settle(config, state.journal)
-        return found_fleet(settled, state, 0.0, beginning), state.versions.sketch
+        settled, given = settle(config, state.journal)
+        return make_first_version(settled, state, 0.0, given), state.versions.sketch
 
 
 def quantise(base):
@@ -64,5 +64,5 @@ def test_a_rank_that_no_layer_can_hold_is_refused_in_a_fresh_folder_only(fleet):
     with CoordinatorState(fleet.folder, wide.fleet) as state:
         with pytest.raises(AdapterError, match=r"rank is 13, expected 1 to 12: .* 16 inputs and 12 outputs"):
             check_base(wide, state)
-        found_fleet(settle(wide, state.journal)[0], state, 0.0)  # as older ones did
+        make_first_version(settle(wide, state.journal)[0], state, 0.0)  # as older ones did
         check_base(wide, state)

@@ -106,9 +106,9 @@ def test_rank_scale_and_targets_are_the_adapters_and_the_configuration_shows_the
     config = settle_folder(fleet.config(**OPEN, adapter=path))
     assert (config.ranks, config.scale, config.targets) == ((4,), 2.0, ("q_proj",))
     (tmp_path / "c.toml").write_text(config_text(config))
-    again, beginning = settle(read_config(tmp_path / "c.toml", {}))
+    again, given = settle(read_config(tmp_path / "c.toml", {}))
     assert again == config
-    assert beginning.adapter == PLAIN
+    assert given.adapter == PLAIN
     partial = random_adapter({Q1: 2})
     config = settle_folder(fleet.config(**OPEN, adapter=written(partial, name="partial")))
     assert (config.ranks, config.targets) == ((2,), (Q1,))

@@ -2,7 +2,7 @@ import pytest
 
 from coordinator.intake.arrivals import Arrivals
 from coordinator.intake.roster import Roster
-from coordinator.ledger.memory import MemoryJournal
+from coordinator.ledger.sqlite import SqliteJournal
 from edge.errors import ProtocolError
 from edge.protocol.messages import Hello, Presence, encode_message
 from edge.protocol.signing import new_key, sign_message
@@ -24,7 +24,7 @@ class Desk:
     """Arrivals at a fleet, and what they told."""
 
     def __init__(self):
-        self.journal = MemoryJournal()
+        self.journal = SqliteJournal(None, "home")
         self.start()
 
     def start(self):

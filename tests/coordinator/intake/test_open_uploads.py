@@ -1,7 +1,7 @@
 import pytest
 
 from coordinator.intake.open_uploads import MAX_PER_DEVICE, Uploads
-from coordinator.ledger.memory import MemoryJournal
+from coordinator.ledger.sqlite import SqliteJournal
 from edge.errors import Rejected
 
 PAYLOAD = bytes(3000)
@@ -61,7 +61,7 @@ def test_another_process_takes_up_what_was_under_way(tmp_path, folders, header):
     first.begin(header(2))
     (folders[0] / "left-over.part").write_bytes(b"")
     (folders[0] / f"{'f' * 32}.header").write_bytes(b"of an older version")
-    journal = MemoryJournal()
+    journal = SqliteJournal(None, "home")
     journal.record(header(2), at=0.0)
     second = Uploads(*folders, max_open=3)
     second.recover(journal)

@@ -6,7 +6,7 @@ from contextlib import closing
 
 import pytest
 
-from coordinator.first_version import found_fleet
+from coordinator.first_version import make_first_version
 from coordinator.initial_adapter import settle
 from coordinator.ledger.backup import copy_file, make_backup
 from coordinator.ledger.state import CoordinatorState
@@ -83,8 +83,8 @@ def test_what_is_collected_while_it_is_copied_is_not_missed(fleet, tmp_path):
 
 def test_a_state_that_lacks_a_file_is_told_and_nothing_is_written(fleet, tmp_path):
     with CoordinatorState(fleet.folder, "home") as state:
-        settled, beginning = settle(fleet.config(), state.journal)
-        version = found_fleet(settled, state, 0.0, beginning)
+        settled, given = settle(fleet.config(), state.journal)
+        version = make_first_version(settled, state, 0.0, given)
         state.versions.objects.remove([version.master])
     with pytest.raises(StateError, match=r"objects/.* is missing, and the journal refers to it"):
         make_backup(fleet.folder, tmp_path / "copy")

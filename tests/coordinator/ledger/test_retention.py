@@ -5,8 +5,8 @@ import pytest
 from coordinator.intake.open_uploads import Uploads
 from coordinator.intake.roster import Roster
 from coordinator.ledger.head import Standing
-from coordinator.ledger.memory import MemoryJournal
 from coordinator.ledger.retention import Retention
+from coordinator.ledger.sqlite import SqliteJournal
 from edge.protocol.codec import encode_adapter
 from edge.protocol.messages import Telemetry
 
@@ -24,7 +24,7 @@ def telemetry(base_version):
 
 @pytest.fixture
 def journal():
-    return MemoryJournal()
+    return SqliteJournal(None, "home")
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def uploads(tmp_path):
 
 
 def test_a_device_holds_what_it_trains_on_and_the_version_before(journal, roster, uploads):
-    retention = Retention(journal, roster, uploads, max_staleness=10, hold_s=60.0)
+    retention = Retention(journal, roster.held, uploads.base_versions, max_staleness=10, hold_s=60.0)
     assert retention.held(STANDING, 0.0) == set()
     for version in (1, 1, 2, 4):
         roster.follow("x", telemetry(version), 0.0)
@@ -54,14 +54,14 @@ def test_a_device_holds_what_it_trains_on_and_the_version_before(journal, roster
 def test_what_would_be_too_stale_by_then_is_held_by_nobody(journal, roster, uploads):
     roster.hold("x", 3, 0.0)
     roster.hold("y", 2, 0.0)
-    retention = Retention(journal, roster, uploads, max_staleness=3, hold_s=60.0)
+    retention = Retention(journal, roster.held, uploads.base_versions, max_staleness=3, hold_s=60.0)
     assert retention.held(STANDING, 0.0) == {3}  # 2 is 3 versions old now, and 4 once the next is made
 
 
 def test_a_device_that_is_away_for_long_holds_nothing(journal, roster, uploads):
     roster.hold("x", 3, 0.0)
     roster.hold("y", 2, 30.0)
-    retention = Retention(journal, roster, uploads, max_staleness=10, hold_s=60.0)
+    retention = Retention(journal, roster.held, uploads.base_versions, max_staleness=10, hold_s=60.0)
     assert retention.held(STANDING, 60.0) == {2, 3}
     assert retention.held(STANDING, 61.0) == {2}
     assert retention.held(STANDING, 91.0) == set()
@@ -69,14 +69,14 @@ def test_a_device_that_is_away_for_long_holds_nothing(journal, roster, uploads):
 
 def test_a_version_that_a_rollback_took_out_of_the_line_is_held_by_nobody(journal, roster, uploads):
     roster.hold("x", 3, 0.0)
-    retention = Retention(journal, roster, uploads, max_staleness=10, hold_s=60.0)
+    retention = Retention(journal, roster.held, uploads.base_versions, max_staleness=10, hold_s=60.0)
     assert retention.held(Standing(5, {5: 1, 0: 0}, {0: {}, 3: {}, 5: {}}, {}), 0.0) == set()
 
 
 def test_updates_that_wait_or_are_being_received_hold_their_versions(journal, roster, uploads, header):
     journal.record(header(0), 0.0)
     uploads.begin(header(2))
-    retention = Retention(journal, roster, uploads, max_staleness=4, hold_s=60.0)
+    retention = Retention(journal, roster.held, uploads.base_versions, max_staleness=4, hold_s=60.0)
     assert retention.held(STANDING, 1e9) == {
         0,
         2,

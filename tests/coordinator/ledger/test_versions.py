@@ -7,7 +7,7 @@ import pytest
 from converters.adapter import Factors, LoraAdapter
 from coordinator.errors import UnknownVersion
 from coordinator.ledger.contract import Journal
-from coordinator.ledger.memory import MemoryJournal, MemoryObjects
+from coordinator.ledger.objects import MemoryObjects
 from coordinator.ledger.sqlite import SqliteJournal
 from coordinator.ledger.state import CoordinatorState
 from coordinator.ledger.versions import VersionStore
@@ -38,13 +38,13 @@ class Ledger(NamedTuple):
     versions: VersionStore
 
 
-@pytest.fixture(params=["sqlite", "memory"])
+@pytest.fixture(params=["folder", "memory"])
 def state(request, tmp_path):
-    if request.param == "sqlite":
+    if request.param == "folder":
         with CoordinatorState(tmp_path, "home") as opened:
             yield opened
     else:
-        journal = MemoryJournal()
+        journal = SqliteJournal(None, "home")
         yield Ledger(journal, VersionStore(journal, MemoryObjects()))
 
 

@@ -186,7 +186,7 @@ def test_a_calibration_set_that_cannot_be_read_for_once_loses_no_update(fleet, t
             "calibration_data": str(tmp_path / "c.jsonl"),
         }
         async with (
-            fleet.serving(buffer_size=1, calibrator=Forgetful(), retry_s=0.05, **settings),
+            fleet.serving(buffer_size=1, calibrator=Forgetful(), **settings),
             fleet.device("x").joined() as x,
         ):
             await x.teach(seed=1)

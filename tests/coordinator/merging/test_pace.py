@@ -5,7 +5,7 @@ import pytest
 
 from coordinator.events.pace import FleetPace, describe_pace
 from coordinator.events.records import Stopped
-from coordinator.ledger.memory import MemoryJournal
+from coordinator.ledger.sqlite import SqliteJournal
 from coordinator.merging.pace import PaceNews
 from coordinator.observers.status import StatusNotes, read_pace
 from coordinator.strategies.contract import Pace
@@ -215,7 +215,7 @@ def test_a_device_whose_accepted_update_is_lost_gets_a_version_to_go_on_from(fle
 
 @pytest.fixture
 def journal():
-    return MemoryJournal()
+    return SqliteJournal(None, "home")
 
 
 def test_a_change_is_told_once_and_passing_time_is_none():

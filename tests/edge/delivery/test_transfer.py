@@ -7,8 +7,7 @@ import pytest
 from edge.delivery.download import Downloader
 from edge.delivery.upload import Uploader
 from edge.protocol.chunks import chunk_numbers, split_chunks
-from edge.protocol.delta import update_id
-from edge.protocol.messages import Receipt, UpdateHeader, Want, decode_message
+from edge.protocol.messages import Receipt, Want, decode_message
 from edge.protocol.signing import new_key, sign_message
 from edge.protocol.topics import Topics
 from edge.storage.parts import PartFile
@@ -131,28 +130,10 @@ def test_chunks_of_no_blob_do_no_harm(tmp_path):
 
 
 @pytest.fixture
-def entry(tmp_path):
+def entry(tmp_path, make_header):
     (tmp_path / "spool").mkdir()
     spool = Spool(tmp_path / "spool", tmp_path / "residual")
-    header = UpdateHeader(
-        update=update_id("lamp", 0, 0, SHA256),
-        fleet="home",
-        device_id="lamp",
-        tier="r4",
-        base_version=0,
-        base="b" * 64,
-        attempt=0,
-        sha256=SHA256,
-        size_bytes=len(BLOB),
-        chunk_bytes=1024,
-        encoding="f32",
-        num_examples=1,
-        num_tokens=1,
-        num_steps=1,
-        seconds=1.0,
-        loss_before=2.0,
-        loss_after=1.0,
-    )
+    header = make_header(BLOB, device_id="lamp")
     spool.add(header, sign_message(header, new_key()), BLOB, None)
     return spool.entries()[0]
 

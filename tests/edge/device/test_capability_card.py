@@ -1,4 +1,5 @@
 import json
+import os
 
 import pytest
 
@@ -6,7 +7,7 @@ from converters.bases.read import read_base
 from converters.errors import BaseModelError
 from edge.backends.toy import make_toy_base
 from edge.device.capability_card import capability_card, device_presence, memory_bytes
-from edge.device.own_base import base_fingerprint
+from edge.device.own_base import base_files, base_fingerprint
 
 BASE = "b" * 64
 
@@ -43,3 +44,19 @@ def test_a_quantised_base_has_the_fingerprint_that_is_configured(tmp_path):
     (base / "config.json").write_text(json.dumps(config | {"quantization": {"bits": 4, "group_size": 64}}))
     assert base_fingerprint(base, BASE) == BASE
     assert base_fingerprint(base, None) is None
+
+
+def test_files_are_known_by_size_and_time(tmp_path):
+    path = tmp_path / "model.gguf"
+    path.write_bytes(b"one")
+    os.utime(path, ns=(0, 5))
+    first = base_files(path)
+    assert base_files(path) == first
+    path.write_bytes(b"two")
+    os.utime(path, ns=(0, 5))
+    assert base_files(path) == first
+    path.write_bytes(b"three")
+    assert base_files(path) != first
+    before = base_files(tmp_path)
+    (tmp_path / "config.json").write_text("{}")
+    assert base_files(tmp_path) != before

@@ -114,3 +114,14 @@ def test_only_the_folder_of_the_task_under_way_is_kept(tmp_path, make_manifest):
         new = state.task_folder(Task(make_manifest(version=1), 1))
         assert not old.exists()
         assert state.task_folder(Task(make_manifest(version=1), 1)) == new
+
+
+def test_a_state_folder_of_an_older_tunefleet_is_taken_up(tmp_path):
+    memory = Memory(fleet="home", device_id="lamp", base="b" * 64)
+    with DeviceState(tmp_path, memory):
+        pass
+    content = json.loads((tmp_path / "state.json").read_text())
+    del content["base_files"]
+    (tmp_path / "state.json").write_text(json.dumps(content))
+    with DeviceState(tmp_path, memory) as state:
+        assert state.memory.base == "b" * 64

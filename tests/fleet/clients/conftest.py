@@ -12,6 +12,7 @@ import pytest
 from coordinator.announcing import coordinator_presence
 from coordinator.config import read_config as read_coordinator_config
 from coordinator.ledger.state import CoordinatorState
+from coordinator.merging.loop import Waits
 from coordinator.observers.status import StatusNotes
 from coordinator.observers.terminal import Terminal
 from coordinator.server import Coordinator
@@ -110,6 +111,7 @@ class Home:
                 state,
                 transport,
                 calibrator=calibrator,
+                waits=Waits(poll_s=0.02, settle_s=0.5),
                 observers=(Terminal(lambda event: self.said.append(event.text)), StatusNotes(state.journal)),
             )
             task = asyncio.create_task(coordinator.run())

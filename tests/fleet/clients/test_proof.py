@@ -1,8 +1,6 @@
 """Devices whose base model is quantised: they prove that it is the fleet's, once."""
 
 import asyncio
-import json
-import os
 import shutil
 from pathlib import Path
 
@@ -12,8 +10,7 @@ from converters.bases.read import read_base
 from converters.errors import BaseModelError
 from converters.proof.sample import MAX_BYTES
 from edge.device.learning.proof import sample_of
-from edge.device.own_base import base_files
-from edge.device.state import DeviceState, Memory, fresh_memory
+from edge.device.state import DeviceState, fresh_memory
 from edge.protocol.messages import Blob, Hello, Manifest
 from edge.protocol.signing import open_signed
 from edge.protocol.topics import Topics
@@ -178,30 +175,3 @@ def test_what_mlx_lm_quantised_is_proved_too(fleet, tmp_path):
             return proved
 
     assert asyncio.run(way()).facts["num_wrong"] == 0
-
-
-def test_files_are_known_by_size_and_time(tmp_path):
-    path = tmp_path / "model.gguf"
-    path.write_bytes(b"one")
-    os.utime(path, ns=(0, 5))
-    first = base_files(path)
-    assert base_files(path) == first
-    path.write_bytes(b"two")
-    os.utime(path, ns=(0, 5))
-    assert base_files(path) == first
-    path.write_bytes(b"three")
-    assert base_files(path) != first
-    before = base_files(tmp_path)
-    (tmp_path / "config.json").write_text("{}")
-    assert base_files(tmp_path) != before
-
-
-def test_a_state_folder_of_an_older_tunefleet_is_taken_up(tmp_path):
-    memory = Memory(fleet="home", device_id="lamp", base="b" * 64)
-    with DeviceState(tmp_path, memory):
-        pass
-    content = json.loads((tmp_path / "state.json").read_text())
-    del content["base_files"]
-    (tmp_path / "state.json").write_text(json.dumps(content))
-    with DeviceState(tmp_path, memory) as state:
-        assert state.memory.base == "b" * 64

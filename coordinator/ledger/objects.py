@@ -1,4 +1,5 @@
-"""Blobs as files of one folder."""
+"""Blobs as files of one folder, or forgotten with the process."""
+# ruff: noqa: D102 - `contract.Objects` says what the methods do
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -8,17 +9,12 @@ from edge.storage.disk import room_for, write_file
 
 
 class FileObjects:
-    """`Objects` in a folder, each a file of its name.
-
-    Args:
-        folder: Made where it is missing, when something is kept.
-    """
+    """`Objects` in a folder, which is made when something is kept."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def put(self, name: str, content: bytes) -> None:
-        """See `Objects`."""
         path = self.folder / name
         if not path.exists():
             with room_for("a version", self.folder):
@@ -26,7 +22,6 @@ class FileObjects:
             write_file(path, content)
 
     def get(self, name: str, start: int = 0, length: int = -1) -> bytes:
-        """See `Objects`."""
         try:
             with (self.folder / name).open("rb") as file:
                 file.seek(start)
@@ -35,17 +30,39 @@ class FileObjects:
             raise MissingObject(f"{self.folder / name}: is gone") from error
 
     def size(self, name: str) -> int:
-        """See `Objects`."""
         try:
             return (self.folder / name).stat().st_size
         except FileNotFoundError as error:
             raise MissingObject(f"{self.folder / name}: is gone") from error
 
     def names(self) -> set[str]:
-        """See `Objects`."""
         return {path.name for path in self.folder.iterdir()} if self.folder.is_dir() else set()
 
     def remove(self, names: Iterable[str]) -> None:
-        """See `Objects`."""
         for name in names:
             (self.folder / name).unlink(missing_ok=True)
+
+
+class MemoryObjects:
+    """`Objects` in this process."""
+
+    def __init__(self) -> None:
+        self._blobs: dict[str, bytes] = {}
+
+    def put(self, name: str, content: bytes) -> None:
+        self._blobs.setdefault(name, content)
+
+    def get(self, name: str, start: int = 0, length: int = -1) -> bytes:
+        if name not in self._blobs:
+            raise MissingObject(f"{name}: is gone")
+        return self._blobs[name][start : None if length < 0 else start + length]
+
+    def size(self, name: str) -> int:
+        return len(self.get(name))
+
+    def names(self) -> set[str]:
+        return set(self._blobs)
+
+    def remove(self, names: Iterable[str]) -> None:
+        for name in names:
+            self._blobs.pop(name, None)

@@ -1,0 +1,84 @@
+"""Which of the manifests that it hears a device follows."""
+
+from edge.device.inbox import Inbox
+from edge.device.wakeups import Wakeups
+from edge.protocol.messages import Recipe
+from edge.protocol.signing import new_key, public_key, sign_message
+from edge.protocol.tiers import tier_rank
+from edge.protocol.topics import Topics
+from edge.transport.base import Message
+
+TOPICS = Topics("home")
+
+
+class Ears:
+    """An inbox, and whom it listens to."""
+
+    def __init__(self, make_manifest, seen=(0, -1)):
+        self.key = new_key()
+        self.warnings = []
+        self.inbox = Inbox(
+            "home",
+            "lamp",
+            public_key(self.key),
+            wakeups=Wakeups(),
+            on_chunk=lambda *_: None,
+            on_receipt=lambda _: None,
+            warn=self.warnings.append,
+            seen=seen,
+        )
+        self._make = make_manifest
+
+    def hear(self, epoch, version, tier="r4", **changes):
+        manifest = self._make(epoch=epoch, version=version, tier=tier, rank=tier_rank(tier), **changes)
+        payload = sign_message(manifest, self.key)
+        self.inbox.receive(Message(TOPICS.version(tier), payload))
+
+    def chosen(self):
+        manifest = self.inbox.choose(64)
+        return manifest and (manifest.epoch, manifest.version, manifest.tier)
+
+
+def test_only_a_later_epoch_may_lower_the_version(make_manifest):
+    ears = Ears(make_manifest)
+    ears.hear(1, 70)
+    ears.hear(1, 72)
+    ears.hear(1, 71)
+    assert ears.chosen() == (1, 72, "r4")
+    ears.hear(2, 57)
+    assert ears.chosen() == (2, 57, "r4")
+    ears.hear(1, 73)
+    assert ears.chosen() == (2, 57, "r4")
+    ears.hear(2, 56)
+    ears.hear(0, 99)
+    assert ears.chosen() == (2, 57, "r4")
+    assert len(ears.warnings) == 2
+    ears.hear(2, 58)
+    assert ears.chosen() == (2, 58, "r4")
+
+
+def test_a_later_epoch_takes_the_tiers_of_the_earlier_with_it(make_manifest):
+    ears = Ears(make_manifest)
+    for tier in ("r8", "r4"):
+        ears.hear(1, 72, tier)
+    ears.hear(2, 57, "r4")
+    assert ears.chosen() == (2, 57, "r4")
+    ears.hear(2, 57, "r8")
+    assert ears.chosen() == (2, 57, "r8")
+
+
+def test_what_was_seen_counts_over_a_restart(make_manifest):
+    ears = Ears(make_manifest, seen=(2, 57))
+    ears.hear(1, 90)
+    ears.hear(2, 56)
+    assert ears.chosen() is None
+    ears.hear(2, 57)
+    assert ears.chosen() == (2, 57, "r4")
+
+
+def test_a_coordinator_that_tells_no_epoch_is_followed_as_ever(make_manifest):
+    ears = Ears(make_manifest)
+    ears.hear(0, 3, recipe=Recipe(steps=1))
+    ears.hear(0, 2)
+    assert ears.chosen() == (0, 3, "r4")
+    assert ears.warnings == []
