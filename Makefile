@@ -23,9 +23,10 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(BIN)/python $(INSTALL) --quiet --upgrade pip
 	@echo '[2/3] PyTorch, MLX and what else the demo and the tests need: 1 to 3 minutes'
 	@$(BIN)/python $(INSTALL) --editable '.[torch,mlx,broker,data,demo,bench,dev]'
-	@echo '[3/3] llama.cpp, compiled for this machine: 4 to 6 minutes on two cores, the first time'
+	@echo '[3/3] llama.cpp, compiled here the first time: 4 to 6 minutes on two cores'
 	@CMAKE_ARGS=-DLLAVA_BUILD=OFF $(BIN)/python $(INSTALL) llama-cpp-python gguf \
-	  || echo 'llama.cpp cannot be compiled here (a C++ compiler is needed): its devices and tests are skipped'
+	  || printf '%s\n' 'llama.cpp cannot be compiled here (a C++ compiler is needed):' \
+	    'its devices and tests are skipped'
 	@touch $@
 
 demo: $(VENV)/.installed
@@ -48,7 +49,7 @@ $(BASE)/.installed: pyproject.toml constraints.txt
 oldest: $(VENV)/llama-$(OLDEST_LLAMA)
 
 $(VENV)/llama-$(OLDEST_LLAMA): | $(VENV)/.installed
-	@echo 'llama.cpp of llama-cpp-python $(OLDEST_LLAMA), compiled: 4 to 6 minutes on two cores, the first time'
+	@echo 'llama.cpp of llama-cpp-python $(OLDEST_LLAMA), compiled: 4 to 6 minutes on two cores'
 	@CMAKE_ARGS=-DLLAVA_BUILD=OFF $(BIN)/python $(PIP) --no-deps --target $@ llama-cpp-python==$(OLDEST_LLAMA)
 
 check: $(VENV)/.installed

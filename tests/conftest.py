@@ -98,17 +98,17 @@ def make_manifest():
     return make
 
 
-def pytest_collection_modifyitems(items):
+def pytest_collection_modifyitems(config, items):
     """Workers begin with what is allowed the longest: none waits for another's long test at the end."""
-    if "PYTEST_XDIST_WORKER" in os.environ:
+    if hasattr(config, "workerinput"):
         items.sort(key=lambda item: -max((mark.args[0] for mark in item.iter_markers("timeout")), default=0))
 
 
 @pytest.fixture(scope="session")
-def make_once(tmp_path_factory):
+def make_once(tmp_path_factory, pytestconfig):
     """`make_once(name, write)`: the folder that `write(folder)` fills, once for all workers."""
     place = tmp_path_factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:
+    if hasattr(pytestconfig, "workerinput"):
         place = place.parent
 
     def make(name: str, write: Callable[[Path], object]) -> Path:

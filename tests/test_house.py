@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 ROOMS = ("benchmarks", "converters", "coordinator", "edge", "tests")
-ELSEWHERE = {"convert_hf_to_gguf.py"}  # llama.cpp's
+ELSEWHERE = {"convert_hf_to_gguf.py", "rooted.py"}  # llama.cpp's, and the reader's own
 TOPICS = {"coordinator/challenge", "coordinator/answer"}
 BLOCKED_IMPORTS = """
 import importlib, pkgutil, sys
