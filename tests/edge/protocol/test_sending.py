@@ -158,11 +158,10 @@ def test_every_upload_completes_over_any_wire(total, window, data):
             break
         is_fair = trick == "fair"
         if is_fair or trick == "send":
-            part = push.next(now, window)
-            if part is not None:
-                wire.append(part)
-                unacknowledged.append(part)
-            assert len(unacknowledged) <= max(window, 1)
+            begun = parts(push, now, window)
+            wire += begun
+            unacknowledged += begun
+            assert len(unacknowledged) <= window
         if unacknowledged and (is_fair or trick == "acknowledge"):
             push.sent(unacknowledged.pop(0), now)
         if wire and trick == "lose":
