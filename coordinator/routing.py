@@ -79,7 +79,8 @@ class Router:
             try:
                 await self._receive(message)
             except ProtocolError as error:
-                self._complain(f"{message.topic.removeprefix(self._topics.root)[:200]}: {error}"[:500])
+                topic = message.topic.removeprefix(f"{self._topics.root}/")[:200]
+                self._complain(f"{topic}: {error}"[:500])
             except (DiskFull, OSError) as error:
                 self._complain(f"{error}; {NOT_RECEIPTED}")
 

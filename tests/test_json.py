@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 import tunefleet
 from coordinator.events.pace import FleetPace
-from coordinator.events.records import FleetEvent
+from coordinator.events.records import FleetEvent, PaceChanged, VersionMade
 from coordinator.ledger.backup import Backup
 from coordinator.observers.history import OriginStatus, Rejection, VersionStatus
 from coordinator.observers.status import DeviceStatus, FleetStatus
@@ -50,6 +50,20 @@ FLEET_EVENTS = {record.__struct_config__.tag: record for record in FleetEvent.__
 def test_every_kind_of_event_is_documented(section, kinds):
     rows = "".join(line.split("|")[1] for line in SECTIONS[section].splitlines() if line.startswith("| "))
     assert set(re.findall(r"`(\w+)`", rows)) == set(kinds)
+
+
+@pytest.mark.parametrize("record", FleetEvent.__subclasses__(), ids=lambda record: record.__name__)
+def test_every_field_of_an_event_of_serve_is_documented(record):
+    rows = [
+        line.split("|")[1:4] for line in SECTIONS["Events of serve"].splitlines() if line.startswith("| `")
+    ]
+    (row,) = [fields for kinds, _, fields in rows if f"`{record.__struct_config__.tag}`" in kinds]
+    named = set(re.findall(r"`(\w+)`", row))
+    for kinds, _, fields in rows:  # as `rejected` has what `accepted` has
+        named |= set(re.findall(r"`(\w+)`", fields)) if kinds.strip(" `") in named else set()
+    told = {"version", "num_updates", "devices"} if record is VersionMade else set(record.__struct_fields__)
+    told = set(FleetPace.__struct_fields__) - {"noted_at"} if record is PaceChanged else told
+    assert told - record.untold <= named
 
 
 @pytest.fixture(scope="module")

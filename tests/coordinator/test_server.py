@@ -55,6 +55,7 @@ def test_hostile_messages_stop_nothing(fleet):
             for want in (huge, Want(sha256=manifest.sha256, ranges=((0, 2**53),) * 100, window=16)):
                 await x.transport.publish(f"{root}/device/x/want", encode_message(want))
             assert (await x.teach(seed=1))[0].status == "accepted"
+        assert any(line.startswith("device/x/hello: ") for line in fleet.said)
 
     asyncio.run(scenario())
 
