@@ -28,7 +28,7 @@ from converters.arithmetic import add, map_entries, norm, subtract, zeros_like
 from converters.lowrank import adapter_norm
 from coordinator.strategies.contract import State
 from coordinator.strategies.guard import Step
-from coordinator.strategies.merges.contract import Loaded, Merge, Merged, Total
+from coordinator.strategies.merges.contract import Loaded, Merge, Merged, Terms, Total
 from coordinator.strategies.merges.product import Product, add_products
 from coordinator.strategies.pipeline_state import PipelineState
 from coordinator.strategies.record import Positive, Record, Share
@@ -51,7 +51,8 @@ class Run(NamedTuple):
         """Merges the updates that count, each multiplied by `rate`, too."""
         chosen = self.pipeline.chosen
         weights = [rate * item.weight for item in chosen]
-        return self.merge.prepare(self.pipeline.state, chosen, weights, self.remainder_rank, self.tries)
+        terms = Terms(self.pipeline.state, chosen, weights, self.remainder_rank, self.tries)
+        return self.merge.prepare(terms)
 
 
 class Optimizer(Record, frozen=True):

@@ -46,6 +46,16 @@ def load_all(items: Sequence[Change]) -> list[Loaded]:
     return [Loaded(item.load_base(), item.load_delta()) for item in items]
 
 
+class Terms(NamedTuple):
+    """What is added up."""
+
+    state: State  # what the updates are added to
+    items: Sequence[Change]
+    weights: Sequence[float]  # of each; the server's learning rate and the longest length are in them
+    remainder_rank: int = 0  # of what may be carried to the next version
+    tries: int = 1  # how often `at` may be called
+
+
 class Total(NamedTuple):
     """A state after a weighted sum of deltas was added to it, and the norms its report needs."""
 
@@ -78,16 +88,6 @@ class Merge(Record, frozen=True):
 
     space: ClassVar[Space] = "factors"
 
-    def prepare(
-        self, state: State, items: Sequence[Change], weights: Sequence[float], remainder_rank: int, tries: int
-    ) -> Merged:
-        """Reads the updates.
-
-        Args:
-            state: What they are added to.
-            items: The updates.
-            weights: What each is multiplied by, the server's learning rate and the longest length included.
-            remainder_rank: Rank of what may be carried to the next version.
-            tries: How often `at` may be called.
-        """
+    def prepare(self, terms: Terms) -> Merged:
+        """Reads the updates."""
         raise NotImplementedError

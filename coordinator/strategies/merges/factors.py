@@ -12,6 +12,7 @@ thread gains nothing (its operations are too short), and loading four updates at
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -19,17 +20,15 @@ import numpy as np
 from converters.adapter import Array, Factors, LoraAdapter
 from converters.arithmetic import square
 from coordinator.strategies.contract import State
-from coordinator.strategies.merges.contract import Change, Merge, Total
+from coordinator.strategies.merges.contract import Change, Merge, Terms, Total
 
 
 class Sum(Merge, frozen=True, tag="sum"):
     """Adds the weighted increments of A and of B up."""
 
-    def prepare(
-        self, state: State, items: Sequence[Change], weights: Sequence[float], remainder_rank: int, tries: int
-    ) -> "FactorStep":
+    def prepare(self, terms: Terms) -> "FactorStep":
         """See `Merge`."""
-        return add_increments(state, items, weights)
+        return add_increments(terms.state, terms.items, terms.weights, terms.tries)
 
 
 class FactorStep(NamedTuple):
@@ -39,20 +38,30 @@ class FactorStep(NamedTuple):
     step: Mapping[str, Factors]
     norms: tuple[float, ...]
     step_norm: float
+    tries: int = 1  # how often `at` may be called; if only once, for the whole step, which it uses up
 
     def at(self, share: float) -> Total:
         """See `Merged`."""
-        by = np.float32(share)
+        add = partial(self._add, share)
         adapter = LoraAdapter(
             {
-                name: Factors(self.step[name].a * by + old.a, self.step[name].b * by + old.b, old.scale)
+                name: Factors(add(self.step[name].a, old.a), add(self.step[name].b, old.b), old.scale)
                 for name, old in self.state.adapter
             }
         )
         return Total(adapter, self.state.remainder, self.norms, share * self.step_norm)
 
+    def _add(self, share: float, step: Array, old: Array) -> Array:
+        """Adds a share of the step to what was there, and all of it in place."""
+        if self.tries > 1:
+            step = np.float32(share) * step
+        step += old
+        return step
 
-def add_increments(state: State, items: Sequence[Change], weights: Sequence[float]) -> FactorStep:
+
+def add_increments(
+    state: State, items: Sequence[Change], weights: Sequence[float], tries: int = 1
+) -> FactorStep:
     """Adds the weighted increments up, one update in memory at a time."""
     step = {
         name: Factors(np.zeros(old.a.shape, np.float32), np.zeros(old.b.shape, np.float32), old.scale)
@@ -67,7 +76,7 @@ def add_increments(state: State, items: Sequence[Change], weights: Sequence[floa
             total += _accumulate(step[name].b[:, : delta.rank], delta.b, rate, scratch)
         norms.append(math.sqrt(total))
     step_norm = math.sqrt(sum(square(entry) for f in step.values() for entry in (f.a, f.b)))
-    return FactorStep(state, step, tuple(norms), step_norm)
+    return FactorStep(state, step, tuple(norms), step_norm, tries)
 
 
 def _accumulate(total: Array, x: Array, weight: np.float32, scratch: Array) -> float:

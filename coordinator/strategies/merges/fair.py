@@ -14,8 +14,7 @@ import numpy as np
 
 from converters.adapter import Array, Factors, LoraAdapter
 from converters.arithmetic import norm, subtract
-from coordinator.strategies.contract import State
-from coordinator.strategies.merges.contract import Change, Loaded, Merge, Total, load_all
+from coordinator.strategies.merges.contract import Loaded, Merge, Terms, Total, load_all
 from coordinator.strategies.merges.factors import FactorStep, add_increments
 from coordinator.strategies.merges.residual import residuals
 from coordinator.strategies.record import Positive
@@ -26,12 +25,11 @@ class Fair(Merge, frozen=True, tag="fair"):
 
     ridge: Positive = 1e-2  # mu, in mean squares of the rows of A'
 
-    def prepare(
-        self, state: State, items: Sequence[Change], weights: Sequence[float], remainder_rank: int, tries: int
-    ) -> "FairStep":
+    def prepare(self, terms: Terms) -> "FairStep":
         """See `Merge`."""
-        pairs = load_all(items)
-        return FairStep(add_increments(state, pairs, weights), pairs, weights, self.ridge)
+        pairs = load_all(terms.items)
+        mean = add_increments(terms.state, pairs, terms.weights, terms.tries)
+        return FairStep(mean, pairs, terms.weights, self.ridge)
 
 
 class FairStep(NamedTuple):

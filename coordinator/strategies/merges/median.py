@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from converters.adapter import Array, Factors
 from converters.arithmetic import square
 from coordinator.strategies.contract import State
-from coordinator.strategies.merges.contract import Change, Merge
+from coordinator.strategies.merges.contract import Change, Merge, Terms
 from coordinator.strategies.merges.factors import FactorStep
 
 Middle = Callable[[NDArray[np.float32]], Array]  # (K, rows, columns) to (rows, columns)
@@ -30,11 +30,9 @@ Middle = Callable[[NDArray[np.float32]], Array]  # (K, rows, columns) to (rows, 
 class Median(Merge, frozen=True, tag="median"):
     """Takes the median of all that take part."""
 
-    def prepare(
-        self, state: State, items: Sequence[Change], weights: Sequence[float], remainder_rank: int, tries: int
-    ) -> FactorStep:
+    def prepare(self, terms: Terms) -> FactorStep:
         """See `Merge`."""
-        return add_middles(state, items, weights, median)
+        return add_middles(terms.state, terms.items, terms.weights, median, terms.tries)
 
 
 class TrimmedMean(Merge, frozen=True, tag="trimmed-mean"):
@@ -42,11 +40,10 @@ class TrimmedMean(Merge, frozen=True, tag="trimmed-mean"):
 
     trim: Annotated[float, Meta(ge=0.0, lt=0.5)] = 0.2  # share of the updates cut off at either end
 
-    def prepare(
-        self, state: State, items: Sequence[Change], weights: Sequence[float], remainder_rank: int, tries: int
-    ) -> FactorStep:
+    def prepare(self, terms: Terms) -> FactorStep:
         """See `Merge`."""
-        return add_middles(state, items, weights, partial(trimmed_mean, trim=self.trim))
+        middle = partial(trimmed_mean, trim=self.trim)
+        return add_middles(terms.state, terms.items, terms.weights, middle, terms.tries)
 
 
 def median(stack: NDArray[np.float32]) -> Array:
@@ -60,7 +57,7 @@ def trimmed_mean(stack: NDArray[np.float32], trim: float) -> Array:
 
 
 def add_middles(
-    state: State, items: Sequence[Change], weights: Sequence[float], middle: Middle
+    state: State, items: Sequence[Change], weights: Sequence[float], middle: Middle, tries: int = 1
 ) -> FactorStep:
     """Makes the step that is the sum of the weights times the middle of the increments."""
     deltas = [item.load_delta() for item in items]
@@ -75,7 +72,7 @@ def add_middles(
         step_b = _middle_rows([part.b.T for part in parts], due, old.b.T, middle).T
         step[name] = Factors(step_a, step_b, old.scale)
         step_square += square(step_a) + square(step_b)
-    return FactorStep(state, step, tuple(np.sqrt(squares).tolist()), step_square**0.5)
+    return FactorStep(state, step, tuple(np.sqrt(squares).tolist()), step_square**0.5, tries)
 
 
 def _middle_rows(parts: Sequence[Array], weights: Sequence[float], like: Array, middle: Middle) -> Array:

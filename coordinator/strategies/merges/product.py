@@ -44,7 +44,7 @@ from converters.lowrank import (
 )
 from converters.parallel import share as share_out
 from coordinator.strategies.contract import State
-from coordinator.strategies.merges.contract import Change, Loaded, Merge, Total, load_all
+from coordinator.strategies.merges.contract import Change, Loaded, Merge, Terms, Total, load_all
 from edge.choices import Space
 
 NUM_SMALL = 1 << 20  # parameters; other threads would cost an adapter below more than they save
@@ -57,11 +57,10 @@ class Product(Merge, frozen=True, tag="product"):
     decay: Annotated[float, Meta(ge=0.0, le=1.0)] = 0.8  # g; at 1 nothing of it is lost, and it may wind up
     space: ClassVar[Space] = "product"
 
-    def prepare(
-        self, state: State, items: Sequence[Change], weights: Sequence[float], remainder_rank: int, tries: int
-    ) -> "ProductStep":
+    def prepare(self, terms: Terms) -> "ProductStep":
         """See `Merge`."""
-        rows = remainder_rank if self.carries else 0
+        rows = terms.remainder_rank if self.carries else 0
+        state, items, weights, _, tries = terms
         return add_products(state, items, weights, rows, self.decay, keeps_grams=tries > 1)
 
 

@@ -18,20 +18,18 @@ import numpy as np
 
 from converters.adapter import Factors, LoraAdapter
 from converters.lowrank import adapter_norm, reproject, weighted_sum
-from coordinator.strategies.contract import State
-from coordinator.strategies.merges.contract import Change, Loaded, Merge, Total, load_all
+from coordinator.strategies.merges.contract import Loaded, Merge, Terms, Total, load_all
 from coordinator.strategies.merges.factors import FactorStep, add_increments
 
 
 class Residual(Merge, frozen=True, tag="residual"):
     """Adds factors up, and adds the residual to what the state carries, at rank `remainder_rank`."""
 
-    def prepare(
-        self, state: State, items: Sequence[Change], weights: Sequence[float], remainder_rank: int, tries: int
-    ) -> "ResidualStep":
+    def prepare(self, terms: Terms) -> "ResidualStep":
         """See `Merge`."""
-        pairs = load_all(items)
-        return ResidualStep(add_increments(state, pairs, weights), pairs, weights, remainder_rank)
+        pairs = load_all(terms.items)
+        mean = add_increments(terms.state, pairs, terms.weights, terms.tries)
+        return ResidualStep(mean, pairs, terms.weights, terms.remainder_rank)
 
 
 class ResidualStep(NamedTuple):

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from converters.adapter import Factors, LoraAdapter
 from coordinator.strategies.contract import State
+from coordinator.strategies.merges.contract import Terms
 from coordinator.strategies.merges.median import Median, TrimmedMean, add_middles, median, trimmed_mean
 
 
@@ -63,7 +64,7 @@ def test_both_are_those_of_dense_entries(seed, num, merge, random_adapter, contr
     master = random_adapter(2, seed)
     deltas = [random_adapter(2, seed + 1 + n) for n in range(num)]
     buffer = [contribution(delta, master, f"u{n}") for n, delta in enumerate(deltas)]
-    total = merge.prepare(State(0, master), buffer, [2.0 / num] * num, 8, 1).at(1.0)
+    total = merge.prepare(Terms(State(0, master), buffer, [2.0 / num] * num)).at(1.0)
     for name, old in master:
         for factor in ("a", "b"):
             stack = np.sort([getattr(delta.modules[name], factor) for delta in deltas], axis=0)
@@ -76,5 +77,6 @@ def test_both_are_those_of_dense_entries(seed, num, merge, random_adapter, contr
 def test_an_update_without_weight_takes_no_part(vector, contribution, pipeline_of):
     buffer = [contribution(vector(x), vector(0), f"u{x}") for x in (1, 2, 900)]
     chosen = pipeline_of(vector(0), buffer).weigh([1.0, 1.0, 0.0]).chosen
-    total = Median().prepare(State(0, vector(0)), chosen, [one.weight for one in chosen], 8, 1).at(1.0)
+    weights = [one.weight for one in chosen]
+    total = Median().prepare(Terms(State(0, vector(0)), chosen, weights)).at(1.0)
     assert total.adapter.modules["m"].a == pytest.approx(np.array([[1.0]]))  # 2/3 * 1.5

@@ -170,14 +170,3 @@ def test_large_adapters_are_merged_by_threads_to_the_same_bits(monkeypatch):
     alone = add_products(State(0, master), [update], [0.5], 8).at(1.0)
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
     assert add_products(State(0, master), [update], [0.5], 8, num_small=0).at(1.0) == alone
-
-
-@pytest.mark.parametrize("share", [1.0, 0.5, 0.125])
-def test_a_part_of_a_step_is_that_step_of_smaller_weights_to_the_same_bits(share):
-    master, carried = random_adapter(3, 1), random_adapter(2, 2)
-    updates = [contribution(random_adapter(2, 3 + k), random_adapter(2, 9 + k)) for k in range(3)]
-    state, weights = State(0, master, carried), [0.3, 0.7, 1.1]
-    step = add_products(state, updates, weights, 4, 0.8, keeps_grams=True)
-    step.at(1.0)  # what is kept of the first is used again
-    anew = add_products(state, updates, [share * weight for weight in weights], 4, 0.8)
-    assert step.at(share) == anew.at(1.0)
