@@ -95,7 +95,6 @@ class TokenizerFiles:
         return role in special and bool(self.settings.get(f"add_{role}_token", special[role] in around))
 
     def _steps(self, kind: str) -> list[Step]:
-        """Lists the steps of a kind, a sequence laid flat."""
         step = self.whole.get(kind)
         if not step:
             return []
