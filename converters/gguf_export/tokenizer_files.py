@@ -15,17 +15,11 @@ _INNER = {"normalizer": "normalizers", "pre_tokenizer": "pretokenizers", "post_p
 
 @dataclass(frozen=True)
 class TokenizerFiles:
-    """What the files of one tokenizer say.
-
-    Attributes:
-        folder: Where they lie.
-        whole: tokenizer.json.
-        settings: tokenizer_config.json.
-    """
+    """What the files of one tokenizer say."""
 
     folder: Path
-    whole: Mapping[str, Any]
-    settings: Mapping[str, Any]
+    whole: Mapping[str, Any]  # tokenizer.json
+    settings: Mapping[str, Any]  # tokenizer_config.json
 
     @property
     def model(self) -> Mapping[str, Any]:
