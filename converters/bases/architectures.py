@@ -20,49 +20,28 @@ from numpy.typing import NDArray
 
 
 class Exact(Struct, frozen=True):
-    """What a config may ask for so that llama.cpp computes the same.
+    """What a config may ask for so that llama.cpp computes the same."""
 
-    Attributes:
-        activation: Of the feed-forward layers.
-        scalings: Kinds of RoPE scaling.
-        has_bias: Attention may have biases.
-        has_own_head_dim: Heads need not add up to the hidden size.
-        has_partial_rotary: RoPE may turn a part of each head.
-        ignores_window: llama.cpp lets it see everything: the same up to the window's width.
-        has_sliding_layers: Some layers see a window, by a RoPE of their own.
-        writes_tied_head: llama.cpp wants a head of its own, which is then the embedding again.
-        head_dim: Where config.json has none; None is the hidden size over the number of heads.
-        rope_theta: Where config.json has none.
-    """
-
-    activation: str = "silu"
-    scalings: tuple[str, ...] = ("default", "linear")
-    has_bias: bool = False
-    has_own_head_dim: bool = False
-    has_partial_rotary: bool = False
-    ignores_window: bool = False
-    has_sliding_layers: bool = False
-    writes_tied_head: bool = False
-    head_dim: int | None = None
-    rope_theta: float = 1e4
+    activation: str = "silu"  # of the feed-forward layers
+    scalings: tuple[str, ...] = ("default", "linear")  # kinds of RoPE scaling
+    has_bias: bool = False  # attention may have biases
+    has_own_head_dim: bool = False  # heads need not add up to the hidden size
+    has_partial_rotary: bool = False  # RoPE may turn a part of each head
+    ignores_window: bool = False  # llama.cpp lets it see everything: the same up to the window's width
+    has_sliding_layers: bool = False  # some layers see a window, by a RoPE of their own
+    writes_tied_head: bool = False  # llama.cpp wants a head of its own, which is then the embedding again
+    head_dim: int | None = None  # where config.json has none; None: hidden size over heads
+    rope_theta: float = 1e4  # where config.json has none
 
 
 class Architecture(Struct, frozen=True):
-    """One architecture.
+    """One architecture."""
 
-    Attributes:
-        model_type: What Hugging Face's config.json calls it.
-        gguf_name: What llama.cpp calls it, if otherwise.
-        turns_rows: llama.cpp has the rows of q and k of each head in turns.
-        shifts_norms: llama.cpp stores the weights of its norms plus one.
-        exact: None where llama.cpp's graph is not known to compute the same to the letter.
-    """
-
-    model_type: str
-    gguf_name: str = ""
-    turns_rows: bool = False
-    shifts_norms: bool = False
-    exact: Exact | None = None
+    model_type: str  # what Hugging Face's config.json calls it
+    gguf_name: str = ""  # what llama.cpp calls it, if otherwise
+    turns_rows: bool = False  # llama.cpp has the rows of q and k of each head in turns
+    shifts_norms: bool = False  # llama.cpp stores the weights of its norms plus one
+    exact: Exact | None = None  # None where llama.cpp's graph is not known to compute the same to the letter
 
     @property
     def name(self) -> str:

@@ -114,7 +114,6 @@ def read_folder(path: Path | str) -> FolderBase:
 
 
 def _shards(folder: Path) -> list[Path]:
-    """Finds the files of weights."""
     single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
     if single.exists():
         return [single]
@@ -136,7 +135,6 @@ def _is_derived(name: str, config: Config) -> bool:
 def _modules(
     weights: Mapping[str, TensorFile], packed: Mapping[str, Any]
 ) -> Iterator[tuple[str, tuple[int, int]]]:
-    """Yields the linear layers among the weights, with their features."""
     for weight, file in weights.items():
         tensor, name = file.tensors[weight], weight.removesuffix(".weight")
         if name == weight or len(tensor.shape) != 2 or _EMBEDDING.search(weight):

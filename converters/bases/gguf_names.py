@@ -40,17 +40,11 @@ _IN_MODEL = re.compile(r"model\.layers\.(0|[1-9]\d{0,4})\.(.+)")
 
 @dataclass(frozen=True)
 class Naming:
-    """llama.cpp's side of a base model's linear layers.
+    """llama.cpp's side of a base model's linear layers."""
 
-    Attributes:
-        architecture: In llama.cpp's words.
-        tensors: Module to the name of its weight; without modules that llama.cpp has no name for.
-        heads: Module to how many heads have their rows in turns, where they have.
-    """
-
-    architecture: str
-    tensors: Mapping[str, str]
-    heads: Mapping[str, int]
+    architecture: str  # in llama.cpp's words
+    tensors: Mapping[str, str]  # module to the name of its weight, of those that llama.cpp has a name for
+    heads: Mapping[str, int]  # module to how many heads have their rows in turns, where they have
 
     def to_file_rows(self, module: str, rows: Array) -> Array:
         """Puts rows, one per output feature in Hugging Face's order, into llama.cpp's."""

@@ -115,7 +115,6 @@ def rope_factors(config: Config, exact: Exact) -> NDArray[np.float32] | None:
 
 
 def _faults(config: Config, exact: Exact) -> Iterator[str]:
-    """Finds what llama.cpp computes otherwise."""
     kind, rope, head_dim = (
         config["model_type"],
         _rope(config, exact.rope_theta),
@@ -153,7 +152,6 @@ def _gemma_faults(config: Config, head_dim: int) -> Iterator[str]:
 
 
 def _sliding_numbers(config: Config, num_layers: int) -> dict[str, Number]:
-    """Returns the numbers of layers that see a window."""
     every = config.get("sliding_window_pattern") or config.get("_sliding_window_pattern") or 6
     layers = config.get("layer_types") or [SLIDING if (n + 1) % every else FULL for n in range(num_layers)]
     numbers: dict[str, Number] = {
@@ -173,7 +171,6 @@ def _rope(config: Config, default_theta: float, layers: str = FULL) -> dict[str,
 
 
 def _rope_numbers(rope: Mapping[str, Any]) -> dict[str, Number]:
-    """Returns the numbers of the rotary embedding."""
     numbers: dict[str, Number] = {"rope.freq_base": rope["rope_theta"]}
     if rope["rope_type"] == "linear":
         numbers |= {"rope.scaling.type": "linear", "rope.scaling.factor": float(rope["factor"])}

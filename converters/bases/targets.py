@@ -95,7 +95,6 @@ def _is_target(name: str, target: str) -> bool:
 
 
 def _of_last(num_layers: int, modules: Modules) -> Modules:
-    """Selects the modules in the last so many blocks."""
     if num_layers == ALL_LAYERS:
         return modules
     num_blocks = count_blocks(modules)

@@ -127,11 +127,6 @@ def save_gguf_adapter(adapter: LoraAdapter, path: Path, base: Base | None, about
 
 
 def _needed(path: Path, base: Base | None) -> Base:
-    """Returns the base model.
-
-    Raises:
-        BaseModelError: There is none.
-    """
     if base is None:
         raise BaseModelError(
             f"{path}: a GGUF adapter has llama.cpp's names and order of rows; give the base model, a .gguf "
@@ -141,7 +136,6 @@ def _needed(path: Path, base: Base | None) -> Base:
 
 
 def _unsupported(file: GgufFile, naming: Naming) -> Iterator[str]:
-    """Finds what is no LoRA for this base."""
     architecture, kind = file.metadata.get("general.architecture"), file.metadata.get("adapter.type")
     if architecture != naming.architecture:
         yield f"is for architecture {architecture!r}, the base model is of {naming.architecture!r}"
@@ -161,7 +155,6 @@ def _alpha(file: GgufFile, faults: Faults) -> float:
 
 
 def _own(file: GgufFile, faults: Faults) -> Originals:
-    """Reads the ranks and scales that the modules had."""
     try:
         return msgspec.json.decode(str(file.metadata.get(OWN, "{}")), type=Originals)
     except (msgspec.MsgspecError, UnicodeError) as cause:
@@ -194,7 +187,6 @@ def _find_pairs(file: GgufFile, naming: Naming, faults: Faults) -> dict[str, tup
 
 
 def _pair_faults(file: GgufFile, stem: str) -> Iterator[Fault]:
-    """Finds what is wrong with one weight's pair of factors."""
     missing = [stem + factor for factor in (A, B) if stem + factor not in file.tensors]
     if missing:
         yield Fault(f"{missing[0]} is missing", "factors are missing", missing[0])
@@ -239,11 +231,6 @@ def _write(path: Path, name: str, stored: Stored, naming: Naming, about: About) 
 
 
 def _writer(path: Path, architecture: str) -> Any:
-    """Opens a file to write.
-
-    Raises:
-        AdapterError: The package `gguf` is not installed.
-    """
     try:
         from gguf import GGUFWriter
     except ImportError as cause:

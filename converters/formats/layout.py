@@ -177,7 +177,6 @@ def _stranger(tensor: str) -> Fault:
 
 
 def _pair_faults(file: TensorFile, tensors: tuple[str, str], layout: Layout) -> Iterator[Fault]:
-    """Finds what is wrong with one module's pair of factors."""
     missing = [tensor for tensor in tensors if tensor not in file.tensors]
     if missing:
         yield Fault(f"{missing[0]} is missing", "factors are missing", missing[0])

@@ -152,7 +152,6 @@ def _unsupported(config: _Config, raw: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _config(adapter: LoraAdapter, modules: Modules | None, about: About) -> dict[str, Any]:
-    """Lists what goes into adapter_config.json."""
     kept = {
         key: value
         for key, value in about.settings("peft", adapter, _CHOSEN).items()
@@ -203,7 +202,6 @@ def _factors(adapter: LoraAdapter) -> dict[str, Any]:
 
 
 def _divisor(rank: int, *, is_rslora: bool) -> float:
-    """Returns what PEFT divides lora_alpha by."""
     return math.sqrt(rank) if is_rslora else rank
 
 

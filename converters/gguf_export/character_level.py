@@ -62,7 +62,6 @@ def _rank_unions(files: TokenizerFiles) -> Mapping[str, int]:
 
 
 def _marks_spaces(step: Step) -> bool:
-    """Tells a step that puts "▁" for every space."""
     return step.get("pattern") == {"String": " "} and step.get("content") == SPACE
 
 

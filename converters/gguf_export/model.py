@@ -68,7 +68,6 @@ def write_gguf(folder: Path, path: Path) -> None:
 
 
 def _tensors(base: FolderBase, architecture: Architecture, exact: Exact) -> list[_Tensor]:
-    """Lists the file's tensors in order of the model's names."""
     names, naming = _names(base, architecture), base.naming()
     tensors = [
         _Tensor(
@@ -134,7 +133,6 @@ def _write(
 
 
 def _described(vocabulary: Vocabulary) -> Iterator[tuple[str, Any]]:
-    """Yields the keys and values that describe the tokenizer."""
     if vocabulary.strips_like_phi3:  # llama.cpp goes by the name, which is why no other model gets one here
         yield "general.name", "phi-3"
     yield "tokenizer.ggml.model", vocabulary.model
@@ -156,17 +154,11 @@ def _described(vocabulary: Vocabulary) -> Iterator[tuple[str, Any]]:
 
 
 def _add(writer: Any, key: str, value: Any) -> None:
-    """Adds a number, text or list under `key`."""
     kinds = {bool: writer.add_bool, int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}
     kinds.get(type(value), writer.add_array)(key, value)
 
 
 def _gguf() -> Any:
-    """Imports the package `gguf`.
-
-    Raises:
-        BaseModelError: It is not installed.
-    """
     try:
         import gguf
     except ImportError as cause:

@@ -93,7 +93,6 @@ def _fill_rows(files: TokenizerFiles, vocab_size: int) -> tuple[list[str], list[
 
 
 def _token_faults(files: TokenizerFiles, vocab_size: int) -> Iterator[str]:
-    """Finds tokens that llama.cpp cannot hold."""
     beyond = [token.text for token in _tokens(files) if token.number >= vocab_size]
     if beyond:
         yield f"{len(beyond)} tokens, such as {beyond[0]!r}, have no row among {vocab_size}"

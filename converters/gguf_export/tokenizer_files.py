@@ -15,17 +15,11 @@ _INNER = {"normalizer": "normalizers", "pre_tokenizer": "pretokenizers", "post_p
 
 @dataclass(frozen=True)
 class TokenizerFiles:
-    """What the files of one tokenizer say.
-
-    Attributes:
-        folder: Where they lie.
-        whole: tokenizer.json.
-        settings: tokenizer_config.json.
-    """
+    """What the files of one tokenizer say."""
 
     folder: Path
-    whole: Mapping[str, Any]
-    settings: Mapping[str, Any]
+    whole: Mapping[str, Any]  # tokenizer.json
+    settings: Mapping[str, Any]  # tokenizer_config.json
 
     @property
     def model(self) -> Mapping[str, Any]:
@@ -95,7 +89,6 @@ class TokenizerFiles:
         return role in special and bool(self.settings.get(f"add_{role}_token", special[role] in around))
 
     def _steps(self, kind: str) -> list[Step]:
-        """Lists the steps of a kind, a sequence laid flat."""
         step = self.whole.get(kind)
         if not step:
             return []

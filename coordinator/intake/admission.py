@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from converters.adapter import LoraAdapter
+from converters.arithmetic import norm
 from coordinator.ledger.head import Standing
 from edge.errors import ProtocolError, Rejected
 from edge.protocol.codec import decode_adapter, max_payload_bytes
@@ -87,17 +88,16 @@ def check_payload(header: UpdateHeader, payload: bytes, rules: Rules, standing: 
     if found != header.sha256:
         raise Rejected("hash-mismatch", f"payload has sha256 {found}, expected {header.sha256}")
     delta = decode_adapter(payload, like=standing.tiers[header.tier])
-    norm = delta_norm(delta)
-    if not np.isfinite(norm) or norm > rules.max_norm:
-        raise Rejected("norm-too-large", f"norm {norm:.6g}, expected at most {rules.max_norm:.6g}")
+    found_norm = delta_norm(delta)
+    if not np.isfinite(found_norm) or found_norm > rules.max_norm:
+        raise Rejected("norm-too-large", f"norm {found_norm:.6g}, expected at most {rules.max_norm:.6g}")
     return delta
 
 
 def delta_norm(delta: LoraAdapter) -> float:
     """Returns the Frobenius norm of all increments of A and B together."""
-    squares = (np.vdot(x, x) for _, factors in delta for x in (factors.a, factors.b))
     with np.errstate(over="ignore"):  # infinite is too large, and is told as such
-        return float(np.sqrt(sum(float(square) for square in squares)))
+        return norm(delta)
 
 
 def _check_version(header: UpdateHeader, rules: Rules, standing: Standing) -> None:

@@ -23,18 +23,18 @@ def make_delta(trained: LoraAdapter, base: LoraAdapter) -> LoraAdapter:
     Raises:
         AdapterError: Naming every module that `base` lacks or has in another shape or scale.
     """
-    _check_fits(trained, base)
+    expected = {name: _shape(factors) for name, factors in base}
+    faults = [
+        Fault(
+            f"{name} has {_shape(factors)}, expected {expected.get(name, 'no such module')}",
+            "modules of other shapes or scales",
+        )
+        for name, factors in trained
+        if _shape(factors) != expected.get(name)
+    ]
+    if faults:
+        raise AdapterError.of("adapter does not fit the one it was trained from", faults)
     return subtract(trained, base)
-
-
-def apply_delta(base: LoraAdapter, delta: LoraAdapter) -> LoraAdapter:
-    """Adds `delta` to `base`; modules that `delta` lacks stay as they are.
-
-    Raises:
-        AdapterError: Naming every module of `delta` that does not fit `base`.
-    """
-    _check_fits(delta, base)
-    return add(base, delta)
 
 
 def encode_delta(
@@ -87,20 +87,6 @@ def update_id(
     if base_sha256 is not None:
         text += f"\n{base_sha256}"
     return hashlib.sha256(text.encode()).hexdigest()[:32]
-
-
-def _check_fits(adapter: LoraAdapter, base: LoraAdapter) -> None:
-    expected = {name: _shape(factors) for name, factors in base}
-    faults = [
-        Fault(
-            f"{name} has {_shape(factors)}, expected {expected.get(name, 'no such module')}",
-            "modules of other shapes or scales",
-        )
-        for name, factors in adapter
-        if _shape(factors) != expected.get(name)
-    ]
-    if faults:
-        raise AdapterError.of("adapter does not fit the one it was trained from", faults)
 
 
 def _shape(factors: Factors) -> tuple[tuple[int, ...], tuple[int, ...], float]:

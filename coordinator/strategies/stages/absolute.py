@@ -3,7 +3,8 @@
 from functools import partial
 from typing import ClassVar
 
-from converters.adapter import Factors, LoraAdapter
+from converters.adapter import LoraAdapter
+from converters.arithmetic import add, multiply, select
 from coordinator.strategies.pipeline_state import Item, PipelineState
 from coordinator.strategies.stages.contract import Stage
 
@@ -28,12 +29,6 @@ class Absolute(Stage, frozen=True, tag="absolute"):
 
 
 def _from_present(item: Item, present: LoraAdapter) -> LoraAdapter:
-    base, delta = item.load_base(), item.load_delta()
-    changed = {}
-    for name, f in delta:
-        old, began = present.modules[name], base.modules[name]
-        a, b = -old.a, -old.b
-        a[: f.rank] += began.a + f.a
-        b[:, : f.rank] += began.b + f.b
-        changed[name] = Factors(a, b, f.scale)
-    return LoraAdapter(changed)
+    delta = item.load_delta()
+    trained = select(present, delta.modules)
+    return add(multiply(trained, -1), add(item.load_base(), delta))

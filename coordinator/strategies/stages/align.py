@@ -36,7 +36,7 @@ from msgspec import Meta
 from numpy.typing import NDArray
 
 from converters.adapter import Factors, LoraAdapter
-from converters.arithmetic import combine, select, square
+from converters.arithmetic import add, combine, select, square
 from coordinator.strategies.contract import Calibrator
 from coordinator.strategies.pipeline_state import Item, PipelineState
 from coordinator.strategies.stages.contract import Stage
@@ -122,11 +122,7 @@ class Misfit(NamedTuple):
         return np.concatenate([part.ravel() for part in parts])
 
     def _adapter(self, vector: Vector) -> LoraAdapter:
-        moved = dict(self.base)
-        for name, update in carry_over(self.mean, self.maps(vector)):
-            old = moved[name]
-            moved[name] = Factors(old.a + update.a, old.b + update.b, old.scale)
-        return LoraAdapter(moved)
+        return add(self.base, carry_over(self.mean, self.maps(vector)))
 
 
 def group_misfit(group: Sequence[Item], target: NDArray[np.float32], calibrator: Calibrator) -> Misfit:

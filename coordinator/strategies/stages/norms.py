@@ -4,7 +4,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from converters.adapter import Factors, LoraAdapter
+from converters.arithmetic import add, select
 from converters.lowrank import adapter_norm
 from coordinator.strategies.pipeline_state import Item, PipelineState, delta_norm
 from coordinator.strategies.record import Share
@@ -63,9 +63,5 @@ def _deviations(pipeline: PipelineState) -> list[float]:
 
 
 def _product_norm(item: Item) -> float:
-    base = item.load_base()
-    trained = {
-        name: Factors(base.modules[name].a + delta.a, base.modules[name].b + delta.b, delta.scale)
-        for name, delta in item.load_delta()
-    }
-    return adapter_norm(LoraAdapter(trained))
+    delta = item.load_delta()
+    return adapter_norm(select(add(item.load_base(), delta), delta.modules))

@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 
 from converters.adapter import Factors, LoraAdapter
+from converters.arithmetic import add
 from converters.errors import AdapterError
 from converters.masking import train_mask
 from edge.protocol.codec import decode_adapter
-from edge.protocol.delta import apply_delta, encode_delta, make_delta, update_id
+from edge.protocol.delta import encode_delta, make_delta, update_id
 
 
 def random_adapter(seed: int, rank: int = 4, modules: str = "qv", magnitude: float = 1.0) -> LoraAdapter:
@@ -34,13 +35,13 @@ def test_a_delta_applied_gives_what_was_trained():
     delta = make_delta(trained, base)
     assert delta.modules["q"].a.tolist() == [[0.5, 0.0]]
     assert delta.modules["q"].b.tolist() == [[-2.0]]
-    assert apply_delta(base, delta) == trained
+    assert add(base, delta) == trained
 
 
 def test_modules_that_were_not_trained_stay():
     base = random_adapter(0)
     part = random_adapter(1, modules="v")
-    moved = apply_delta(base, make_delta(part, base))
+    moved = add(base, make_delta(part, base))
     np.testing.assert_allclose(moved.modules["v_proj"].a, part.modules["v_proj"].a, rtol=1e-5, atol=1e-6)
     assert np.array_equal(moved.modules["q_proj"].a, base.modules["q_proj"].a)
 
@@ -58,10 +59,10 @@ def test_error_feedback_loses_nothing_over_time(encoding):
     meant = arrived
     for turn in range(30):
         step = random_adapter(100 + turn, magnitude=0.01)
-        payload, residual = encode_delta(apply_delta(base, step), base, residual, encoding)
-        meant = apply_delta(meant, make_delta(apply_delta(base, step), base))
-        arrived = apply_delta(arrived, decode_adapter(payload, like=base))
-    assert largest(make_delta(meant, apply_delta(arrived, residual))) < 1e-5
+        payload, residual = encode_delta(add(base, step), base, residual, encoding)
+        meant = add(meant, make_delta(add(base, step), base))
+        arrived = add(arrived, decode_adapter(payload, like=base))
+    assert largest(make_delta(meant, add(arrived, residual))) < 1e-5
     assert (
         largest(residual) < 0.01
     )  # it does not grow: a block's largest entry is a few 0.01, its step a seventh
