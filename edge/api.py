@@ -37,8 +37,7 @@ from edge.training.data.forms import Asking
 from edge.training.data.in_memory import Data, data_file
 from edge.training.data.source import DataSource
 from edge.training.local_run.model import Adapter, evaluate_locally, open_model
-from edge.training.local_run.output import METRICS
-from edge.training.local_run.run import make_run
+from edge.training.local_run.run import METRICS, make_run
 from edge.training.local_run.train import train_locally
 from edge.training.requests import Evaluation, Generation, Progress, Sampling, Scoring
 
@@ -206,7 +205,8 @@ def evaluate(
             train_on_prompt=train_on_prompt,
         )
         request = Scoring(data=source, seq_tokens=seq_tokens, batch_tokens=batch_tokens, precision=precision)
-        return run_to_end(lambda: evaluate_locally(str(base), request, adapter, backend)).evaluation
+        _, evaluation = run_to_end(lambda: evaluate_locally(str(base), request, adapter, backend))
+        return evaluation
 
 
 def generate(

@@ -43,6 +43,6 @@ def evaluate(
         data=columns.source(data), seq_tokens=seq_tokens, batch_tokens=batch_tokens, precision=precision
     )
     with Display() as display:
-        scored = asyncio.run(evaluate_locally(base, request, adapter, backend, display.stage))
-    why = {"backend": scored.loaded.backend, "backend_why": scored.loaded.backend_why}
-    print_report(why | scored.evaluation.report(), as_json)
+        loaded, evaluation = asyncio.run(evaluate_locally(base, request, adapter, backend, display.stage))
+    why = {"backend": loaded.backend, "backend_why": loaded.backend_why}
+    print_report(why | evaluation.report(), as_json)

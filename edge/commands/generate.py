@@ -186,7 +186,7 @@ def _read() -> str:
 def _asking(loaded: "Loaded", adapter: str | None, how: ChatOptions) -> "Asking":
     """Decides how to ask: as told, as the adapter was trained, or through the chat template there is."""
     from edge.errors import ConfigError
-    from edge.training.local_run.output import trained_asking
+    from edge.training.local_run.run import trained_asking
 
     wants_chat = how.raw is False or how.system is not None
     if wants_chat and not loaded.has_chat_template:

@@ -27,13 +27,6 @@ class LocalModel(NamedTuple):
     adapter: str | None  # a canonical file
 
 
-class Scored(NamedTuple):
-    """How well data is predicted, and by what."""
-
-    loaded: Loaded
-    evaluation: Evaluation
-
-
 @asynccontextmanager
 async def open_model(
     base: str, adapter: Adapter | None, backend: BackendName, precision: Precision
@@ -56,8 +49,8 @@ async def evaluate_locally(
     adapter: Adapter | None,
     backend: BackendName,
     on_stage: Callable[[str], None] = lambda _: None,
-) -> Scored:
-    """Scores a base model on data, with an adapter or without.
+) -> tuple[Loaded, Evaluation]:
+    """Scores a base model on data, with an adapter or without, and tells what was loaded.
 
     Args:
         base: A folder, a GGUF file, or a hub name.
@@ -77,7 +70,7 @@ async def evaluate_locally(
         loaded = await model.worker.load()
         on_stage(f"scoring {source.path} with {loaded.described}")
         request = structs.replace(request, adapter=model.adapter, data=source)
-        return Scored(loaded, await model.worker.score(request))
+        return loaded, await model.worker.score(request)
 
 
 @contextmanager

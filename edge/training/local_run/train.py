@@ -16,8 +16,7 @@ from converters.bases.targets import match_targets
 from converters.formats.load import load_any
 from edge.training.data.check import check_source, held_out
 from edge.training.data.source import DataSource
-from edge.training.local_run.output import check_output, prepare_folder, save_metrics, save_result
-from edge.training.local_run.run import Run
+from edge.training.local_run.run import Run, check_output, prepare_folder, save_metrics, save_result
 from edge.training.requests import Loaded, Progress, Result, Scoring, Training, Validation
 from edge.training.worker.supervisor import Worker
 
@@ -138,6 +137,8 @@ def _report(run: Run, loaded: Loaded, adapter: LoraAdapter, result: Result) -> d
     why = loaded.precision_why
     if result.precision != loaded.precision:
         why = f"the run that was resumed began in {result.precision}"
+    counts = ("num_steps", "num_examples", "num_tokens", "num_truncated", "seconds")
+    ends = ("loss_before", "loss_after", "micro_batch_tokens", "is_complete", "asking")
     return {
         "base": run.base,
         "backend": loaded.backend,
@@ -149,15 +150,7 @@ def _report(run: Run, loaded: Loaded, adapter: LoraAdapter, result: Result) -> d
         "rank": adapter.max_rank,
         "num_modules": len(adapter),
         "num_parameters": adapter.num_parameters,
-        "num_steps": result.num_steps,
-        "num_examples": result.num_examples,
-        "num_tokens": result.num_tokens,
-        "num_truncated": result.num_truncated,
-        "seconds": result.seconds,
+        **{name: getattr(result, name) for name in counts},
         "tokens_per_s": result.num_tokens / max(result.seconds, 1e-9),
-        "loss_before": result.loss_before,
-        "loss_after": result.loss_after,
-        "micro_batch_tokens": result.micro_batch_tokens,
-        "is_complete": result.is_complete,
-        "asking": result.asking,
+        **{name: getattr(result, name) for name in ends},
     }

@@ -50,13 +50,7 @@ class WorkerProcess:
 
     @classmethod
     async def start(cls, base: str, backend: BackendName, precision: Precision, vmstat: Path) -> Self:
-        """Starts a process and waits until it has loaded the base model.
-
-        Raises:
-            MissingExtra: The backend's library is not installed.
-            BaseModelError: The base model cannot be loaded.
-            OutOfMemory: It does not fit.
-        """
+        """Starts a process and waits until it has loaded the base model."""
         chosen = resolve_backend(backend, Path(base))
         worker = cls(
             await asyncio.create_subprocess_exec(

@@ -87,11 +87,7 @@ class SharedWorker:
     async def train(
         self, order: Training, on_progress: Callable[[Progress], None] = lambda _: None
     ) -> Result:
-        """Trains, from the checkpoint in the order's folder where there is one.
-
-        Raises:
-            TunefleetError: As `edge.training.trainer.train`, and `DataError` for the data.
-        """
+        """Trains, from the checkpoint in the order's folder where there is one."""
         loop = asyncio.get_running_loop()
         self.stop_event.clear()
         self._tell = lambda reply: _pass_on(loop, on_progress, reply)

@@ -19,8 +19,7 @@ from edge.commands import cli
 from edge.commands.train import train
 from edge.errors import ConfigError, DataError, StateError
 from edge.training.checkpoint import FILE
-from edge.training.local_run.output import CHECKPOINT
-from edge.training.local_run.run import Run
+from edge.training.local_run.run import CHECKPOINT, Run
 from edge.training.plan import Plan
 
 SIZES = ("--seq-tokens", "64", "--batch-tokens", "128", "--lr", "0.02")
