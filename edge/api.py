@@ -2,7 +2,8 @@
 
 They run the commands' own code: a process of its own loads the base model, works, and has ended when the
 function returns, so a want of memory ends no notebook. Defaults are the commands', and so are the errors:
-`TunefleetError` and its kinds. All of it works in a notebook too, where an event loop runs already.
+`TunefleetError` and its kinds. All of it works in a notebook too, where an event loop runs already, and which
+shows each setting by its name and default: so `train` is longer than a function should be.
 """
 
 from collections.abc import Callable, Mapping, Sequence
