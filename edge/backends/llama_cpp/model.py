@@ -189,11 +189,11 @@ class LlamaCppModel:
         self.optimizer.restore(snapshot)
 
     def _in_file_order(self, adapter: LoraAdapter) -> LoraAdapter:
-        """With the rows of b where the file has them."""
+        """Puts the rows of b where the file has them."""
         return LoraAdapter({name: f._replace(b=self.naming.to_file_rows(name, f.b)) for name, f in adapter})
 
     def _as_adapter(self, vector: Array) -> LoraAdapter:
-        """The adapter whose factors are `vector`, which is in the file's order."""
+        """Returns the adapter whose factors are `vector`, which is in the file's order."""
         return LoraAdapter(
             {
                 name: f._replace(b=self.naming.to_hub_rows(name, f.b))
@@ -203,7 +203,7 @@ class LlamaCppModel:
 
     @contextmanager
     def _summing(self) -> Iterator[None]:
-        """Gradients are summed up from 0."""
+        """Sums up gradients from 0."""
         self.summed[:] = 0
         try:
             with self.threads.alone():
@@ -212,7 +212,7 @@ class LlamaCppModel:
             raise OutOfMemory(f"backend llama_cpp: {error}") from error
 
     def _differentiate(self, batches: Sequence[Batch], pull: float) -> float:
-        """The loss; the gradient of the loss and the pull together is summed up."""
+        """Returns the loss; sums up the gradient of the loss and the pull together."""
         total = sum(float(batch.weights.sum()) for batch in batches)
         share = pull / sum(batch.num_examples for batch in batches)
         with self._summing():
@@ -249,7 +249,7 @@ class LlamaCppModel:
         return nodes, self.routes[everywhere]
 
     def _forward(self, group: Batch, is_output: NDArray[np.bool_], *, keeps: bool) -> tuple[Tape, Array]:
-        """The pass, and the hidden states before the head where `is_output`."""
+        """Computes the hidden states before the head where `is_output`; returns the tape, too."""
         longest = int(group.lengths.max())
         self.room.take(group.num_tokens, longest, self.parameters.size, keeps=keeps)
         context = self._open(group.num_tokens)
@@ -262,7 +262,7 @@ class LlamaCppModel:
         return Tape(nodes, route, self.loras, self.multiplier, positions, OPERATIONS)
 
     def _open(self, num_tokens: int) -> Context:
-        """A context with room for so many tokens; the one there is, if it is large enough."""
+        """Opens a context with room for so many tokens, unless the one there is suffices."""
         if self.context is None or self.context.num_tokens < num_tokens:
             if self.context is not None:
                 self.context.close()
@@ -289,7 +289,7 @@ class LlamaCppModel:
         return float(found.losses.astype(np.float64) @ weights)
 
     def _dispatched_hidden(self, group: Batch) -> Array:
-        """Hidden states of all tokens with the adapter that was there at `begin`."""
+        """Computes hidden states of all tokens with the adapter that was there at `begin`."""
         assert self.dispatched is not None
         trained = self.parameters.copy()
         self.parameters[:] = self.dispatched

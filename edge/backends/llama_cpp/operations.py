@@ -18,7 +18,7 @@ _GELU_SCALE, _GELU_CUBE = np.float32(0.7978845608028654), np.float32(0.044715)
 
 
 def find_obstacle(node: Node) -> str:
-    """What of this node stands in the gradients' way, empty if nothing."""
+    """Names what of this node stands in the gradients' way; empty if nothing."""
     if node.op not in BACKWARD and node.op != "SOFT_MAX":
         return node.op
     if node.op == "MUL_MAT" and not node.weight and not node.feeds_soft_max and not node.takes_soft_max:
@@ -38,7 +38,7 @@ def find_obstacle(node: Node) -> str:
 
 
 def needed_operands(node: Node, has_gradient: Sequence[bool], is_trained: bool) -> Iterator[int]:
-    """Which operands' values the backward pass of `node` needs."""
+    """Yields which operands' values the backward pass of `node` needs."""
     behind = [source is not None and has_gradient[source] for source in node.sources]
     if node.op in ("RMS_NORM", "NORM", "UNARY"):
         yield 0
