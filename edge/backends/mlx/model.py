@@ -92,7 +92,7 @@ class MlxModel:
             num_parameters=sum(count_weights(module) for module in model.modules()),
             precision=precision_of(model),
         )
-        self.forward = Forward(model, self.card.max_tokens, self.card.vocab_size, is_compiling=is_compiling)
+        self.forward = Forward(model, self.card, is_compiling=is_compiling)
         self.form: Form = {}
         self.set_adapter(LoraAdapter({}))
 

@@ -99,7 +99,7 @@ class TorchModel:
             precision="bfloat16" if model.dtype == torch.bfloat16 else "float32",
         )
         self.lora = LoraLayers(model, linears)
-        self.forward = Forward(model, self.card.max_tokens, self.card.vocab_size)
+        self.forward = Forward(model, self.card)
         self.set_adapter(LoraAdapter({}))
 
     def set_adapter(self, adapter: LoraAdapter) -> None:
