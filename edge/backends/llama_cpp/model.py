@@ -1,8 +1,8 @@
 """The llama.cpp backend: LoRA on GGUF weights of any quantisation, with llama.cpp and numpy alone.
 
-llama.cpp computes the forward pass from the file's own weights, `tape.py` the gradients. Examples lie end to
-end as sequences of one batch, so none sees another and there is no padding; logits are computed at labels
-only. All factors lie in one flat vector in canonical order, as in the torch backend.
+llama.cpp computes the forward pass from the file's own weights, `gradients/` the way back. Examples lie end
+to end as sequences of one batch, so none sees another and there is no padding; logits are computed at labels
+only. All factors lie in one vector in canonical order, as in the torch backend.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -21,14 +21,14 @@ from edge.backends.adamw import AdamW
 from edge.backends.contract import Batch, Ends, ModelCard, OnToken, Prompts, Sampling, Score, Snapshot
 from edge.backends.labels import average_examples, find_labels, mean_weights, sum_score
 from edge.backends.llama_cpp.context import MAX_SEQUENCES, Context, Model
-from edge.backends.llama_cpp.forward import Forward
-from edge.backends.llama_cpp.graph import Node, Route, record_graph
+from edge.backends.llama_cpp.gradients.forward import Forward
+from edge.backends.llama_cpp.gradients.graph import Node, Route, record_graph
+from edge.backends.llama_cpp.gradients.operations import OPERATIONS
+from edge.backends.llama_cpp.gradients.route import make_route
+from edge.backends.llama_cpp.gradients.tape import Lora, Tape
 from edge.backends.llama_cpp.head import apply_head
 from edge.backends.llama_cpp.memory import Memory, Room, context_tokens
-from edge.backends.llama_cpp.operations import OPERATIONS
-from edge.backends.llama_cpp.route import make_route
 from edge.backends.llama_cpp.selftest import ensure_tested
-from edge.backends.llama_cpp.tape import Lora, Tape
 from edge.backends.llama_cpp.tokenizer import GgufTokenizer
 from edge.backends.llama_cpp.weights import Multiplier, Threads
 from edge.backends.parameters import (

@@ -13,9 +13,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from edge.backends.llama_cpp.graph import Node
+from edge.backends.llama_cpp.gradients.graph import Node
+from edge.backends.llama_cpp.gradients.tape import Tape
 from edge.backends.llama_cpp.native import Array, array_of, tensor_at
-from edge.backends.llama_cpp.tape import Tape
 
 SMALL_SCORES = 1 << 17  # for fewer, other threads are not worth waking
 

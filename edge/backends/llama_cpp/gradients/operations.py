@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from edge.backends.llama_cpp.attention import back_through_attention, weigh_values
-from edge.backends.llama_cpp.graph import VIEWS, Node
+from edge.backends.llama_cpp.gradients.attention import back_through_attention, weigh_values
+from edge.backends.llama_cpp.gradients.graph import VIEWS, Node
+from edge.backends.llama_cpp.gradients.tape import Operations, Tape
 from edge.backends.llama_cpp.native import Array, tensor_at
-from edge.backends.llama_cpp.tape import Operations, Tape
 
 NORMAL, NEOX = 0, 2  # modes of ROPE: pairs side by side, or half a head apart
 _ONE, _HALF = np.float32(1), np.float32(0.5)
