@@ -76,12 +76,7 @@ def make_toy_base(
 
 
 def load(base: Path, *, precision: Precision = "auto", seed: int = 0) -> "ToyModel":
-    """Loads a folder of `make_toy_base`; nothing in it depends on `seed`.
-
-    Raises:
-        BackendError: For another precision than float32.
-        BaseModelError: `base` is no toy base.
-    """
+    """Loads a folder of `make_toy_base`, in float32 alone; see `Loader`."""
     if precision not in ("auto", "float32"):
         raise BackendError("backend toy computes in float32 only; choose precision auto or float32")
     try:

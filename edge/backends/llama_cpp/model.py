@@ -50,14 +50,7 @@ GROUP_TOKENS = 256  # unless one example is longer; with 512 attention costs mor
 def load_model(
     base: Path, *, precision: Precision = "auto", seed: int = 0, memory: Memory | None = None
 ) -> "LlamaCppModel":
-    """Loads a GGUF file; nothing in it depends on `seed`.
-
-    Raises:
-        BaseModelError: `base` is not a GGUF model that llama.cpp can load, and why.
-        BackendError: For another precision than float32, or if the installed llama.cpp is not one that can be
-            trained with.
-        OutOfMemory: This machine has too little memory for it.
-    """
+    """Loads a GGUF file, in float32 alone, where `memory` suffices; see `Loader`."""
     if precision not in ("auto", "float32"):
         raise BackendError("backend llama_cpp computes in float32 only; choose precision auto or float32")
     gguf = read_gguf(base)
