@@ -4,7 +4,7 @@ import importlib
 import json
 import platform
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal, NamedTuple, cast
@@ -38,7 +38,15 @@ class Choice(NamedTuple):
     why: str
 
 
-def choose_backend(base: Path) -> Choice:
+class Machine(NamedTuple):
+    """What a choice depends on besides the base."""
+
+    system: str
+    processor: str
+    find_library: Callable[[str], object]  # gives None where it is not installed
+
+
+def choose_backend(base: Path, machine: Machine | None = None) -> Choice:
     """Chooses by what the base is, and among those that read it by the machine and by what is installed.
 
     A GGUF file is llama.cpp's and a folder in MLX's quantisation MLX's, whatever else is installed. A folder
@@ -47,23 +55,23 @@ def choose_backend(base: Path) -> Choice:
     Raises:
         MissingExtra: What the base asks for is not installed.
     """
-    kind = base_kind(base)
+    kind, machine = base_kind(base), machine or _here()
     if kind != "folder":
         name = _READS[kind][0]
-        _require(name, f"{base} is {_TOLD[kind]}, and backend {name}")
+        _require(name, f"{base} is {_TOLD[kind]}, and backend {name}", machine)
         return Choice(name, f"for {_TOLD[kind]}")
-    is_apple = sys.platform == "darwin" and platform.machine() == "arm64"
+    is_apple = machine[:2] == ("darwin", "arm64")
     first, second = ("mlx", "torch") if is_apple else ("torch", "mlx")
     told = f"for {_TOLD[kind]}" + (" on Apple silicon" if is_apple else "")
-    if find_spec(_LIBRARY[first]):
+    if machine.find_library(_LIBRARY[first]):
         return Choice(first, told)
-    if find_spec(_LIBRARY[second]):
+    if machine.find_library(_LIBRARY[second]):
         return Choice(second, f"{told}, as {first} is not installed")
     raise MissingExtra(f"{base} is {_TOLD[kind]}, and backend {first}", first)
 
 
 def base_kind(base: Path) -> BaseKind:
-    """What a base is, by its name and its configuration; a folder where nothing is there yet."""
+    """Tells what a base is, by its name and its configuration; a folder where nothing is there yet."""
     if base.suffix == ".gguf" and not base.is_dir():
         return "GGUF"
     if (base / "toy.json").exists():
@@ -75,15 +83,15 @@ def base_kind(base: Path) -> BaseKind:
     return "packed by MLX" if isinstance(config, dict) and config.get("quantization") else "folder"
 
 
-def resolve_backend(name: str, base: Path) -> Choice:
-    """The backend called `name` (`auto` chooses), once its library is known to be installed.
+def resolve_backend(name: str, base: Path, machine: Machine | None = None) -> Choice:
+    """Returns the backend called `name` (`auto` chooses), once its library is known to be installed.
 
     Raises:
         BackendError: No backend bears that name, or it takes no base of that kind.
         MissingExtra: Its library is not installed.
     """
     if name == "auto":
-        return choose_backend(base)
+        return choose_backend(base, machine)
     if name not in _LIBRARY:
         raise BackendError(f"backend {name!r} is unknown; expected one of auto, {', '.join(_LIBRARY)}")
     kind = base_kind(base)
@@ -93,12 +101,16 @@ def resolve_backend(name: str, base: Path) -> Choice:
             f"{base}: is {_TOLD[kind]}, which backend {name} does not read; choose backend {own} or auto, or "
             "another base"
         )
-    _require(name, f"backend {name}")
+    _require(name, f"backend {name}", machine or _here())
     return Choice(name, "as asked")
 
 
-def _require(name: str, what: str) -> None:
-    if not find_spec(_LIBRARY[name]):
+def _here() -> Machine:
+    return Machine(sys.platform, platform.machine(), find_spec)
+
+
+def _require(name: str, what: str, machine: Machine) -> None:
+    if not machine.find_library(_LIBRARY[name]):
         raise MissingExtra(what, _EXTRA.get(name, name))
 
 

@@ -33,7 +33,7 @@ class ChatTemplate:
     def render(
         self, messages: Sequence[Message], *, tools: Sequence[Message] | None, add_generation_prompt: bool
     ) -> str:
-        """The template's text for `messages`.
+        """Renders `messages` by the template.
 
         Raises:
             DataError: The template refuses them, or fails on them.

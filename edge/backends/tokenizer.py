@@ -35,7 +35,7 @@ class _Config(_TextConfig):
 
 
 def context_tokens(base: Path) -> int | None:
-    """Context length of `base`, by its header; None where that does not say."""
+    """Reads the context length of `base` from its header; None where that does not say."""
     if _is_gguf(base):
         from converters.bases.gguf import read_gguf  # only here is the gguf package needed
 

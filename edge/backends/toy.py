@@ -76,12 +76,7 @@ def make_toy_base(
 
 
 def load(base: Path, *, precision: Precision = "auto", seed: int = 0) -> "ToyModel":
-    """Loads a folder of `make_toy_base`; nothing in it depends on `seed`.
-
-    Raises:
-        BackendError: For another precision than float32.
-        BaseModelError: `base` is no toy base.
-    """
+    """Loads a folder of `make_toy_base`, in float32 alone; see `Loader`."""
     if precision not in ("auto", "float32"):
         raise BackendError("backend toy computes in float32 only; choose precision auto or float32")
     try:
@@ -102,11 +97,11 @@ class ByteTokenizer:
     has_chat_template = True
 
     def encode(self, text: str) -> list[int]:
-        """UTF-8 bytes of `text`."""
+        """Returns the UTF-8 bytes of `text`."""
         return list(text.encode())
 
     def decode(self, tokens: Sequence[int]) -> str:
-        """Text of the bytes among `tokens`; broken UTF-8 is shown as U+FFFD."""
+        """Returns the text of the bytes among `tokens`; broken UTF-8 is shown as U+FFFD."""
         return bytes(token for token in tokens if token < BOS).decode(errors="replace")
 
     def piece(self, token: int) -> str:
@@ -120,7 +115,7 @@ class ByteTokenizer:
         tools: Sequence[Mapping[str, Any]] | None = None,
         add_generation_prompt: bool,
     ) -> str:
-        """`<role>content` and a line break for each message; tools are not shown."""
+        """Writes `<role>content` and a line break for each message; tools are not shown."""
         turns = "".join(f"<{message['role']}>{message.get('content', '')}\n" for message in messages)
         return turns + "<assistant>" * add_generation_prompt
 

@@ -58,7 +58,7 @@ class Examples(Sequence[Example]):
     def __getitem__(self, index: slice) -> list[Example]: ...
 
     def __getitem__(self, index: int | slice) -> Example | list[Example]:
-        """One example as views of the buffers, or several."""
+        """Returns one example as views of the buffers, or several."""
         if isinstance(index, slice):
             return [self[at] for at in range(*index.indices(len(self)))]
         at = range(len(self))[index]  # also from the end; beyond it is an IndexError

@@ -44,7 +44,7 @@ def apply_head(
     targets: NDArray[np.int32],
     weights: Array | None = None,
 ) -> HeadResult:
-    """Losses at labels.
+    """Computes the losses at labels.
 
     Args:
         hidden: What the head is applied to at each label, (labels, hidden size).
@@ -104,7 +104,7 @@ def _turn(
     part: range,
     kept: list[Array],
 ) -> Array:
-    """A part's share of the gradient: (labels, hidden size)."""
+    """Computes a part's share of the gradient: (labels, hidden size)."""
     share = np.zeros_like(hidden)
     for number, (first, rows) in enumerate(multiplier.blocks(head, part)):
         logits = kept[number] if kept else hidden @ rows.T

@@ -1,8 +1,8 @@
 """The llama.cpp backend: LoRA on GGUF weights of any quantisation, with llama.cpp and numpy alone.
 
-llama.cpp computes the forward pass from the file's own weights, `tape.py` the gradients. Examples lie end to
-end as sequences of one batch, so none sees another and there is no padding; logits are computed at labels
-only. All factors lie in one flat vector in canonical order, as in the torch backend.
+llama.cpp computes the forward pass from the file's own weights, `gradients/` the way back. Examples lie end
+to end as sequences of one batch, so none sees another and there is no padding; logits are computed at labels
+only. All factors lie in one vector in canonical order, as in the torch backend.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -21,14 +21,14 @@ from edge.backends.adamw import AdamW
 from edge.backends.contract import Batch, Ends, ModelCard, OnToken, Prompts, Sampling, Score, Snapshot
 from edge.backends.labels import average_examples, find_labels, mean_weights, sum_score
 from edge.backends.llama_cpp.context import MAX_SEQUENCES, Context, Model
-from edge.backends.llama_cpp.forward import Forward
-from edge.backends.llama_cpp.graph import Node, Route, record_graph
+from edge.backends.llama_cpp.gradients.forward import Forward
+from edge.backends.llama_cpp.gradients.graph import Node, Route, record_graph
+from edge.backends.llama_cpp.gradients.operations import OPERATIONS
+from edge.backends.llama_cpp.gradients.route import make_route
+from edge.backends.llama_cpp.gradients.tape import Lora, Tape
 from edge.backends.llama_cpp.head import apply_head
 from edge.backends.llama_cpp.memory import Memory, Room, context_tokens
-from edge.backends.llama_cpp.operations import OPERATIONS
-from edge.backends.llama_cpp.route import make_route
 from edge.backends.llama_cpp.selftest import ensure_tested
-from edge.backends.llama_cpp.tape import Lora, Tape
 from edge.backends.llama_cpp.tokenizer import GgufTokenizer
 from edge.backends.llama_cpp.weights import Multiplier, Threads
 from edge.backends.parameters import (
@@ -50,14 +50,7 @@ GROUP_TOKENS = 256  # unless one example is longer; with 512 attention costs mor
 def load_model(
     base: Path, *, precision: Precision = "auto", seed: int = 0, memory: Memory | None = None
 ) -> "LlamaCppModel":
-    """Loads a GGUF file; nothing in it depends on `seed`.
-
-    Raises:
-        BaseModelError: `base` is not a GGUF model that llama.cpp can load, and why.
-        BackendError: For another precision than float32, or if the installed llama.cpp is not one that can be
-            trained with.
-        OutOfMemory: This machine has too little memory for it.
-    """
+    """Loads a GGUF file, in float32 alone, where `memory` suffices; see `Loader`."""
     if precision not in ("auto", "float32"):
         raise BackendError("backend llama_cpp computes in float32 only; choose precision auto or float32")
     gguf = read_gguf(base)
@@ -189,11 +182,11 @@ class LlamaCppModel:
         self.optimizer.restore(snapshot)
 
     def _in_file_order(self, adapter: LoraAdapter) -> LoraAdapter:
-        """With the rows of b where the file has them."""
+        """Puts the rows of b where the file has them."""
         return LoraAdapter({name: f._replace(b=self.naming.to_file_rows(name, f.b)) for name, f in adapter})
 
     def _as_adapter(self, vector: Array) -> LoraAdapter:
-        """The adapter whose factors are `vector`, which is in the file's order."""
+        """Returns the adapter whose factors are `vector`, which is in the file's order."""
         return LoraAdapter(
             {
                 name: f._replace(b=self.naming.to_hub_rows(name, f.b))
@@ -203,7 +196,7 @@ class LlamaCppModel:
 
     @contextmanager
     def _summing(self) -> Iterator[None]:
-        """Gradients are summed up from 0."""
+        """Sums up gradients from 0."""
         self.summed[:] = 0
         try:
             with self.threads.alone():
@@ -212,7 +205,7 @@ class LlamaCppModel:
             raise OutOfMemory(f"backend llama_cpp: {error}") from error
 
     def _differentiate(self, batches: Sequence[Batch], pull: float) -> float:
-        """The loss; the gradient of the loss and the pull together is summed up."""
+        """Returns the loss; sums up the gradient of the loss and the pull together."""
         total = sum(float(batch.weights.sum()) for batch in batches)
         share = pull / sum(batch.num_examples for batch in batches)
         with self._summing():
@@ -249,7 +242,7 @@ class LlamaCppModel:
         return nodes, self.routes[everywhere]
 
     def _forward(self, group: Batch, is_output: NDArray[np.bool_], *, keeps: bool) -> tuple[Tape, Array]:
-        """The pass, and the hidden states before the head where `is_output`."""
+        """Computes the hidden states before the head where `is_output`; returns the tape, too."""
         longest = int(group.lengths.max())
         self.room.take(group.num_tokens, longest, self.parameters.size, keeps=keeps)
         context = self._open(group.num_tokens)
@@ -262,7 +255,7 @@ class LlamaCppModel:
         return Tape(nodes, route, self.loras, self.multiplier, positions, OPERATIONS)
 
     def _open(self, num_tokens: int) -> Context:
-        """A context with room for so many tokens; the one there is, if it is large enough."""
+        """Opens a context with room for so many tokens, unless the one there is suffices."""
         if self.context is None or self.context.num_tokens < num_tokens:
             if self.context is not None:
                 self.context.close()
@@ -289,7 +282,7 @@ class LlamaCppModel:
         return float(found.losses.astype(np.float64) @ weights)
 
     def _dispatched_hidden(self, group: Batch) -> Array:
-        """Hidden states of all tokens with the adapter that was there at `begin`."""
+        """Computes hidden states of all tokens with the adapter that was there at `begin`."""
         assert self.dispatched is not None
         trained = self.parameters.copy()
         self.parameters[:] = self.dispatched

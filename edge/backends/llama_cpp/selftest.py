@@ -1,4 +1,4 @@
-"""Tries once per installed llama.cpp whether its insides still are as `native.py` and `graph.py` take them.
+"""Tries once per installed llama.cpp whether its insides still are as `native.py` and `gradients/` take them.
 
 A toy of one block is gone through once. What the tape says is held against llama.cpp's own loss on the same
 toy with the factors merged into its weights: two ways that share neither hooks nor gradients. The slope along
@@ -21,13 +21,13 @@ from converters.files.atomic import write_atomic
 from converters.gguf_export.toy import MATRICES, VOCAB, make_weights, write_toy
 from edge.backends.llama_cpp import native
 from edge.backends.llama_cpp.context import Context, Model
-from edge.backends.llama_cpp.forward import Forward
-from edge.backends.llama_cpp.graph import record_graph
+from edge.backends.llama_cpp.gradients.forward import Forward
+from edge.backends.llama_cpp.gradients.graph import record_graph
+from edge.backends.llama_cpp.gradients.operations import OPERATIONS
+from edge.backends.llama_cpp.gradients.route import make_route
+from edge.backends.llama_cpp.gradients.tape import Lora, Operations, Tape
 from edge.backends.llama_cpp.head import apply_head
 from edge.backends.llama_cpp.native import Array
-from edge.backends.llama_cpp.operations import OPERATIONS
-from edge.backends.llama_cpp.route import make_route
-from edge.backends.llama_cpp.tape import Lora, Operations, Tape
 from edge.backends.llama_cpp.weights import Multiplier, Threads
 from edge.errors import BackendError, OutOfMemory
 
@@ -193,6 +193,6 @@ def _cache_folder() -> Path:
 
 def _installation(library_files: list[Path]) -> str:
     """Names what is installed: another llama.cpp or another version of this backend has another name."""
-    files = [*library_files, *sorted(Path(__file__).parent.glob("*.py"))]
+    files = [*library_files, *sorted(Path(__file__).parent.rglob("*.py"))]
     seen = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     return f"{native.installed_version()}-{sha256(repr(seen).encode()).hexdigest()[:16]}"

@@ -13,7 +13,7 @@ import mlx.core as mx
 import numpy as np
 
 from edge.backends.batch_layout import WIDTH_STEP, TokenRows, group_by_length, pack_rows, round_up, row_each
-from edge.backends.contract import Batch
+from edge.backends.contract import Batch, ModelCard
 from edge.backends.labels import fill_labels, find_labels, mean_weights
 from edge.backends.mlx.layers import PackedRows, are_near, softmax_loss
 
@@ -33,22 +33,17 @@ class Fed(NamedTuple):
 class Forward:
     """The forward pass of one model.
 
-    Args:
-        model: Of mlx-lm.
-        max_tokens: Its context length.
-        vocab_size: Of its head.
+    Attributes:
         is_compiling: Shapes are to be few, as each is compiled once: arrays are filled up with what weighs
             nothing.
-
-    Attributes:
         has_plain_head: Logits are the head's product with the hidden states, neither scaled nor capped.
         is_packing: Several examples share a row.
     """
 
-    def __init__(self, model: Any, max_tokens: int, vocab_size: int, *, is_compiling: bool) -> None:
+    def __init__(self, model: Any, card: ModelCard, *, is_compiling: bool) -> None:
         self.model, self.is_compiling = model, is_compiling
-        length = max(1, min(8, max_tokens // 2))
-        self._trial = mx.array((np.arange(2 * length) * 7 % vocab_size).reshape(2, length))
+        length = max(1, min(8, card.max_tokens // 2))
+        self._trial = mx.array((np.arange(2 * length) * 7 % card.vocab_size).reshape(2, length))
         self.has_plain_head = self._finds_plain_head()
         self.is_packing = is_compiling and self.packs_exactly()
 

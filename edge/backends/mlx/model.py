@@ -40,11 +40,7 @@ CACHE_BYTES = 1 << 30  # freed memory that MLX may keep between steps
 
 
 def load_model(base: Path, *, precision: Precision = "auto", seed: int = 0) -> "MlxModel":
-    """Loads a Hugging Face or MLX folder; nothing in it depends on `seed`.
-
-    Raises:
-        BaseModelError: `base` is not a language model that mlx-lm can load, and why.
-    """
+    """Loads a Hugging Face or MLX folder that mlx-lm knows; see `Loader`."""
     try:
         model, config = load_mlx(base)
         tokenizer = load_tokenizer(base)
@@ -92,7 +88,7 @@ class MlxModel:
             num_parameters=sum(count_weights(module) for module in model.modules()),
             precision=precision_of(model),
         )
-        self.forward = Forward(model, self.card.max_tokens, self.card.vocab_size, is_compiling=is_compiling)
+        self.forward = Forward(model, self.card, is_compiling=is_compiling)
         self.form: Form = {}
         self.set_adapter(LoraAdapter({}))
 

@@ -9,14 +9,14 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def choose_device() -> torch.device:
-    """A GPU where there is one."""
+    """Chooses a GPU where there is one."""
     if torch.cuda.is_available():
         return torch.device("cuda")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
 def multiplies_bfloat16(device: torch.device) -> bool:
-    """Whether it has instructions for it; without them it computes in float32 and converts on top."""
+    """Tells whether it has instructions for it; without them it computes in float32 and converts on top."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device.type == "mps":
@@ -26,7 +26,7 @@ def multiplies_bfloat16(device: torch.device) -> bool:
 
 
 def free_bytes(device: torch.device) -> float:
-    """Memory that could be taken now; where the system does not tell, half of what is built in."""
+    """Returns the memory that could be taken now, or half of what is built in where nothing tells."""
     if device.type == "cuda":
         return float(torch.cuda.mem_get_info()[0])
     meminfo = Path("/proc/meminfo")

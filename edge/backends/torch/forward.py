@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from edge.backends.batch_layout import Layout, TokenRows, one_row, pack_rows, round_up, row_each
-from edge.backends.contract import Batch
+from edge.backends.contract import Batch, ModelCard
 from edge.backends.labels import fill_labels, find_labels, mean_weights
 from edge.backends.torch.layers import HEAD_ROWS
 
@@ -35,11 +35,6 @@ class Fed(NamedTuple):
 class Forward:
     """The forward pass of one model.
 
-    Args:
-        model: A causal language model of transformers.
-        max_tokens: Its context length.
-        vocab_size: Of its head.
-
     Attributes:
         layout: How a batch becomes rows.
         has_plain_head: Logits are the head's product with the hidden states, neither scaled nor capped.
@@ -51,12 +46,12 @@ class Forward:
             smaller caches bound what is left.
     """
 
-    def __init__(self, model: Any, max_tokens: int, vocab_size: int) -> None:
+    def __init__(self, model: Any, card: ModelCard) -> None:
         self.model, self.head = model, model.get_output_embeddings()
         self.fills_up = model.device.type == "cpu" and model.dtype != torch.float32
         self.layout: Layout = row_each
         self.has_plain_head = True
-        self._probe(max_tokens, vocab_size)
+        self._probe(card)
 
     def feed(self, batch: Batch) -> Fed:
         """Lays a batch out."""
@@ -113,9 +108,9 @@ class Forward:
         """Copies an array to where the model is."""
         return torch.from_numpy(np.ascontiguousarray(array)).to(self.model.device)
 
-    def _probe(self, max_tokens: int, vocab_size: int) -> None:
-        length = min(8, max_tokens)
-        tokens = np.arange(2 * length, dtype=np.int32) * 7 % vocab_size
+    def _probe(self, card: ModelCard) -> None:
+        length = min(8, card.max_tokens)
+        tokens = np.arange(2 * length, dtype=np.int32) * 7 % card.vocab_size
         lengths = np.array([length, length])
         batch = Batch(tokens, tokens, np.ones(len(tokens), np.float32), lengths)
         filled, self.fills_up = self.fills_up, False

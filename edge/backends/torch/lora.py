@@ -21,11 +21,8 @@ NAME = "default"  # of peft's adapter
 class LoraLayers:
     """The layers of the present adapter.
 
-    Args:
-        model: A causal language model of transformers; its layers are replaced.
-        linears: By name, those of its layers that can carry LoRA.
-
     Attributes:
+        linears: By name, the model's layers that can carry LoRA, and are replaced.
         form: What the adapter looks like.
         vector: All factors, (parameters,), in the order of `to_vector`; its gradient is allocated.
     """

@@ -39,13 +39,7 @@ from edge.errors import BackendError, OutOfMemory
 
 
 def load_model(base: Path, *, precision: Precision = "auto", seed: int = 0) -> "TorchModel":
-    """Loads a Hugging Face folder; nothing in it depends on `seed`.
-
-    Raises:
-        BackendError: For float16, in which small gradients vanish.
-        BaseModelError: `base` is not a causal language model that transformers can load, and why.
-        OutOfMemory: It does not fit.
-    """
+    """Loads a Hugging Face folder, but not in float16, in which small gradients vanish; see `Loader`."""
     if precision == "float16":
         raise BackendError("backend torch trains in float32 or bfloat16; choose one of them, or auto")
     device = choose_device()
@@ -99,7 +93,7 @@ class TorchModel:
             precision="bfloat16" if model.dtype == torch.bfloat16 else "float32",
         )
         self.lora = LoraLayers(model, linears)
-        self.forward = Forward(model, self.card.max_tokens, self.card.vocab_size)
+        self.forward = Forward(model, self.card)
         self.set_adapter(LoraAdapter({}))
 
     def set_adapter(self, adapter: LoraAdapter) -> None:

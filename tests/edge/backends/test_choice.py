@@ -1,11 +1,10 @@
 """`auto` chooses by what the base is, then by the machine, then by what is installed, and says why."""
 
 import json
-import sys
 
 import pytest
 
-from edge.backends import base_kind, choose_backend, resolve_backend
+from edge.backends import Machine, base_kind, choose_backend, resolve_backend
 from edge.errors import BackendError, MissingExtra
 
 
@@ -31,17 +30,9 @@ def make_base(tmp_path):
     return make
 
 
-@pytest.fixture
-def machine(monkeypatch):
-    """`machine(system, processor, *absent)`: libraries that are absent cannot be found, all others can."""
-
-    def pretend(system, processor, *absent):
-        monkeypatch.setattr("sys.platform", system)
-        monkeypatch.setattr("platform.machine", lambda: processor)
-        spec = sys.modules["numpy"].__spec__
-        monkeypatch.setattr("edge.backends.find_spec", lambda name: None if name in absent else spec)
-
-    return pretend
+def machine(system, processor, *absent):
+    """A machine on which `absent` libraries cannot be found, and all others can."""
+    return Machine(system, processor, lambda name: name not in absent or None)
 
 
 @pytest.mark.parametrize(
@@ -53,9 +44,8 @@ def machine(monkeypatch):
         ("folder", "torch", "for a folder in full precision"),
     ],
 )
-def test_the_base_decides_whatever_else_is_installed(make_base, machine, kind, name, why):
-    machine("linux", "x86_64")
-    assert choose_backend(make_base(kind)) == (name, why)
+def test_the_base_decides_whatever_else_is_installed(make_base, kind, name, why):
+    assert choose_backend(make_base(kind), machine("linux", "x86_64")) == (name, why)
 
 
 @pytest.mark.parametrize(
@@ -72,9 +62,8 @@ def test_the_base_decides_whatever_else_is_installed(make_base, machine, kind, n
         (("linux", "x86_64"), ("torch",), "mlx", "for a folder in full precision, as torch is not installed"),
     ],
 )
-def test_a_folder_goes_to_what_suits_the_machine_and_is_there(make_base, machine, where, absent, name, why):
-    machine(*where, *absent)
-    chosen = choose_backend(make_base("folder"))
+def test_a_folder_goes_to_what_suits_the_machine_and_is_there(make_base, where, absent, name, why):
+    chosen = choose_backend(make_base("folder"), machine(*where, *absent))
     assert chosen.name == name
     assert chosen.why.endswith(why)
 
@@ -93,10 +82,9 @@ def test_a_folder_goes_to_what_suits_the_machine_and_is_there(make_base, machine
         ("folder", ("darwin", "arm64"), ("torch", "mlx_lm"), r"full precision, and backend mlx .*\[mlx\]"),
     ],
 )
-def test_what_the_base_needs_is_one_sentence_with_the_command(make_base, machine, kind, where, absent, told):
-    machine(*where, *absent)
+def test_what_the_base_needs_is_one_sentence_with_the_command(make_base, kind, where, absent, told):
     with pytest.raises(MissingExtra, match=told) as caught:
-        choose_backend(make_base(kind))
+        choose_backend(make_base(kind), machine(*where, *absent))
     assert "\n" not in str(caught.value)
 
 
@@ -104,17 +92,16 @@ def test_what_the_base_needs_is_one_sentence_with_the_command(make_base, machine
     ("kind", "asked", "own"),
     [("packed", "torch", "mlx"), ("GGUF", "mlx", "llama_cpp"), ("folder", "llama_cpp", "torch")],
 )
-def test_a_backend_that_cannot_read_the_base_says_which_can(make_base, machine, kind, asked, own):
-    machine("linux", "x86_64")
+def test_a_backend_that_cannot_read_the_base_says_which_can(make_base, kind, asked, own):
     with pytest.raises(
         BackendError, match=f"which backend {asked} does not read; choose backend {own} or auto"
     ):
-        resolve_backend(asked, make_base(kind))
+        resolve_backend(asked, make_base(kind), machine("linux", "x86_64"))
 
 
-def test_what_was_asked_for_is_taken(make_base, machine):
-    machine("darwin", "arm64")
-    assert resolve_backend("torch", make_base("folder")) == ("torch", "as asked")
+def test_what_was_asked_for_is_taken(make_base):
+    found = resolve_backend("torch", make_base("folder"), machine("darwin", "arm64"))
+    assert found == ("torch", "as asked")
 
 
 def test_a_folder_that_mlx_packed_is_known(make_model, tmp_path):

@@ -16,10 +16,9 @@ pytestmark = pytest.mark.llama
 ROOT = Path(__file__).parents[4]
 OLDEST, NEWEST = (".".join(map(str, end)) for end in (native.OLDEST, native.NEWEST))
 FOLDER = Path(sys.prefix) / f"llama-{OLDEST}"
-BACKENDS = Path(__file__).parents[1]
-SUITE = [BACKENDS / f"test_{name}.py" for name in ("contract", "parity")]
-SUITE += [Path(__file__).parent / f"test_{name}.py" for name in ("gradients", "native", "operations")]
-SUITE += [Path(__file__).parent / f"test_{name}.py" for name in ("selftest", "weights")]
+NAMES = ("test_contract", "test_parity", "llama_cpp/test_gradients", "llama_cpp/test_native")
+NAMES += ("llama_cpp/gradients/test_operations", "llama_cpp/test_selftest", "llama_cpp/test_weights")
+SUITE = [Path(__file__).parents[1] / f"{name}.py" for name in NAMES]
 
 
 def in_oldest(*arguments: str) -> str:

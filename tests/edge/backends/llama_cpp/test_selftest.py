@@ -9,8 +9,8 @@ pytest.importorskip("llama_cpp", reason="needs the llama extra")
 pytest.importorskip("gguf", reason="needs the llama extra")
 
 from edge.backends.llama_cpp import native
-from edge.backends.llama_cpp.forward import Forward
-from edge.backends.llama_cpp.operations import OPERATIONS
+from edge.backends.llama_cpp.gradients.forward import Forward
+from edge.backends.llama_cpp.gradients.operations import OPERATIONS
 from edge.backends.llama_cpp.selftest import Tried, ensure_tested, run_test
 from edge.errors import BackendError
 

@@ -7,9 +7,10 @@ result in place, and what the backward pass needs is copied before the graph's a
 import numpy as np
 from numpy.typing import NDArray
 
-from edge.backends.llama_cpp.attention import attend_in_graph
 from edge.backends.llama_cpp.context import Context
-from edge.backends.llama_cpp.graph import Node
+from edge.backends.llama_cpp.gradients.attention import attend_in_graph
+from edge.backends.llama_cpp.gradients.graph import Node
+from edge.backends.llama_cpp.gradients.tape import Tape
 from edge.backends.llama_cpp.native import (
     NO_OPERATION,
     Array,
@@ -18,7 +19,6 @@ from edge.backends.llama_cpp.native import (
     integers_of,
     tensor_at,
 )
-from edge.backends.llama_cpp.tape import Tape
 
 
 class Forward:

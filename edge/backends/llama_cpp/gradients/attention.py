@@ -13,9 +13,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from edge.backends.llama_cpp.graph import Node
+from edge.backends.llama_cpp.gradients.graph import Node
+from edge.backends.llama_cpp.gradients.tape import Tape
 from edge.backends.llama_cpp.native import Array, array_of, tensor_at
-from edge.backends.llama_cpp.tape import Tape
 
 SMALL_SCORES = 1 << 17  # for fewer, other threads are not worth waking
 
@@ -38,7 +38,7 @@ class Operands(NamedTuple):
     scale: np.float32
 
     def pieces(self, tape: Tape) -> list[Piece]:
-        """Enough to give every thread some."""
+        """Cuts the work into pieces, enough to give every thread some."""
         heads, shared = self.keys.shape[1], self.queries.shape[1] // self.keys.shape[1]
         is_whole = len(tape.examples) >= tape.threads.count or self.is_small
         parts = [range(heads)] if is_whole else tape.threads.split(heads)
@@ -56,7 +56,7 @@ class Operands(NamedTuple):
 
 
 def weigh_values(tape: Tape, node: Node) -> Array:
-    """The result of the product `node`, of attention weights with values: (1, heads, tokens, head size)."""
+    """Computes a product of attention weights with values: (1, heads, tokens, head size)."""
     held = _operands(tape, node)
     out = np.empty((*held.queries.shape[:-1], held.values.shape[-2]), np.float32)
     tape.keep_attention(node, attend(tape, held, out))
@@ -77,7 +77,7 @@ def attend(tape: Tape, held: Operands, out: Array) -> list[Array]:
 
 
 def taken_over(nodes: Sequence[Node]) -> frozenset[int]:
-    """Scores, softmax and weighing wherever they are attention as it is computed here."""
+    """Finds scores, softmax and weighing that are attention as it is computed here."""
     found: set[int] = set()
     for node in nodes:
         if node.takes_soft_max:
@@ -157,7 +157,7 @@ def _operands(tape: Tape, node: Node) -> Operands:
 
 
 def _behind(nodes: Sequence[Node], node: Node) -> tuple[Node, Node]:
-    """The softmax and the scores behind a product of attention weights with values."""
+    """Finds the softmax and the scores behind a product of attention weights with values."""
     assert node.sources[1] is not None
     soft_max = nodes[node.sources[1]]
     assert soft_max.sources[0] is not None
@@ -165,5 +165,5 @@ def _behind(nodes: Sequence[Node], node: Node) -> tuple[Node, Node]:
 
 
 def _gathered(x: Array, like: Array) -> Array:
-    """Heads of `x` that share one of `like`, end to end: as many heads as `like`."""
+    """Joins heads of `x` that share one of `like` end to end: as many heads as `like`."""
     return np.ascontiguousarray(x).reshape(*like.shape[:2], -1, x.shape[-1])

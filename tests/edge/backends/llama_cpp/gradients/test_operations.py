@@ -17,11 +17,11 @@ import pytest
 pytest.importorskip("llama_cpp", reason="needs the llama extra")
 
 from edge.backends.llama_cpp import native
-from edge.backends.llama_cpp.forward import Forward
-from edge.backends.llama_cpp.graph import read_graph
-from edge.backends.llama_cpp.operations import ACTIVATIONS, BACKWARD, OPERATIONS
-from edge.backends.llama_cpp.route import make_route
-from edge.backends.llama_cpp.tape import Lora, Tape
+from edge.backends.llama_cpp.gradients.forward import Forward
+from edge.backends.llama_cpp.gradients.graph import read_graph
+from edge.backends.llama_cpp.gradients.operations import ACTIVATIONS, BACKWARD, OPERATIONS
+from edge.backends.llama_cpp.gradients.route import make_route
+from edge.backends.llama_cpp.gradients.tape import Lora, Tape
 from edge.backends.llama_cpp.weights import Multiplier, Threads
 from edge.errors import BackendError
 

@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from edge.backends.llama_cpp.attention import back_through_attention, weigh_values
-from edge.backends.llama_cpp.graph import VIEWS, Node
+from edge.backends.llama_cpp.gradients.attention import back_through_attention, weigh_values
+from edge.backends.llama_cpp.gradients.graph import VIEWS, Node
+from edge.backends.llama_cpp.gradients.tape import Operations, Tape
 from edge.backends.llama_cpp.native import Array, tensor_at
-from edge.backends.llama_cpp.tape import Operations, Tape
 
 NORMAL, NEOX = 0, 2  # modes of ROPE: pairs side by side, or half a head apart
 _ONE, _HALF = np.float32(1), np.float32(0.5)
@@ -18,7 +18,7 @@ _GELU_SCALE, _GELU_CUBE = np.float32(0.7978845608028654), np.float32(0.044715)
 
 
 def find_obstacle(node: Node) -> str:
-    """What of this node stands in the gradients' way, empty if nothing."""
+    """Names what of this node stands in the gradients' way; empty if nothing."""
     if node.op not in BACKWARD and node.op != "SOFT_MAX":
         return node.op
     if node.op == "MUL_MAT" and not node.weight and not node.feeds_soft_max and not node.takes_soft_max:
@@ -38,7 +38,7 @@ def find_obstacle(node: Node) -> str:
 
 
 def needed_operands(node: Node, has_gradient: Sequence[bool], is_trained: bool) -> Iterator[int]:
-    """Which operands' values the backward pass of `node` needs."""
+    """Yields which operands' values the backward pass of `node` needs."""
     behind = [source is not None and has_gradient[source] for source in node.sources]
     if node.op in ("RMS_NORM", "NORM", "UNARY"):
         yield 0
@@ -55,18 +55,6 @@ def needed_operands(node: Node, has_gradient: Sequence[bool], is_trained: bool) 
 # What a result is, from its operands.
 
 
-def _result_view(tape: Tape, node: Node) -> Array:
-    return _look(tape, node, tape.operand(node, 0))
-
-
-def _result_add(tape: Tape, node: Node) -> Array:
-    return tape.operand(node, 0) + tape.operand(node, 1)
-
-
-def _result_mul(tape: Tape, node: Node) -> Array:
-    return tape.operand(node, 0) * tape.operand(node, 1)
-
-
 def _result_scale(tape: Tape, node: Node) -> Array:
     return tape.operand(node, 0) * np.float32(node.floats[0]) + np.float32(node.floats[1])
 
@@ -80,10 +68,6 @@ def _result_norm(tape: Tape, node: Node) -> Array:
     x = tape.operand(node, 0)
     centred: Array = x - x.mean(-1, keepdims=True)
     return centred * _inverse_rms(centred, node.floats[0])
-
-
-def _result_unary(tape: Tape, node: Node) -> Array:
-    return ACTIVATIONS[node.kind](tape.operand(node, 0))[0]
 
 
 def _result_glu(tape: Tape, node: Node) -> Array:
@@ -128,10 +112,6 @@ def _back_mul(tape: Tape, node: Node, g: Array) -> None:
             tape.add_like(node, place, g * tape.operand(node, 1 - place))
 
 
-def _back_scale(tape: Tape, node: Node, g: Array) -> None:
-    tape.add(node.sources[0], g * np.float32(node.floats[0]))
-
-
 def _back_rms_norm(tape: Tape, node: Node, g: Array) -> None:
     x = tape.operand(node, 0)
     tape.add(node.sources[0], _norm_gradient(x, g, _inverse_rms(x, node.floats[0])))
@@ -142,10 +122,6 @@ def _back_norm(tape: Tape, node: Node, g: Array) -> None:
     centred: Array = x - x.mean(-1, keepdims=True)
     dx = _norm_gradient(centred, g, _inverse_rms(centred, node.floats[0]))
     tape.add(node.sources[0], dx - dx.mean(-1, keepdims=True))
-
-
-def _back_unary(tape: Tape, node: Node, g: Array) -> None:
-    tape.add(node.sources[0], g * ACTIVATIONS[node.kind](tape.operand(node, 0))[1])
 
 
 def _back_glu(tape: Tape, node: Node, g: Array) -> None:
@@ -280,13 +256,13 @@ ACTIVATIONS: dict[str, Callable[[Array], tuple[Array, Array]]] = {
     "SILU": _silu, "SWI": _silu, "GELU": _gelu, "GE": _gelu, "RELU": _relu, "RE": _relu,
 }  # fmt: skip
 FORWARD: dict[str, Callable[[Tape, Node], Array]] = {
-    **dict.fromkeys(VIEWS, _result_view),
-    "ADD": _result_add,
-    "MUL": _result_mul,
+    **dict.fromkeys(VIEWS, lambda tape, node: _look(tape, node, tape.operand(node, 0))),
+    "ADD": lambda tape, node: tape.operand(node, 0) + tape.operand(node, 1),
+    "MUL": lambda tape, node: tape.operand(node, 0) * tape.operand(node, 1),
     "SCALE": _result_scale,
     "RMS_NORM": _result_rms_norm,
     "NORM": _result_norm,
-    "UNARY": _result_unary,
+    "UNARY": lambda tape, node: ACTIVATIONS[node.kind](tape.operand(node, 0))[0],
     "GLU": _result_glu,
     "MUL_MAT": weigh_values,
 }
@@ -294,10 +270,12 @@ BACKWARD: dict[str, Callable[[Tape, Node, Array], None]] = {
     **dict.fromkeys(VIEWS, _back_view),
     "ADD": _back_add,
     "MUL": _back_mul,
-    "SCALE": _back_scale,
+    "SCALE": lambda tape, node, g: tape.add(node.sources[0], g * np.float32(node.floats[0])),
     "RMS_NORM": _back_rms_norm,
     "NORM": _back_norm,
-    "UNARY": _back_unary,
+    "UNARY": lambda tape, node, g: tape.add(
+        node.sources[0], g * ACTIVATIONS[node.kind](tape.operand(node, 0))[1]
+    ),
     "GLU": _back_glu,
     "MUL_MAT": _back_mul_mat,
     "ROPE": _back_rope,

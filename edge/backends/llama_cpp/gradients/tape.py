@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from edge.backends.llama_cpp.graph import Node, Route
+from edge.backends.llama_cpp.gradients.graph import Node, Route
 from edge.backends.llama_cpp.native import Array, tensor_at
 from edge.backends.llama_cpp.weights import Multiplier, Threads
 

@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
-from edge.backends.llama_cpp.attention import taken_over
-from edge.backends.llama_cpp.graph import VIEWS, Node, Route
-from edge.backends.llama_cpp.operations import find_obstacle, needed_operands
+from edge.backends.llama_cpp.gradients.attention import taken_over
+from edge.backends.llama_cpp.gradients.graph import VIEWS, Node, Route
+from edge.backends.llama_cpp.gradients.operations import find_obstacle, needed_operands
 from edge.errors import BackendError
 
 CHEAP = VIEWS | {"RMS_NORM", "NORM", "MUL", "SCALE", "SOFT_MAX", "GLU", "UNARY"}  # computed again, not kept

@@ -1,0 +1,1 @@
+"""Gradients through llama.cpp's own forward graph, in numpy."""
