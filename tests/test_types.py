@@ -14,6 +14,8 @@ import pytest
 
 import tunefleet
 
+pytestmark = pytest.mark.timeout(600)
+
 ROOT = Path(__file__).parents[1]
 STUB = ROOT / "coordinator/tunefleet.pyi"
 SCRIPT = """

@@ -73,7 +73,7 @@ def test_join_tells_all_that_is_wrong_with_the_data_before_it_asks_the_broker(of
     [
         ("faq.csv", "question,answer\na,b\n", "--prompt-column and --completion-column"),
         ("data.jsonl", '{"text": "ä"}'.encode("utf-16"), "is UTF-16 text, expected UTF-8"),
-        ("data.jsonl", '{"a": ' + "[" * 5000 + "]" * 5000 + "}", "nested too deeply"),
+        ("data.jsonl", '{"a": ' + "[" * 20_000 + "]" * 20_000 + "}", "nested too deeply"),
         ("data.jsonl", "", "holds no examples"),
         (
             "folder/notes.csv",

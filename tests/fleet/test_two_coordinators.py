@@ -34,6 +34,7 @@ def error_of(programs, name):
     return line
 
 
+@pytest.mark.torch
 def test_the_second_is_told_who_is_there_and_the_first_goes_on(programs, protocol):
     serve(programs, "first", *protocol)
     programs.until_logged("first", "coordinator key")

@@ -138,6 +138,7 @@ def test_a_strategy_that_refuses_says_why_in_its_row():
 
 
 def test_differences_are_paired_and_bold_where_zero_is_excluded():
+    pytest.importorskip("scipy", reason="needs the bench extra")
     results = [outcome([4.0 + seed]) for seed in range(3)] + [outcome([3.0 + seed]) for seed in range(3)]
     cells = gather([entry("fedbuff"), entry("tunefleet")], 3, results)[SETTING]
     line = table_of(cells, 3, ["fedbuff"])[-1]

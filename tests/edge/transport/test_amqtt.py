@@ -7,6 +7,7 @@ import pytest
 from edge.transport.mqtt.transport import MqttTransport
 from edge.transport.settings import MqttSettings
 
+pytest.importorskip("amqtt", reason="needs the broker extra")
 broker = pytest.importorskip("edge.transport.amqtt", reason="needs the broker extra")
 
 LONG_S = 5.0  # its own bound is a second, and what it needs is milliseconds
