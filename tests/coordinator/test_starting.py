@@ -42,6 +42,7 @@ def test_it_ends_while_it_waits_for_a_broker(fleet):
 
 
 def test_what_is_retained_of_devices_does_not_hold_it_up(serve):
+    pytest.importorskip("amqtt", reason="needs the broker extra")
     broker = pytest.importorskip("edge.transport.amqtt", reason="needs the broker extra")
     topics = Topics("home")
 
