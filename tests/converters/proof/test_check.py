@@ -230,8 +230,9 @@ def test_a_copy_with_other_scales_is_refused(make_model, make_gguf, tmp_path, da
     factor = {"scales are zero": 0.0, "scales are halved": 0.5, "not a number": np.nan}[damage]
     blocks[:, :2] = (scales * np.float16(factor)).view(np.uint8)
     path.write_bytes(content)
-    with pytest.raises(BaseModelError, match=r"layers\.0\.self_attn\.v_proj\.weight \(Q8_0\)"):
+    with pytest.raises(BaseModelError) as refused:
         check_base(read_base(path), sample)
+    assert "layers.0.self_attn.v_proj.weight (Q8_0)" in refused.value.whole
 
 
 def test_a_type_without_a_known_grid_is_said(llama, demo_copy, demo_sample, tmp_path):
