@@ -143,9 +143,8 @@ def test_a_system_that_tells_nothing_has_what_is_built_in(system):
 @pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="prlimit is Linux's own")
 def test_a_failed_allocation_is_want_of_memory_and_smaller_parts_help(make_gguf, tmp_path, monkeypatch):
     """The process may grow by little, then by a little more, until a part of the step fits."""
-    monkeypatch.setenv(
-        "MALLOC_MMAP_THRESHOLD_", "65536"
-    )  # an array that is freed is gone, and counts no more
+    monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", "65536")  # a freed array is gone, and counts no more
+    monkeypatch.setenv("MALLOC_TOP_PAD_", "4194304")  # room for what is small: NumPy crashes without
     base = make_gguf("llama", **SIZES)
     rows = [{"text": f"{word} " * 15} for word in ("one", "two", "six", "ten") * 8]
     (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
