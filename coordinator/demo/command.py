@@ -53,7 +53,7 @@ EXAMPLES = examples("tunefleet demo", "tunefleet demo --seed 1 --out second-demo
 def demo(
     out: Folder = Path("tunefleet-demo"),
     seed: Seed = 0,
-    max_versions: Versions = 80,
+    max_versions: Versions = 120,
     max_seconds: Seconds = 900,
     json: Json = False,
 ) -> None:

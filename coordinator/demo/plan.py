@@ -47,7 +47,7 @@ class DemoPlan(NamedTuple):
     notes: tuple[str, ...]  # what is other than planned on this machine
     # The fleet stops when every device has its share, at least so many updates,
     min_updates: int = 3
-    num_versions: int = 80  # and so many versions are made
+    num_versions: int = 120  # and so many versions are made
     num_steady: int = 8  # or so many, one after the other, know; 5 ended at 98.8 % once on busy cores,
     enough: float = 0.99  # this share of the sentences that versions are watched by; 0.97 ended at 96 % once;
     fleet_seconds: float = 900.0  # at the latest after so long,

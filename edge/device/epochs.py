@@ -38,7 +38,6 @@ class Epochs:
         """Follows for ever; what was asked of the earlier session is asked again of the later."""
         session, inbox, wakeups = self._session, self._session.inbox, self._session.wakeups
         while True:
-            before = inbox.seen
             await wakeups.epoch_turned.wait()
             wakeups.epoch_turned.clear()
             session.downloader.interrupt()
@@ -47,7 +46,7 @@ class Epochs:
             task = self._state.memory.task
             if task and self.loss(task):
                 await self._end_training()
-            elif not task and inbox.seen[1] < before[1]:
+            elif not task and inbox.seen[1] < inbox.left:
                 session.say("warning", self._return(), version=inbox.seen[1])
             elif is_forgotten:
                 session.say("warning", FORGOTTEN, version=inbox.seen[1])

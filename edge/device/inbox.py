@@ -31,6 +31,7 @@ class Inbox:
     Attributes:
         coordinator_key: The only signer that is believed; None until the first manifest.
         seen: Epoch and version of the newest manifest, in this order.
+        left: The newest version of the epoch before the one that turned last; -1 where there was none.
         known: The latest verdict that the coordinator's journal held when its session began.
     """
 
@@ -48,6 +49,7 @@ class Inbox:
     ) -> None:
         self.coordinator_key = coordinator_key
         self.seen = seen
+        self.left = -1
         self.known = 0
         self._fleet = fleet
         self._topics = Topics(fleet)
@@ -104,6 +106,8 @@ class Inbox:
                 "clock, which is behind, and restart it"
             )
         if manifest.epoch > self.seen[0]:
+            if not self._wakeups.epoch_turned.is_set():  # else nobody has noticed the last turn yet
+                self.left = self.seen[1]
             self.seen = (manifest.epoch, manifest.version)
             self.known = manifest.known
             self._manifests.clear()

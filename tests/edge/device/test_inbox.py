@@ -17,11 +17,12 @@ class Ears:
     def __init__(self, make_manifest, seen=(0, -1)):
         self.key = new_key()
         self.warnings = []
+        self.wakeups = Wakeups()
         self.inbox = Inbox(
             "home",
             "lamp",
             public_key(self.key),
-            wakeups=Wakeups(),
+            wakeups=self.wakeups,
             on_chunk=lambda *_: None,
             on_receipt=lambda _: None,
             warn=self.warnings.append,
@@ -55,6 +56,16 @@ def test_only_a_later_epoch_may_lower_the_version(make_manifest):
     assert len(ears.warnings) == 2
     ears.hear(2, 58)
     assert ears.chosen() == (2, 58, "r4")
+
+
+def test_a_turn_of_the_epoch_tells_from_which_version(make_manifest):
+    ears = Ears(make_manifest)
+    ears.hear(1, 70)
+    ears.wakeups.epoch_turned.clear()
+    ears.hear(1, 72)
+    ears.hear(2, 57)
+    ears.hear(3, 56)  # before anybody has noticed that it turned
+    assert (ears.inbox.left, ears.inbox.seen) == (72, (3, 56))
 
 
 def test_a_later_epoch_takes_the_tiers_of_the_earlier_with_it(make_manifest):
