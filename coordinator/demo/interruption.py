@@ -8,6 +8,7 @@ KeyboardInterrupt, whichever it was.
 import asyncio
 import contextlib
 import signal
+import sys
 from collections.abc import Callable, Coroutine
 from types import FrameType, TracebackType
 from typing import Any, Self, TypeVar
@@ -28,6 +29,7 @@ class Interruption:
         for number in ENDING:
             if signal.getsignal(number) is not signal.SIG_IGN:
                 self._before[number] = signal.signal(number, self._take)
+        self._unraisable, sys.unraisablehook = sys.unraisablehook, self._overlook
         return self
 
     def __exit__(
@@ -35,6 +37,7 @@ class Interruption:
     ) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+        sys.unraisablehook = self._unraisable
 
     @property
     def status(self) -> int:
@@ -83,3 +86,8 @@ class Interruption:
             raise KeyboardInterrupt
         with contextlib.suppress(RuntimeError):  # the loop has just been closed
             self._cancel()
+
+    def _overlook(self, lost: "sys.UnraisableHookArgs") -> None:
+        # Raised inside a weak reference's callback an interrupt is dropped by Python; `check` finds it.
+        if not isinstance(lost.exc_value, KeyboardInterrupt):
+            self._unraisable(lost)
