@@ -3,7 +3,6 @@
 A simulated fleet takes the speeds of its devices from such traces.
 """
 
-import asyncio
 import os
 import platform
 from collections.abc import Iterable, Iterator
@@ -59,6 +58,8 @@ def device(
     as_json: AsJson = False,
 ) -> None:
     """Trains LoRA of rank 8 on this machine and prints how many tokens a second it did, second by second."""
+    import asyncio
+
     from converters.bases.read import find_base, read_base
     from edge.commands.display import Display
     from edge.training.data.source import DataSource
