@@ -22,7 +22,7 @@ from coordinator.scoring import Quality
 from edge.backends import load_model
 from edge.backends.contract import Batch, Precision, TrainableModel
 from edge.errors import DataError
-from edge.training.data.check import check_source
+from edge.training.data.check import check_source, held_out
 from edge.training.data.dataset import Dataset, load_dataset
 from edge.training.data.readers.folders import locate
 from edge.training.data.source import DataSource
@@ -139,7 +139,7 @@ class Calibration:
     def _load(self) -> _Loaded:
         with self._lock:
             if self._loaded is None:
-                source = held_out(self._data)  # before the model is loaded
+                source = look_through(self._data)  # before the model is loaded
                 model = self._load_model("auto", self._base, precision=self._precision)
                 seq_tokens = min(self._seq_tokens, model.card.max_tokens)
                 dataset = load_dataset(source, model.tokenizer, seq_tokens=seq_tokens)
@@ -152,14 +152,14 @@ class Calibration:
             return self._loaded
 
 
-def held_out(data: Path) -> DataSource:
+def look_through(data: Path) -> DataSource:
     """Returns what versions are scored on or judged by, in a file or folder, once all rows are looked at.
 
     Raises:
         DataError: It cannot be used, and why.
         MissingExtra: A library is needed to read it.
     """
-    source = DataSource(path=str(locate(data, is_held_out=True)))
+    source = held_out(DataSource(path=str(data)))
     check_source(source)
     return source
 

@@ -135,9 +135,9 @@ def open_data(config: CoordinatorConfig) -> "tuple[Calibration | None, Calibrati
 def _check_data(config: CoordinatorConfig) -> None:
     """Tells what is wrong with the data before the broker or the model is waited for."""
     for data in filter(None, dict.fromkeys((config.eval_data, config.calibration_data))):
-        from coordinator.calibration import held_out  # only here is the training wing needed
+        from coordinator.calibration import look_through  # only here is the training wing needed
 
-        held_out(Path(data))
+        look_through(Path(data))
 
 
 def _open(config: CoordinatorConfig, data: str | None) -> "Calibration | None":
