@@ -4,9 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from coordinator.events.records import FleetEvent, Warned
-
-EVERY_S = 60.0  # at the earliest, a fault is told again: strangers must not fill a log
-MAX_FAULTS = 1000
+from edge import complaints
 
 
 class Observer(Protocol):
@@ -29,24 +27,13 @@ def teller(observers: Sequence[Observer]) -> Tell:
     return tell
 
 
-class Complaints:
-    """Tells faults, the same one at most once a minute.
+class Complaints(complaints.Complaints):
+    """Tells faults as warnings, each kind at most once a minute.
 
     Args:
-        tell: Gets each as a warning.
-        clock: Unix time in seconds.
+        tell: Gets the warnings.
+        clock: Seconds of any beginning.
     """
 
     def __init__(self, tell: Tell, clock: Callable[[], float]) -> None:
-        self._tell = tell
-        self._clock = clock
-        self._told_at: dict[str, float] = {}
-
-    def __call__(self, fault: str) -> None:
-        """Tells a fault, unless it was told a moment ago."""
-        now = self._clock()
-        if len(self._told_at) >= MAX_FAULTS:
-            self._told_at.clear()
-        if now - self._told_at.get(fault, 0.0) >= EVERY_S:
-            self._told_at[fault] = now
-            self._tell(Warned(fault))
+        super().__init__(lambda fault: tell(Warned(fault)), clock)

@@ -16,6 +16,10 @@ from edge.choices import EncodingName as EncodingName
 from edge.choices import Space as Space
 from edge.errors import ProtocolError
 
+MAX_MESSAGE_BYTES = 64 * 1024  # of a control message: before it is looked into
+MAX_RANGES = 256
+MAX_DETAIL = 2000
+
 Id = Annotated[str, Meta(pattern=r"^[a-z0-9]([a-z0-9-]{0,62}[a-z0-9])?\Z")]
 Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
 UpdateId = Annotated[str, Meta(pattern=r"^[0-9a-f]{32}\Z")]
@@ -23,8 +27,11 @@ Nonce = Annotated[str, Meta(pattern=r"^[0-9a-f]{32}\Z")]
 HostName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9._-]{0,64}\Z")]  # it is shown on other people's terminals
 Count = Annotated[int, Meta(ge=0, le=2**53)]
 Seconds = Annotated[float, Meta(ge=0)]
+Name = Annotated[str, Meta(max_length=64)]
+Detail = Annotated[str, Meta(max_length=MAX_DETAIL)]
 Range = tuple[Count, Count]  # first chunk, and the one after the last
 ChunkBytes = Annotated[int, Meta(ge=1024, le=1 << 20)]
+Ranges = Annotated[tuple[Range, ...], Meta(max_length=MAX_RANGES)]
 WINDOW = 16  # chunks that are asked for, or under way, at a time
 
 Reason = Literal[
@@ -40,6 +47,9 @@ Reason = Literal[
     "wrong-shape",
     "not-finite",
     "norm-too-large",
+    "too-many-attempts",  # more than the recipe has of a version
+    "attempt-taken",  # another update of this device for the same attempt at the version counts already
+    "over-quota",  # its device has had more rejected than the fleet writes down
 ]
 
 
@@ -131,9 +141,9 @@ class Hello(Record, frozen=True):
     """Topic `device/<id>/hello`, retained, inside `Signed`: a device's capability card."""
 
     device_id: Id
-    backend: str
-    ranks: tuple[Count, ...]  # tiers it can train, largest first
-    encodings: tuple[EncodingName, ...]
+    backend: Name
+    ranks: Annotated[tuple[Count, ...], Meta(max_length=64)]  # tiers it can train, largest first
+    encodings: Annotated[tuple[EncodingName, ...], Meta(max_length=16)]
     memory_bytes: Count
     tokens_per_s: float | None  # measured, None before the first task
     base: Sha256
@@ -143,7 +153,7 @@ class Want(Record, frozen=True):
     """Topic `device/<id>/want`: chunks of a blob that are still missing here."""
 
     sha256: Sha256
-    ranges: tuple[Range, ...]
+    ranges: Ranges
     window: Annotated[int, Meta(ge=1, le=WINDOW)]  # how many chunks the device takes now
 
 
@@ -174,14 +184,15 @@ class Receipt(Record, frozen=True):
     """Topic `device/<id>/receipt`, inside `Signed`: what became of an update.
 
     `accepted` and `rejected` are final, and mean that the journal knows; `missing` names the chunks that the
-    coordinator still waits for. A number is told to devices that name their base's blob.
+    coordinator still waits for. `busy` is no verdict: there is no room now, and the device keeps its update
+    and asks again later. A number is told to devices that name their base's blob.
     """
 
     update: UpdateId
-    status: Literal["accepted", "rejected", "missing"]
+    status: Literal["accepted", "rejected", "missing", "busy"]
     reason: Reason | None = None
-    detail: str = ""
-    missing: tuple[Range, ...] = ()
+    detail: Detail = ""
+    missing: Ranges = ()
     seq: Count | UnsetType = UNSET  # of the verdict in the coordinator's journal, which counts on
 
 
@@ -218,6 +229,8 @@ def decode_message(payload: bytes, kind: type[R]) -> R:
     Raises:
         ProtocolError: Naming the field and what was expected.
     """
+    if len(payload) > MAX_MESSAGE_BYTES:
+        raise ProtocolError(f"{kind.__name__}: {len(payload)} bytes, expected at most {MAX_MESSAGE_BYTES}")
     try:
         return msgspec.json.decode(payload, type=kind)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:  # the last: [[[[…

@@ -80,6 +80,8 @@ class Push:
         self.verdict: Receipt | None = None
         self._chunks = Outgoing(total)
         self._chunks.replace([(0, total)])
+        self._total = total
+        self._is_held_back = False
         self._patience_s = patience_s
         self._patience = 1
         self._moved_at = 0.0
@@ -92,6 +94,7 @@ class Push:
             return None
         if self._is_quiet and now >= self._due_at:
             self._is_header_due, self._patience = True, min(2 * self._patience, MAX_PATIENCE)
+            self._go_on()
         if self._is_header_under_way:  # before it nobody would know whose the chunks are
             return None
         if not self._is_header_due:
@@ -111,7 +114,12 @@ class Push:
 
     def receive(self, receipt: Receipt, now: float) -> None:
         """Takes a receipt whose signature was checked."""
-        self._moved_at, self._patience = now, 1
+        self._moved_at = now
+        if receipt.status == "busy":  # begins anew after a while, which is longer each time
+            self._is_held_back = True
+            self._chunks.replace([])
+            return
+        self._patience, self._is_held_back = 1, False
         if receipt.status == "missing":
             self._chunks.replace(receipt.missing)
         else:
@@ -120,10 +128,17 @@ class Push:
     def interrupt(self) -> None:
         """Sends the header again at once: the coordinator may have forgotten the update."""
         self._is_header_due, self._patience = True, 1
+        self._go_on()
 
     def wait_s(self, now: float) -> float | None:
         """Returns how long there is nothing to send, unless a receipt comes; None while parts fly."""
         return max(0.0, self._due_at - now) if self._is_quiet else None
+
+    def _go_on(self) -> None:
+        """Has all chunks sent behind the header, where there was no room for them."""
+        if self._is_held_back:
+            self._is_held_back = False
+            self._chunks.replace([(0, self._total)])
 
     @property
     def _is_quiet(self) -> bool:

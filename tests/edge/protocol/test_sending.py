@@ -22,6 +22,7 @@ TRICKS = (
     "evict",
 )
 UPDATE = "ab" * 16
+BUSY = Receipt(update="0" * 32, status="busy")
 ACCEPTED = Receipt(update=UPDATE, status="accepted")
 
 
@@ -90,6 +91,22 @@ def test_what_is_missing_is_sent_and_nothing_else():
     assert push.next(0.0, WINDOW) == 0
     push.receive(missing((0, 2), (7, 9), (48, 2**53)), 0.0)
     assert send_all(push) == [1, 7, 8, 48, 49]  # 0 is under way
+
+
+def test_who_is_told_busy_sends_no_chunk_waits_ever_longer_and_then_begins_anew():
+    push, now, waits = Push(50, PATIENCE_S), 0.0, []
+    send_all(push)
+    for _ in range(4):
+        push.receive(BUSY, now)
+        assert push.verdict is None
+        waits.append(push.wait_s(now) / PATIENCE_S)
+        assert parts(push, now + push.wait_s(now) - 0.001) == []
+        now += push.wait_s(now)
+        assert send_all(push, now) == ["header", *range(50)]
+    assert waits == [1, 2, 4, MAX_PATIENCE]
+    push.receive(BUSY, now)
+    push.interrupt()
+    assert send_all(push, now) == ["header", *range(50)]
 
 
 def test_a_verdict_ends_it():
