@@ -33,7 +33,7 @@ class Announcer:
         head: The version to announce.
         epoch: Of this session, which begins now.
         transport: Of the coordinator, entered when anything is announced.
-        clock: Unix time in seconds.
+        timer: Seconds of any beginning, never set back.
     """
 
     def __init__(
@@ -43,24 +43,24 @@ class Announcer:
         head: Head,
         epoch: int,
         transport: Transport,
-        clock: Callable[[], float],
+        timer: Callable[[], float],
     ) -> None:
         self._config, self._state, self._head, self._epoch = config, state, head, epoch
-        self._transport, self._clock = transport, clock
+        self._transport, self._timer = transport, timer
         self._topics = Topics(config.fleet)
         self._known = state.journal.last_seq()
-        self._announced_at = 0.0
+        self._announced_at = float("-inf")
 
     async def announce(self) -> None:
         """Publishes a manifest for every rank tier, retained."""
         for manifest in self._manifests():
             topic = self._topics.version(manifest.tier)
             await self._transport.publish(topic, sign_message(manifest, self._state.key), retain=True)
-        self._announced_at = self._clock()
+        self._announced_at = self._timer()
 
     async def repeat(self, every_s: float = EVERY_S) -> bool:
         """Announces again where the last time was `every_s` ago or more; returns whether it was."""
-        is_due = self._clock() - self._announced_at >= every_s
+        is_due = self._timer() - self._announced_at >= every_s
         if is_due:
             await self.announce()
         return is_due

@@ -6,8 +6,8 @@
         └── MergeError         a buffer that a strategy cannot merge; the version stays as it was
             └── UnreadableUpdate   one update of it: its payload, or the version it began from, is gone
 
-What the coordinator shares with devices has its errors in `edge.errors`: ConfigError, StateError, DiskFull,
-MissingObject, TransportError and, for everything a device sends, ProtocolError and Rejected.
+What the coordinator shares with devices has its errors in `edge.errors`: ConfigError, StateError,
+DiskRefused, MissingObject, TransportError and, for everything a device sends, ProtocolError and Rejected.
 """
 
 from converters.errors import TunefleetError

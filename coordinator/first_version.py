@@ -42,7 +42,7 @@ def make_first_version(
         ConfigError: The strategy cannot be used with this base.
         UnsupportedAdapter: The base has none of some target.
         StateError: The folder was made with other settings, each of which is named, or from another adapter.
-        DiskFull: There is no room.
+        DiskRefused: There is no room.
     """
     base = read_base(Path(config.base))
     method = config.method_in_force

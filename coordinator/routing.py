@@ -11,7 +11,7 @@ from coordinator.intake.updates import NOT_RECEIPTED, Intake
 from coordinator.ledger.head import Head
 from coordinator.place import Place
 from edge.delivery.publisher import Publisher
-from edge.errors import DiskFull, ProtocolError
+from edge.errors import DiskRefused, ProtocolError
 from edge.protocol.messages import Telemetry, Want, decode_message
 from edge.protocol.topics import (
     ChallengeTopic,
@@ -81,7 +81,7 @@ class Router:
             except ProtocolError as error:
                 topic = message.topic.removeprefix(f"{self._topics.root}/")[:200]
                 self._complain(f"{topic}: {error}"[:500])
-            except (DiskFull, OSError) as error:
+            except (DiskRefused, OSError) as error:
                 self._complain(f"{error}; {NOT_RECEIPTED}")
 
     async def _receive(self, message: Message) -> None:

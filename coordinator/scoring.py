@@ -1,7 +1,7 @@
 """Scores versions on held-out data, beside the loop: a fleet learns on while nobody can tell how well."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import NamedTuple
 
 from converters.adapter import LoraAdapter
@@ -10,6 +10,9 @@ from coordinator.events.records import VersionScored
 from coordinator.events.telling import Complaints, Tell
 from coordinator.ledger.records import Version
 from coordinator.ledger.versions import VersionStore
+from edge.errors import DiskRefused
+
+AGAIN_S = 5.0
 
 
 class Quality(NamedTuple):
@@ -31,16 +34,24 @@ class Scorer:
         every: Every so many versions one is scored.
         tell: Gets `scored`.
         complain: Gets what keeps a version from being scored.
+        sleep: Waits for a disk that says no.
     """
 
     def __init__(
-        self, score: Score | None, versions: VersionStore, every: int, tell: Tell, complain: Complaints
+        self,
+        score: Score | None,
+        versions: VersionStore,
+        every: int,
+        tell: Tell,
+        complain: Complaints,
+        sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
     ) -> None:
         self._score = score
         self._versions = versions
         self._every = every
         self._tell = tell
         self._complain = complain
+        self._sleep = sleep
         self._due: asyncio.Queue[Version] = asyncio.Queue()
 
     def ask(self, version: Version, *, anyway: bool = False) -> None:
@@ -71,5 +82,14 @@ class Scorer:
         assert self._score is not None  # else nothing is asked for
         adapter = self._versions.whole(self._versions.version(number))
         quality = await asyncio.to_thread(self._score, adapter)
-        self._versions.score(number, *quality)
+        await self._keep(number, quality)
         self._tell(VersionScored(number, *quality))
+
+    async def _keep(self, number: int, quality: Quality) -> None:
+        """Writes a score down; a disk that says no is waited for, for a score takes long to make."""
+        while True:
+            try:
+                return self._versions.score(number, *quality)
+            except DiskRefused as error:
+                self._complain(str(error))
+                await self._sleep(AGAIN_S)

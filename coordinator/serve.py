@@ -45,7 +45,7 @@ def serve_fleet(config: CoordinatorConfig, show: Show) -> None:
         BaseModelError, UnsupportedAdapter, AdapterError: The base model does not fit the configuration.
         StateError: The state folder does not.
         DataError, MissingExtra: Versions cannot be scored, or the calibration data cannot be used.
-        DiskFull: There is no room for version 0.
+        DiskRefused: There is no room for version 0.
     """
     settings = mqtt_settings(config)
     _check_data(config)

@@ -34,7 +34,7 @@ from coordinator.routing import Offices, Router
 from coordinator.scoring import Score, Scorer
 from coordinator.strategies.contract import Calibrator, Strategy
 from edge.delivery.publisher import Publisher
-from edge.errors import DiskFull
+from edge.errors import DiskRefused
 from edge.protocol.signing import public_key
 from edge.protocol.tiers import tier_name
 from edge.protocol.topics import Topics
@@ -54,14 +54,15 @@ class Coordinator:
         calibrator: The calibration set, where the strategy asks for it; asked in a thread.
         strategy: Instead of the one that `config` names, which still says the space and what devices do.
         observers: Are told everything that happens.
-        clock: Unix time in seconds.
+        clock: Unix time in seconds, for what is written down; it may be set.
+        timer: Seconds of any beginning, never set back, for every interval.
         waits: How long it waits where it must.
 
     Raises:
         BaseModelError, UnsupportedAdapter: The base model does not fit the configuration.
         StateError: The state folder does not.
         ConfigError: The strategy asks for a calibration set, and has none that it can judge by.
-        DiskFull: There is no room for version 0.
+        DiskRefused: There is no room for version 0.
     """
 
     def __init__(
@@ -77,28 +78,31 @@ class Coordinator:
         strategy: Strategy | None = None,
         observers: Sequence[Observer],
         clock: Callable[[], float] = time.time,
+        timer: Callable[[], float] = time.monotonic,
         waits: Waits = Waits(),  # noqa: B008 - it is frozen
     ) -> None:
         config, given = settle(config, state.journal)
         epoch = state.begin_session(clock()) if epoch is None else epoch
         self._config, self._state, self._transport, self._place = config, state, transport, place
         self._tell = teller(observers)
-        self._complain = Complaints(self._tell, clock)
-        self._merger = Merger(config, state, clock, calibrator, strategy)
+        self._complain = Complaints(self._tell, timer)
+        self._merger = Merger(config, state, clock, calibrator, strategy, timer)
         self._head = self._first_head(given, calibrator, clock())
         versions, topics, base = state.versions, Topics(config.fleet), state.journal.meta("base") or ""
-        announcer = Announcer(config, state, self._head, epoch, transport, clock)
+        announcer = Announcer(config, state, self._head, epoch, transport, timer)
         rules = _rules(config, base)
         uploads = Uploads(state.incoming, state.updates, config.max_open_uploads)
-        self._roster = Roster(state.journal, config.devices, config.enrolment == "open")
+        self._roster = Roster(state.journal, config.devices, config.enrolment == "open", clock, timer)
         desk = Desk(
             transport=transport, topics=topics, key=state.key, journal=state.journal, roster=self._roster,
             uploads=uploads, rules=rules, head=self._head, clock=clock, tell=self._tell,
-            complain=self._complain,
+            complain=self._complain, timer=timer,
         )  # fmt: skip
         self._intake = Intake(desk)
         self._announcer = announcer
-        self._publisher = Publisher(transport, topics, versions.objects, config.chunk_bytes)
+        self._publisher = Publisher(
+            transport, topics, versions.objects, config.chunk_bytes, complain=self._complain
+        )
         self._scorer = Scorer(score, versions, config.eval_every, self._tell, self._complain)
         offices = Offices(
             intake=self._intake, arrivals=Arrivals(self._roster, self._tell), roster=self._roster,
@@ -109,8 +113,8 @@ class Coordinator:
         retention = Retention(state.journal, held, receiving, rules.max_staleness, config.hold_s)
         hands = Hands(
             config=config, state=state, head=self._head, merger=self._merger, roster=self._roster,
-            retention=retention, announcer=announcer, scorer=self._scorer, clock=clock, tell=self._tell,
-            complain=self._complain,
+            retention=retention, announcer=announcer, scorer=self._scorer, clock=clock, timer=timer,
+            tell=self._tell, complain=self._complain,
         )  # fmt: skip
         self._merging = MergeLoop(hands, waits)
         self._stopping = asyncio.Event()
@@ -125,11 +129,12 @@ class Coordinator:
         for update in self._state.recover():
             told = f"update {update[:8]} left the buffer: its payload on this disk is damaged"
             self._tell(UpdatesDiscarded((update,), "hash-mismatch", told))
+        self._state.journal.hurry()
         await _until_first(self._work(), self._stopping.wait())
         for end in (self._roster.flush, lambda: self._tell(Stopped(self._head.version.version))):
             try:
                 end()
-            except DiskFull as error:
+            except DiskRefused as error:
                 self._complain(str(error))
 
     def stop(self) -> None:

@@ -9,7 +9,8 @@ TunefleetError (converters.errors)
     │   ├── OutOfMemory    the worker ran out of memory; a smaller step may succeed
     │   └── UnsupportedRecipe  the fleet asks for training that this backend or base model cannot do
     ├── StateError         a state folder of another fleet, of a newer version, or damaged
-    ├── DiskFull           no room to spool or to journal; nothing was lost
+    ├── DiskRefused        the disk says no, or another process holds the journal; nothing was lost
+    │   └── DiskFull       no room to spool or to journal
     ├── MissingObject      a file of a version, or an update's payload, that is gone
     ├── TransportError     the broker cannot be reached
     │   ├── BrokerRefused  the broker answered no: password, rights, protocol
@@ -62,7 +63,14 @@ class StateError(EdgeError):
     """A state folder of another fleet, of a newer version, or damaged."""
 
 
-class DiskFull(EdgeError):  # noqa: N818
+class DiskRefused(EdgeError):  # noqa: N818
+    """The disk says no: it is full, fails, may not be written to, or is held by another process.
+
+    Nothing was lost, and what was to be written is tried again: it ends no process that runs.
+    """
+
+
+class DiskFull(DiskRefused):
     """There is no room to spool or to journal; nothing was lost."""
 
 

@@ -72,8 +72,14 @@ def shown(
     with _way(stream, as_json, has_bars) as way:
 
         def show(event: Event) -> None:
-            if logging.getLevelName(event.level.upper()) >= least:
+            if logging.getLevelName(event.level.upper()) < least:
+                return
+            try:
                 way(event)
+            except BrokenPipeError:  # nobody listens any more: `| head`
+                raise
+            except OSError:  # a log on a full or failing disk: the work goes on without it
+                pass
 
         with _logged(show, least):
             yield show

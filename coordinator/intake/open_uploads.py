@@ -16,7 +16,7 @@ from typing import NamedTuple
 from coordinator.ledger.contract import Updates
 from edge.errors import ProtocolError
 from edge.protocol.messages import UpdateHeader, decode_message, encode_message
-from edge.storage.disk import write_file
+from edge.storage.disk import room_for, write_file
 from edge.storage.parts import PartFile
 
 MAX_PER_DEVICE = 4
@@ -90,7 +90,7 @@ class Uploads:
             It; None where there is no room, and none can be made.
 
         Raises:
-            DiskFull: Nothing was begun.
+            DiskRefused: Nothing was begun.
         """
         own = [update for update, one in self._open.items() if one.header.device_id == header.device_id]
         crowd = own if len(own) >= MAX_PER_DEVICE else list(self._open)
@@ -109,7 +109,7 @@ class Uploads:
 
         Raises:
             Rejected: `malformed`: no such chunk.
-            DiskFull: What was there before still is.
+            DiskRefused: What was there before still is.
         """
         is_new = upload.part is not None and upload.part.write(number, chunk)
         if is_new:
@@ -117,9 +117,14 @@ class Uploads:
         return is_new
 
     def close(self, update: str) -> None:
-        """Forgets an update under way; a whole payload stays where it is."""
+        """Forgets an update under way; a whole payload stays where it is.
+
+        Raises:
+            DiskRefused: Its files are still there; `recover` of the next process clears them away.
+        """
         upload = self._open.pop(update)
-        self._header(update).unlink(missing_ok=True)
+        with room_for("to forget an update", self._incoming):
+            self._header(update).unlink(missing_ok=True)
         if upload.part is not None:
             upload.part.discard()
 

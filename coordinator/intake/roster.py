@@ -6,9 +6,11 @@ kept in memory and written down together, at `flush`. Nobody is online until thi
 broker has the presence of those who are, and may be another than before.
 """
 
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from typing import Any
 
+from coordinator.intake.hearing import Hearing
 from coordinator.ledger.contract import Devices
 from coordinator.ledger.records import Device
 from edge.errors import Rejected
@@ -26,9 +28,18 @@ class Roster:
         journal: Keeps them over a restart.
         listed: Keys of the configuration.
         is_open: Whether devices that are not listed may enrol themselves.
+        clock: Unix time in seconds.
+        timer: Seconds of any beginning, never set back.
     """
 
-    def __init__(self, journal: Devices, listed: Mapping[str, str], is_open: bool) -> None:
+    def __init__(
+        self,
+        journal: Devices,
+        listed: Mapping[str, str],
+        is_open: bool,
+        clock: Callable[[], float] = time.time,
+        timer: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._journal = journal
         self._listed = listed
         self._is_open = is_open
@@ -36,6 +47,7 @@ class Roster:
         self._devices = {device.device: device._replace(online=False) for device in known}
         self._changed = {device.device for device in known if device.online}
         self._early: dict[str, Presence] = {}
+        self._hearing = Hearing(known, clock(), timer)
 
     def enrol(self, device_id: str, key: str, at: float | None) -> None:
         """Lets `key` speak for a device, from now on no other.
@@ -126,12 +138,12 @@ class Roster:
         if known and at != known.astray:
             self._change(device_id, at if at is not None else known.last_seen, astray=at)
 
-    def held(self, since: float) -> set[int]:
-        """Returns the versions that devices hold of which something was heard since then."""
+    def held(self, within_s: float) -> set[int]:
+        """Returns the versions that devices hold of which something was heard in the last `within_s`."""
         return {
             version
-            for device in self._devices.values()
-            if device.last_seen >= since
+            for name, device in self._devices.items()
+            if device.held and self._hearing.is_within(name, within_s)
             for version in device.held
         }
 
@@ -139,7 +151,7 @@ class Roster:
         """Writes down what changed.
 
         Raises:
-            DiskFull: It is still to be written.
+            DiskRefused: It is still to be written.
         """
         if not self._changed:
             return
@@ -150,6 +162,8 @@ class Roster:
         if device_id in self._devices:
             known = self._devices[device_id]
             last_seen = known.last_seen if at is None else at
+            if at is not None:
+                self._hearing.hear(device_id)
             self._devices[device_id] = known._replace(last_seen=last_seen, **changes)
             self._changed.add(device_id)
 

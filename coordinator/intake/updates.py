@@ -11,6 +11,7 @@ names; it is answered only where that update is unknown.
 """
 
 import asyncio
+import time
 from collections.abc import Callable, Coroutine
 from typing import Any, NamedTuple
 
@@ -26,7 +27,7 @@ from coordinator.intake.roster import Roster
 from coordinator.ledger.contract import Updates
 from coordinator.ledger.head import Head, Standing
 from coordinator.ledger.records import Refusal, Update
-from edge.errors import DiskFull, Rejected
+from edge.errors import DiskRefused, Rejected
 from edge.protocol.messages import Receipt, UpdateHeader
 from edge.protocol.topics import Topics
 from edge.transport.base import Transport
@@ -49,6 +50,7 @@ class Desk(NamedTuple):
     clock: Callable[[], float]  # Unix time in seconds
     tell: Tell
     complain: Callable[[str], None]  # gets what keeps updates from being receipted
+    timer: Callable[[], float] = time.monotonic  # seconds of any beginning, never set back
 
 
 class Intake:
@@ -83,7 +85,7 @@ class Intake:
         """Judges a header; the first of an update opens it, a repeated one is answered with where it stands.
 
         Raises:
-            DiskFull: Nothing was answered.
+            DiskRefused: Nothing was answered.
         """
         desk = self._desk
         known = desk.journal.update(update)
@@ -109,7 +111,7 @@ class Intake:
 
         Raises:
             Rejected: There is no such chunk.
-            DiskFull: The chunk is not kept, what was there before still is.
+            DiskRefused: The chunk is not kept, what was there before still is.
         """
         upload = self._desk.uploads.find(device_id, update)
         if upload is None or update in self._checks:
@@ -143,7 +145,7 @@ class Intake:
                 upload.payload.unlink(missing_ok=True)
             else:
                 self._settle(upload.header, None)
-        except (DiskFull, OSError) as error:
+        except (DiskRefused, OSError) as error:
             self._desk.complain(f"{error}; {NOT_RECEIPTED}")
 
     def _inspect(self, upload: Upload) -> None:

@@ -54,7 +54,7 @@ def make_backup(state: Path, out: Path, copy: Copy = copy_file) -> Backup:
 
     Raises:
         StateError: `state` is no coordinator's, or lacks files; or something is at `out`.
-        DiskFull: There is no room.
+        DiskRefused: There is no room.
     """
     if out.is_file() or (out.is_dir() and any(out.iterdir())):
         raise StateError(f"{out}: is not empty; give a folder that is new")

@@ -5,8 +5,9 @@ has taken is kept over a kill before a call returns, every call is all or nothin
 (`status`, `rollback`) may read and write at the same time. An update's id stands in it at most once, and
 what was accepted stays in the buffer until the version that holds it is committed in the same step.
 
-Every method raises `StateError` where the journal is damaged, and every one that writes `DiskFull` where
-there is no room: nothing is changed then, and no receipt may be sent.
+Every method raises `StateError` where the journal is damaged, and `DiskRefused` where the disk says no (there
+is no room, it fails, another process holds the journal's lock): nothing is changed then, and no receipt may
+be sent.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -133,9 +134,15 @@ class Lineage(Protocol):
 class Journal(Facts, Updates, Devices, Lineage, Protocol):
     """What happened."""
 
+    def hurry(self) -> None:
+        """Waits for no other process from now on: whoever runs an event loop comes again instead."""
+
 
 class Objects(Protocol):
-    """Blobs that never change: a version's files under their sha256, payloads under their update's id."""
+    """Blobs that never change: a version's files under their sha256, payloads under their update's id.
+
+    Every method raises `DiskRefused` where the disk says no.
+    """
 
     def put(self, name: str, content: bytes) -> None:
         """Keeps a blob; what is there under that name stays."""

@@ -1,7 +1,8 @@
 """Blobs as files of one folder, or forgotten with the process."""
 # ruff: noqa: D102 - `contract.Objects` says what the methods do
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from edge.errors import MissingObject
@@ -22,25 +23,31 @@ class FileObjects:
             write_file(path, content)
 
     def get(self, name: str, start: int = 0, length: int = -1) -> bytes:
-        try:
-            with (self.folder / name).open("rb") as file:
-                file.seek(start)
-                return file.read(length)
-        except FileNotFoundError as error:
-            raise MissingObject(f"{self.folder / name}: is gone") from error
+        with self._found(name) as path, path.open("rb") as file:
+            file.seek(start)
+            return file.read(length)
 
     def size(self, name: str) -> int:
-        try:
-            return (self.folder / name).stat().st_size
-        except FileNotFoundError as error:
-            raise MissingObject(f"{self.folder / name}: is gone") from error
+        with self._found(name) as path:
+            return path.stat().st_size
 
     def names(self) -> set[str]:
-        return {path.name for path in self.folder.iterdir()} if self.folder.is_dir() else set()
+        with room_for("to be read", self.folder):
+            return {path.name for path in self.folder.iterdir()} if self.folder.is_dir() else set()
 
     def remove(self, names: Iterable[str]) -> None:
-        for name in names:
-            (self.folder / name).unlink(missing_ok=True)
+        with room_for("to forget a version", self.folder):
+            for name in names:
+                (self.folder / name).unlink(missing_ok=True)
+
+    @contextmanager
+    def _found(self, name: str) -> Iterator[Path]:
+        path = self.folder / name
+        with room_for("to be read", self.folder):
+            try:
+                yield path
+            except FileNotFoundError as error:
+                raise MissingObject(f"{path}: is gone") from error
 
 
 class MemoryObjects:

@@ -17,7 +17,7 @@ class Retention:
 
     Args:
         journal: Its buffer counts.
-        held: The versions that devices hold of which something was heard since a time.
+        held: The versions that devices hold of which something was heard in the last so many seconds.
         receiving: What the updates under way were trained on.
         max_staleness: Staler updates are rejected.
         hold_s: How long a device may be away.
@@ -34,11 +34,11 @@ class Retention:
         self._journal, self._held, self._receiving = journal, held, receiving
         self._max_staleness, self._hold_s = max_staleness, hold_s
 
-    def held(self, standing: Standing, at: float) -> set[int]:
-        """Returns the versions that must stay once the one after `standing` is made, at this Unix time."""
+    def held(self, standing: Standing) -> set[int]:
+        """Returns the versions that must stay once the one after `standing` is made."""
         timely = {
             version
-            for version in self._receiving() | self._held(at - self._hold_s)
+            for version in self._receiving() | self._held(self._hold_s)
             if version in standing.lineage and standing.staleness(version) < self._max_staleness
         }
         return timely | {update.base_version for update in self._journal.waiting()}

@@ -19,16 +19,19 @@ from coordinator.ledger import records
 from coordinator.ledger.contract import EVERYTHING, MAX_REFUSALS
 from coordinator.ledger.records import Device, DiscardReason, Refusal, Tally, Update, Version
 from coordinator.strategies.contract import Account, Report
-from edge.errors import DiskFull, Rejected, StateError
+from edge.errors import DiskFull, DiskRefused, Rejected, StateError
 from edge.protocol.messages import Hello, Telemetry, UpdateHeader
-from edge.storage.disk import sync_folder
+from edge.storage.disk import room_for, sync_folder
 
 T = TypeVar("T")
 SCHEMA = 3
 FILE = "journal.sqlite"
-_BUSY_S = 30.0
+_BUSY_S = 30.0  # another process may write for so long; a command waits for it
+_HURRY_S = 0.1  # an event loop does not: its messages and its presence would wait, too
 # A quota or a file size limit is a full disk to its user, and SQLite calls it a failed write.
 _FULL = frozenset({"SQLITE_FULL", "SQLITE_IOERR_WRITE", "SQLITE_IOERR_FSYNC", "SQLITE_IOERR_SHMSIZE"})
+_LOCKED = ("SQLITE_BUSY", "SQLITE_LOCKED")
+_REFUSED = ("SQLITE_IOERR", "SQLITE_READONLY", "SQLITE_CANTOPEN", "SQLITE_PERM", "SQLITE_NOMEM")
 
 # Version 1; what is made anew takes the same way to the present one as what is old.
 _TABLES = """
@@ -97,7 +100,7 @@ class SqliteJournal:
 
     Raises:
         StateError: It is missing, damaged, of a newer version or of another fleet.
-        DiskFull: There is no room to make it.
+        DiskRefused: There is no room to make it, or another process holds it.
     """
 
     def __init__(
@@ -130,11 +133,14 @@ class SqliteJournal:
     def close(self) -> None:
         self._db.close()
 
+    def hurry(self) -> None:
+        self._db.execute(f"PRAGMA busy_timeout = {round(_HURRY_S * 1000)}")
+
     def copy(self, path: Path) -> None:
         """Copies all of it to a new file, as of one moment, whoever writes meanwhile.
 
         Raises:
-            DiskFull: There is no room; something may be at `path`.
+            DiskRefused: There is no room; something may be at `path`.
         """
         with self._told(), closing(sqlite3.connect(path)) as copied:
             self._db.backup(copied)
@@ -326,12 +332,13 @@ class SqliteJournal:
     def _make(self) -> None:
         """Makes the file, whole from the start: others may open it as soon as its name is there."""
         draft = self.path.with_name(f".{FILE}.partial")
-        draft.unlink(missing_ok=True)
-        with self._told(), closing(sqlite3.connect(draft, isolation_level=None)) as db:
-            db.execute("PRAGMA journal_mode = WAL")
-            db.executescript(_NEW)
-        draft.replace(self.path)
-        sync_folder(self.path.parent)
+        with room_for("the journal", self.path.parent):
+            draft.unlink(missing_ok=True)
+            with self._told(), closing(sqlite3.connect(draft, isolation_level=None)) as db:
+                db.execute("PRAGMA journal_mode = WAL")
+                db.executescript(_NEW)
+            draft.replace(self.path)
+            sync_folder(self.path.parent)
 
     def _check_schema(self) -> None:
         number = self._rows("PRAGMA user_version")[0][0]
@@ -360,8 +367,19 @@ class SqliteJournal:
         try:
             yield
         except sqlite3.Error as error:
-            if error.sqlite_errorname in _FULL:
+            # sqlite3's own errors, as of a connection that was closed, have no name.
+            name = getattr(error, "sqlite_errorname", "")
+            if name in _FULL:
                 raise DiskFull(f"{self.path}: no room to journal; free some, nothing was lost") from error
+            if name.startswith(_LOCKED):
+                raise DiskRefused(
+                    f"{self.path}: another process holds its lock; end that one, nothing was lost"
+                ) from error
+            if name.startswith(_REFUSED):
+                raise DiskRefused(
+                    f"{self.path}: the disk refuses to journal ({error}); check the disk, its rights and the "
+                    "limit of open files, nothing was lost"
+                ) from error
             raise StateError(f"{self.path}: {error}; expected a coordinator's journal") from error
 
 

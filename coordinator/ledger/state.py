@@ -49,7 +49,7 @@ class CoordinatorState:
     Raises:
         StateError: On entering: another coordinator runs here, or the folder is another fleet's, of a newer
             version, or damaged.
-        DiskFull: On entering.
+        DiskRefused: On entering.
     """
 
     def __init__(self, folder: Path, fleet: str) -> None:
@@ -88,7 +88,7 @@ class CoordinatorState:
             heard: The latest epoch that the broker still has, signed by this coordinator's key.
 
         Raises:
-            DiskFull: It was not noted, and must not be used.
+            DiskRefused: It was not noted, and must not be used.
         """
         epoch = max(int(at * 1000), self.last_epoch + 1, heard + 1)
         self.journal.note("epoch", str(epoch))

@@ -121,7 +121,7 @@ class VersionStore:
         """Writes a version's files; nothing refers to them until `add`.
 
         Raises:
-            DiskFull: Some may be written; `collect` removes them.
+            DiskRefused: Some may be written; `collect` removes them.
         """
         return VersionFiles(
             master=self._put(state.adapter),
@@ -146,7 +146,7 @@ class VersionStore:
             back.
 
         Raises:
-            DiskFull: Nothing is changed.
+            DiskRefused: Nothing is changed.
         """
         old = self.current()
         if (old.version if old else None) != parent:
@@ -193,7 +193,7 @@ class VersionStore:
         """Keeps the sample of the base model beside the versions.
 
         Raises:
-            DiskFull: There is no room.
+            DiskRefused: There is no room.
         """
         self.sketch = self._put_bytes(sketch)
 

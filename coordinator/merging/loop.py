@@ -17,7 +17,7 @@ from coordinator.ledger.state import CoordinatorState
 from coordinator.merging.merger import Merger
 from coordinator.merging.pace import PaceNews
 from coordinator.scoring import Scorer
-from edge.errors import BackendError, DiskFull
+from edge.errors import BackendError, DiskRefused
 
 
 class Waits(NamedTuple):
@@ -25,7 +25,7 @@ class Waits(NamedTuple):
 
     poll_s: float = 0.25  # how soon a rollback by another process, or a time budget that ran out, is noticed
     settle_s: float = 2.0  # until it is known who is here; only where updates wait from before
-    retry_s: float = 5.0  # after a full disk, or a calibration set that could not be read
+    retry_s: float = 5.0  # after a disk that says no, or a calibration set that could not be read
 
 
 class Hands(NamedTuple):
@@ -40,6 +40,7 @@ class Hands(NamedTuple):
     announcer: Announcer
     scorer: Scorer
     clock: Callable[[], float]  # Unix time in seconds
+    timer: Callable[[], float]  # seconds of any beginning, never set back
     tell: Tell
     complain: Complaints
 
@@ -57,6 +58,7 @@ class MergeLoop:
         self._waits = waits
         self._pace = PaceNews()
         self._data_version = hands.state.journal.data_version()
+        self._unadopted: Version | None = None  # it is current, and the disk refused what is to follow
 
     async def run(self) -> None:
         """Makes versions until there are `max_versions`, and waits for their scores."""
@@ -67,13 +69,15 @@ class MergeLoop:
         while not 0 < hands.config.max_versions <= hands.head.version.version:
             try:
                 await self._step()
-            except (BackendError, DiskFull, OSError) as error:
+            except (BackendError, DiskRefused, OSError) as error:
                 hands.complain(str(error))
                 await asyncio.sleep(self._waits.retry_s)
         await hands.scorer.finish()
 
     async def _step(self) -> None:
         hands = self._hands
+        if self._unadopted is not None:
+            await self._adopt(self._unadopted)
         await self._notice_rollback()
         hands.roster.flush()
         await hands.announcer.repeat()
@@ -91,7 +95,7 @@ class MergeLoop:
         buffer, pace = hands.merger.ready(hands.head.standing, able)
         if not buffer:
             num_online = len(hands.roster.online())
-            if news := self._pace.next(pace, num_online, len(able), hands.clock()):
+            if news := self._pace.next(pace, num_online, len(able), hands.clock(), hands.timer()):
                 hands.tell(news)
         return buffer
 
@@ -99,7 +103,7 @@ class MergeLoop:
         hands, standing = self._hands, self._hands.head.standing
         try:
             made = await hands.merger.make(
-                hands.head.version, buffer, standing, lambda: hands.retention.held(standing, hands.clock())
+                hands.head.version, buffer, standing, lambda: hands.retention.held(standing)
             )
         except MergeError as error:
             gone = hands.merger.discard(buffer, error)
@@ -119,9 +123,11 @@ class MergeLoop:
         await self._adopt(made)
 
     async def _adopt(self, version: Version) -> None:
+        self._unadopted = version
         self._hands.head.move(version)
         await self._hands.announcer.announce()
         self._hands.scorer.ask(version)
+        self._unadopted = None
 
     async def _notice_rollback(self) -> None:
         state = self._hands.state

@@ -5,9 +5,11 @@ and the version stays as it was. They were receipted long ago, so their devices 
 """
 
 import asyncio
+import contextlib
 import functools
 import logging
 import math
+import time
 from collections.abc import Callable, Collection, Mapping
 from typing import NamedTuple
 
@@ -20,6 +22,7 @@ from coordinator.errors import MergeError, UnreadableUpdate
 from coordinator.ledger.head import Standing
 from coordinator.ledger.records import Update, Version, VersionFiles
 from coordinator.ledger.state import CoordinatorState
+from coordinator.merging.ages import Ages
 from coordinator.strategies.choice import choose_strategy
 from coordinator.strategies.contract import (
     Account,
@@ -32,7 +35,7 @@ from coordinator.strategies.contract import (
     Waiting,
 )
 from coordinator.strategies.tiers import dispatch
-from edge.errors import ConfigError, MissingObject, ProtocolError
+from edge.errors import ConfigError, DiskRefused, MissingObject, ProtocolError
 from edge.protocol.codec import decode_adapter
 from edge.protocol.tiers import tier_name
 
@@ -55,6 +58,7 @@ class Merger:
         clock: Unix time in seconds.
         calibrator: For strategies that ask for the calibration set.
         strategy: Instead of the one that `config` names.
+        timer: Seconds of any beginning, never set back.
     """
 
     def __init__(
@@ -64,11 +68,13 @@ class Merger:
         clock: Callable[[], float],
         calibrator: Calibrator | None = None,
         strategy: Strategy | None = None,
+        timer: Callable[[], float] = time.monotonic,
     ) -> None:
         self._config = config
         self._state = state
         self._clock = clock
         self._strategy = strategy or choose_strategy(config, calibrator)
+        self._ages = Ages(clock, timer)
 
     @property
     def strategy(self) -> str:
@@ -88,10 +94,9 @@ class Merger:
             detail = f"its base is no ancestor of version {standing.version}"
             self._state.journal.discard(orphans, "rolled-back", detail)
             waiting = [one for one in waiting if one.id not in orphans]
-        now = self._clock()
         outline = [
-            Waiting(one.device, standing.staleness(one.base_version), now - one.received_at, one.seconds)
-            for one in waiting
+            Waiting(one.device, standing.staleness(one.base_version), waited_s, one.seconds)
+            for one, waited_s in zip(waiting, self._ages.of(waiting), strict=True)
         ]
         devices = {one.device for one in outline if one.staleness == 0} | set(able)
         pace = self._strategy.pace(outline, len(devices))
@@ -106,7 +111,7 @@ class Merger:
             None where nobody waits for one, or somebody rolled back.
 
         Raises:
-            DiskFull: Nothing is changed.
+            DiskRefused: Nothing is changed.
         """
         journal = self._state.journal
         if not journal.is_stranded(old.version) or journal.waiting():  # hardly ever is one stranded
@@ -130,7 +135,7 @@ class Merger:
         Raises:
             MergeError: The strategy cannot merge this buffer; see `discard`.
             BackendError: The calibration set cannot be read with an adapter; nothing is changed.
-            DiskFull: Nothing is changed.
+            DiskRefused: Nothing is changed.
         """
         load = functools.cache(self._state.versions.load)  # many updates begin from one version
         read: list[str] = []
@@ -141,9 +146,16 @@ class Merger:
             LOG.info("payloads of %d updates were read %d times: memory held too few", len(buffer), len(read))
         made = self._state.versions.add(files, old.version, report, self._clock())
         if made is not None:
+            self._tidy(buffer, held)
+        return made
+
+    def _tidy(self, buffer: list[Update], held: Callable[[], Collection[int]]) -> None:
+        """Removes what the new version makes needless; what the disk refuses to goes with the next one."""
+        try:
             self._state.payloads.remove(update.id for update in buffer)
             self._state.versions.collect(self._config.keep_versions, held())
-        return made
+        except DiskRefused as error:  # the version is made, and must be announced
+            LOG.warning("%s", error)
 
     def discard(self, buffer: list[Update], error: MergeError) -> list[Update]:
         """Takes what cannot be merged out of the buffer for good: the update at fault, or all of them.
@@ -153,7 +165,8 @@ class Merger:
         """
         gone = [one for one in buffer if not isinstance(error, UnreadableUpdate) or one.id == error.update]
         self._state.journal.discard([one.id for one in gone], "unmergeable", str(error))
-        self._state.payloads.remove(update.id for update in gone)
+        with contextlib.suppress(DiskRefused):  # they go at the next start
+            self._state.payloads.remove(update.id for update in gone)
         return gone
 
     def _merge(

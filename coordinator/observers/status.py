@@ -100,7 +100,7 @@ class StatusNotes:
         """Notes the pace, until nothing is waited for any more.
 
         Raises:
-            DiskFull: The note is as it was.
+            DiskRefused: The note is as it was.
         """
         if isinstance(event, PaceChanged):
             self._journal.note(KEY, msgspec.json.encode(event.pace).decode())

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 
 from edge.delivery.window import heard
-from edge.errors import DiskFull, Rejected
+from edge.errors import DiskRefused, Rejected
 from edge.protocol.messages import WINDOW, Want, encode_message
 from edge.protocol.receiving import Pull
 from edge.protocol.topics import Topics
@@ -39,7 +39,7 @@ class Downloader:
         self._clock = clock
         self._part: PartFile | None = None
         self._pull: Pull | None = None
-        self._fault: DiskFull | None = None
+        self._fault: DiskRefused | None = None
         self._chunk_came = asyncio.Event()
 
     def receive(self, sha256: str, number: int, chunk: bytes) -> None:
@@ -50,7 +50,7 @@ class Downloader:
             self._part.write(number, chunk)
         except Rejected:
             return  # not of this file: the rest of it is still to come
-        except DiskFull as error:
+        except DiskRefused as error:
             self._fault = error
         self._chunk_came.set()
 
@@ -71,7 +71,7 @@ class Downloader:
             Whether everything is here; False when nothing came for `patience_s`, or after `interrupt`.
 
         Raises:
-            DiskFull: A chunk found no room.
+            DiskRefused: A chunk could not be kept.
         """
         self._part, self._pull, self._fault = part, Pull(part.received, self._patience_s), None
         try:

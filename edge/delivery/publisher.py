@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 from typing import Protocol
 
 from edge.delivery.window import Sending, send_all
-from edge.errors import MissingObject
+from edge.errors import DiskRefused, MissingObject
 from edge.protocol.chunks import num_chunks
 from edge.protocol.messages import Want
 from edge.protocol.sending import Outgoing
@@ -41,6 +41,7 @@ class Publisher:
         chunk_bytes: Of every blob.
         gather_s: How long wants are gathered.
         sleep: Waits.
+        complain: Gets what keeps chunks from being read; who wants them asks again.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class Publisher:
         chunk_bytes: int,
         gather_s: float = 0.05,
         sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
+        complain: Callable[[str], object] = lambda fault: None,
     ) -> None:
         self._transport = transport
         self._topics = topics
@@ -58,6 +60,7 @@ class Publisher:
         self._chunk_bytes = chunk_bytes
         self._gather_s = gather_s
         self._sleep = sleep
+        self._complain = complain
         self._wanted: dict[str, Outgoing] = {}
         self._was_asked = asyncio.Event()
 
@@ -84,6 +87,8 @@ class Publisher:
                     await self._publish(sha256, chunks)
                 except MissingObject:  # collected since it was asked for
                     continue
+                except DiskRefused as error:
+                    self._complain(str(error))
 
     async def _publish(self, sha256: str, chunks: Outgoing) -> None:
         async def send(number: int) -> None:

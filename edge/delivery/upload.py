@@ -10,6 +10,7 @@ from edge.protocol.chunks import num_chunks
 from edge.protocol.messages import Receipt
 from edge.protocol.sending import Part, Push
 from edge.protocol.topics import Topics
+from edge.storage.disk import room_for
 from edge.storage.spool import Entry
 from edge.transport.base import Transport
 
@@ -52,12 +53,18 @@ class Uploader:
             self._receipt_came.set()
 
     async def send(self, entry: Entry) -> Receipt:
-        """Sends an update, and returns its final receipt."""
+        """Sends an update, and returns its final receipt.
+
+        Raises:
+            DiskRefused: The update cannot be read now.
+        """
         header = entry.header
         self._push = Push(num_chunks(header.size_bytes, header.chunk_bytes), self._patience_s)
         self._update = header.update
         try:
-            with entry.payload.open("rb") as file:
+            with room_for("to be read", entry.folder):
+                file = entry.payload.open("rb")
+            with file:
                 return await self._send(entry, file, self._push)
         finally:
             self._push = None
@@ -69,8 +76,9 @@ class Uploader:
             if part == "header":
                 content = entry.signed
             else:
-                file.seek(part * header.chunk_bytes)
-                content = file.read(header.chunk_bytes)
+                with room_for("to be read", entry.folder):
+                    file.seek(part * header.chunk_bytes)
+                    content = file.read(header.chunk_bytes)
             await self._transport.publish(self._topics.up(header.device_id, header.update, part), content)
             push.sent(part, self._clock())
 

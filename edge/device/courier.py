@@ -1,10 +1,14 @@
 """Brings what lies in the spool to the coordinator, oldest first, until each update has its final receipt."""
 
+import asyncio
+from collections.abc import Awaitable, Callable
+
 import msgspec
 
 from edge.device.capability_card import capability_card
+from edge.device.disk_wait import until_the_disk_takes
 from edge.device.session import Session
-from edge.errors import DiskFull, Rejected
+from edge.errors import DiskRefused, Rejected
 from edge.protocol.messages import Hello, Receipt
 from edge.protocol.signing import sign_message
 from edge.storage.spool import Entry
@@ -16,10 +20,16 @@ UNJOURNALLED = frozenset({"unknown-device", "bad-signature"})
 
 
 class Courier:
-    """The delivering loop of one client."""
+    """The delivering loop of one client.
 
-    def __init__(self, session: Session) -> None:
+    Args:
+        session: The running client's.
+        sleep: Waits for a disk that says no.
+    """
+
+    def __init__(self, session: Session, sleep: Callable[[float], Awaitable[object]] = asyncio.sleep) -> None:
         self._session = session
+        self._sleep = sleep
         self._greeted: Hello | None = None
 
     async def run(self) -> None:
@@ -31,14 +41,19 @@ class Courier:
         session = self._session
         await session.transport.subscribe(session.topics.device(session.config.device_id, "receipt"))
         while True:
-            session.wakeups.something_to_send.clear()
-            await self._greet()
-            entry = self._next()
-            if entry is None:
-                await session.wakeups.something_to_send.wait()
-            else:
-                self._settle(entry, await session.uploader.send(entry))
-                session.wakeups.offers_changed.set()
+            await until_the_disk_takes(self._deliver, session.warn, self._sleep)
+
+    async def _deliver(self) -> None:
+        """Delivers the oldest update, or waits for one."""
+        session = self._session
+        session.wakeups.something_to_send.clear()
+        await self._greet()
+        entry = self._next()
+        if entry is None:
+            await session.wakeups.something_to_send.wait()
+        else:
+            self._settle(entry, await session.uploader.send(entry))
+            session.wakeups.offers_changed.set()
 
     def _next(self) -> Entry | None:
         """Returns the oldest update whose task is closed: before that, a kill could start the task again."""
@@ -67,7 +82,7 @@ class Courier:
         if receipt.seq and receipt.seq > state.memory.seq:
             try:
                 state.update(seq=receipt.seq)
-            except DiskFull as error:  # the next receipt's is noted
+            except DiskRefused as error:  # the next receipt's is noted
                 self._session.say("warning", f"{error}")
 
     def _settle(self, entry: Entry, receipt: Receipt) -> None:

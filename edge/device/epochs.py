@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable
 
 from edge.device.session import Session
 from edge.device.task import Task
-from edge.errors import DiskFull
+from edge.errors import DiskRefused
 
 FORGOTTEN = (
     "the coordinator has forgotten updates of this device (its state was restored); its attempts count anew"
@@ -83,6 +83,6 @@ class Epochs:
         anew = {"version": -1, "sha256": "", "attempts": 0, "seq": inbox.known} if is_forgotten else {}
         try:
             self._state.update(epoch=inbox.seen[0], newest=inbox.seen[1], **anew)
-        except DiskFull as error:  # the next task notes the epoch
+        except DiskRefused as error:  # the next task notes the epoch
             self._session.say("warning", f"{error}")
         return is_forgotten

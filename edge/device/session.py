@@ -37,3 +37,7 @@ class Session(NamedTuple):
     def say(self, kind: EventKind, text: str, **facts: Any) -> None:
         """Tells what happened."""
         self.show(Event(kind, text, facts))
+
+    def warn(self, text: str) -> None:
+        """Tells what is amiss."""
+        self.say("warning", text)

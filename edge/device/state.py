@@ -25,7 +25,7 @@ from edge.device.config import DeviceConfig
 from edge.device.own_base import base_files, base_fingerprint
 from edge.device.task import Task
 from edge.errors import StateError
-from edge.storage.disk import claim_folder, write_file
+from edge.storage.disk import claim_folder, room_for, write_file
 from edge.storage.identity import read_identity
 
 FORMAT = 2  # 1 knew no epochs; its folders are taken up
@@ -83,7 +83,7 @@ class DeviceState:
     Raises:
         StateError: On entering: another client runs here, or the folder is another fleet's, device's or base
             model's, of a newer format, or damaged.
-        DiskFull: On entering or any change.
+        DiskRefused: On entering or any change.
     """
 
     def __init__(self, folder: Path, fresh: Memory) -> None:
@@ -110,7 +110,11 @@ class DeviceState:
         self._lock.close()
 
     def update(self, **changes: Any) -> None:
-        """Changes the memory, on the disk first."""
+        """Changes the memory, on the disk first.
+
+        Raises:
+            DiskRefused: It is as it was, in memory and on the disk.
+        """
         changed = msgspec.structs.replace(self.memory, **changes)
         content = msgspec.json.format(msgspec.json.encode(changed), indent=2)
         write_file(self.folder / "state.json", content + b"\n")
@@ -121,10 +125,11 @@ class DeviceState:
         manifest = task.manifest
         session = f"-{manifest.epoch}" if manifest.epoch else ""
         wanted = self.task / f"{manifest.version}-{task.attempt}-{manifest.tier}{session}"
-        for path in self.task.iterdir():
-            if path != wanted:
-                shutil.rmtree(path)
-        wanted.mkdir(exist_ok=True)
+        with room_for("the task", self.task):
+            for path in self.task.iterdir():
+                if path != wanted:
+                    shutil.rmtree(path)
+            wanted.mkdir(exist_ok=True)
         return wanted
 
     def identity(self) -> bytes:
@@ -132,8 +137,9 @@ class DeviceState:
         return read_identity(self.folder, "restore it, or join as a new device")
 
     def _recall(self) -> None:
-        for leftover in self.folder.glob(".*.partial"):  # of a client that was killed while writing
-            leftover.unlink()
+        with room_for("to be tidied", self.folder):
+            for leftover in self.folder.glob(".*.partial"):  # of a client that was killed while writing
+                leftover.unlink()
         path = self.folder / "state.json"
         if path.exists():
             self.memory = _agreed(path, self.memory)
@@ -169,7 +175,8 @@ def _agreed(path: Path, fresh: Memory) -> Memory:
 
 
 def _read(path: Path) -> Memory:
-    content = path.read_bytes()
+    with room_for("to be read", path.parent):
+        content = path.read_bytes()
     try:
         number = msgspec.json.decode(content, type=_Format).format
         if number > FORMAT:

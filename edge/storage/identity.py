@@ -18,19 +18,19 @@ def read_identity(folder: Path, advice: str) -> bytes:
 
     Raises:
         StateError: The file holds no key.
-        DiskFull: There is no room to make one.
+        DiskRefused: There is no room to make one, or it cannot be read.
     """
     path = folder / FILE
-    if not path.exists():
-        draft = folder / f".{FILE}.partial"
-        with room_for("a key", folder):
+    with room_for("a key", folder):
+        if not path.exists():
+            draft = folder / f".{FILE}.partial"
             write_through(draft, new_key().hex().encode(), mode=0o600)
             draft.replace(path)
             sync_folder(folder)
-    try:
-        key = bytes.fromhex(path.read_text("ascii"))
-    except ValueError:
-        key = b""
+        try:
+            key = bytes.fromhex(path.read_text("ascii"))
+        except ValueError:
+            key = b""
     if len(key) != 32:
         raise StateError(f"{path}: is damaged, expected 64 hex digits; {advice}")
     return key

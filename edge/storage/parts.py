@@ -34,7 +34,7 @@ class PartFile:
         received: Which chunks are here; `finish` tells whether they are the right ones.
 
     Raises:
-        DiskFull: There is no room to begin.
+        DiskRefused: There is no room to begin, or what is there cannot be read.
     """
 
     def __init__(self, path: Path, size_bytes: int, chunk_bytes: int, sha256: str) -> None:
@@ -53,7 +53,7 @@ class PartFile:
 
         Raises:
             Rejected: `malformed`: no such chunk, or not of its length.
-            DiskFull: There is no room; what was there before still is.
+            DiskRefused: What was there before still is.
         """
         if not self.received.lacks(number, len(chunk)):
             return False
@@ -68,12 +68,13 @@ class PartFile:
 
         Raises:
             Rejected: `hash-mismatch`; every chunk is missing again. `malformed`: chunks are still missing.
-            DiskFull: There is no room.
+            DiskRefused: Nothing was moved, and it may be tried again.
         """
         if not self.received.is_complete:
             missing = self.received.missing(8)
             raise Rejected("malformed", f"chunks {missing} of {self.path.name} are missing")
-        digest = self._digest()
+        with room_for("what is received", self.path):
+            digest = self._digest()
         if digest != self.sha256:
             self._start_over()
             raise Rejected("hash-mismatch", f"sha256 {digest}, expected {self.sha256}")
@@ -86,13 +87,22 @@ class PartFile:
                 os.fsync(folder)
 
     def discard(self) -> None:
-        """Removes what was received."""
-        self.path.unlink(missing_ok=True)
+        """Removes what was received.
+
+        Raises:
+            DiskRefused: It is still there.
+        """
+        with room_for("to forget what was received", self.path):
+            self.path.unlink(missing_ok=True)
 
     def _found(self) -> bytes | None:
         """Returns the map that an earlier process left; None where there is none for this payload."""
         count = num_chunks(self.size_bytes, self.chunk_bytes)
-        with contextlib.suppress(FileNotFoundError), _opened(self.path, os.O_RDONLY) as file:
+        with (
+            room_for("what is received", self.path),
+            contextlib.suppress(FileNotFoundError),
+            _opened(self.path, os.O_RDONLY) as file,
+        ):
             size = os.fstat(file).st_size
             if size == self.size_bytes and self._digest() == self.sha256:
                 return b"\1" * count  # killed inside `finish`, when the trailer was gone already

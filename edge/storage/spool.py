@@ -49,16 +49,19 @@ class Spool:
     def __init__(self, folder: Path, residual: Path) -> None:
         self._folder = folder
         self._residual = residual
-        for leftover in folder.glob(".*"):  # of a client that was killed while adding or dropping
-            shutil.rmtree(leftover)
+        with room_for("to be tidied", folder):
+            for leftover in folder.glob(".*"):  # of a client that was killed while adding or dropping
+                shutil.rmtree(leftover)
 
     def entries(self) -> list[Entry]:
         """Returns all updates without a receipt, oldest first.
 
         Raises:
             StateError: A header is damaged.
+            DiskRefused: One cannot be read now.
         """
-        return [_read(path) for path in sorted(self._folder.iterdir()) if not path.name.startswith(".")]
+        with room_for("to be read", self._folder):
+            return [_read(path) for path in sorted(self._folder.iterdir()) if not path.name.startswith(".")]
 
     def holds(self, version: int, attempt: int, epoch: int = 0) -> bool:
         """Tells whether the update of this task is here."""
@@ -82,10 +85,12 @@ class Spool:
             epoch: Of the task's manifest: a restored coordinator's versions fall, epochs always rise.
 
         Raises:
-            DiskFull: Nothing was added.
+            DiskRefused: Nothing was added.
         """
         draft = self._folder / ".draft"
         with room_for("an update", self._folder):
+            if draft.exists():  # a disk that refused the last one may have refused to remove it, too
+                shutil.rmtree(draft)
             try:
                 draft.mkdir()
                 write_through(draft / HEADER, signed)
@@ -108,19 +113,31 @@ class Spool:
         return None
 
     def accept(self, entry: Entry) -> None:
-        """Forgets an accepted update; what its encoding left over is kept for the next."""
+        """Forgets an accepted update; what its encoding left over is kept for the next.
+
+        Raises:
+            DiskRefused: It is still here, and is receipted again when it is sent again.
+        """
         left = entry.folder / RESIDUAL
-        if left.exists():
-            left.replace(self._residual)
-            sync_folder(self._residual.parent)
+        with room_for("to forget an update", self._folder):
+            if left.exists():
+                left.replace(self._residual)
+                sync_folder(self._residual.parent)
         self.drop(entry)
 
     def drop(self, entry: Entry) -> None:
-        """Forgets an update and what its encoding left over."""
+        """Forgets an update and what its encoding left over.
+
+        Raises:
+            DiskRefused: As `accept`.
+        """
         leaving = self._folder / f".{entry.folder.name}"
-        entry.folder.rename(leaving)
-        sync_folder(self._folder)
-        shutil.rmtree(leaving)
+        with room_for("to forget an update", self._folder):
+            if entry.folder.exists():  # else it was gone already when the disk refused the rest
+                entry.folder.rename(leaving)
+            sync_folder(self._folder)
+            if leaving.exists():
+                shutil.rmtree(leaving)
 
 
 def _name(epoch: int, version: int, attempt: int) -> str:
@@ -133,6 +150,6 @@ def _read(folder: Path) -> Entry:
     try:
         signed = path.read_bytes()
         header, _ = open_signed(signed, UpdateHeader)
-    except (OSError, ProtocolError) as error:
+    except (FileNotFoundError, ProtocolError) as error:
         raise StateError(f"{path}: is damaged: {error}; remove {folder} to give this update up") from error
     return Entry(folder, header, signed)

@@ -19,7 +19,7 @@ from converters.formats.canonical import dump_adapter
 from edge.backends.contract import ModelCard, Snapshot
 from edge.choices import Precision
 from edge.errors import StateError
-from edge.storage.disk import write_file
+from edge.storage.disk import disk_error, write_file
 from edge.training.plan import Plan
 from edge.training.requests import Validation
 
@@ -77,7 +77,7 @@ def save_checkpoint(checkpoint: Checkpoint, folder: Path, task: str) -> None:
     """Replaces the folder's checkpoint.
 
     Raises:
-        DiskFull: The old checkpoint is still there.
+        DiskRefused: The old checkpoint is still there.
     """
     tensors: Snapshot = {PREFIX + name: array for name, array in checkpoint.model.items()}
     tensors[LOSSES] = np.array(checkpoint.losses, np.float64)
@@ -99,6 +99,7 @@ def load_checkpoint(folder: Path, task: str) -> Checkpoint | None:
 
     Raises:
         StateError: It is damaged, of a newer version, or of another task.
+        DiskRefused: It cannot be read now.
     """
     path = folder / FILE
     if not path.exists():
@@ -138,7 +139,9 @@ def _read(path: Path) -> tuple[_Header, Snapshot]:
                 f"{path}: has format {version}, expected {FORMAT}; use the tunefleet that wrote it"
             )
         header = msgspec.json.decode(metadata, type=_Header)
-    except (OSError, SafetensorError, KeyError, msgspec.MsgspecError) as error:
+    except OSError as error:
+        raise disk_error("to be read", path, error) from error
+    except (SafetensorError, KeyError, msgspec.MsgspecError) as error:
         raise StateError(f"{path}: is damaged ({error}); remove it to begin anew") from error
     if LOSSES not in tensors or _digest(tensors) != header.tensors:
         raise StateError(f"{path}: is damaged (its checksum differs); remove it to begin anew")

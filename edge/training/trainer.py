@@ -71,7 +71,7 @@ def train(
         OutOfMemory: Not even one example at a time fits.
         BackendError: The loss is no longer finite.
         StateError: The folder's checkpoint is damaged, of another training, or in another precision.
-        DiskFull: No room for a checkpoint; the last one is still there.
+        DiskRefused: No room for a checkpoint; the last one is still there.
     """
     run = _Run(model, dataset, plan, adapter, folder, validator)
     run.validate()

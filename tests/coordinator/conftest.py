@@ -210,6 +210,7 @@ class Fleet:
         self.base = base
         self.said: list[str] = []
         self.now = 1_000_000.0
+        self.set_by_s = 0.0  # how far somebody has set the machine's clock meanwhile
 
     def config(self, **changes: Any) -> CoordinatorConfig:
         settings = {
@@ -242,7 +243,8 @@ class Fleet:
                 score=score,
                 calibrator=calibrator,
                 observers=(Terminal(lambda event: self.said.append(event.text)), StatusNotes(state.journal)),
-                clock=lambda: self.now,
+                clock=lambda: self.now + self.set_by_s,
+                timer=lambda: self.now,
                 waits=Waits(poll_s=0.02, settle_s=0.5, retry_s=0.05),
             )
             task = asyncio.create_task(coordinator.run())

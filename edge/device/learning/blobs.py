@@ -40,7 +40,7 @@ class Blobs:
             `final`; None where it has become obsolete.
 
         Raises:
-            DiskFull: A chunk found no room.
+            DiskRefused: A chunk found no room.
         """
         part = PartFile(final.with_suffix(".part"), blob.size_bytes, chunk_bytes, blob.sha256)
         total = part.received.total

@@ -23,7 +23,7 @@ class Harvest:
         """Spools what a task has learnt, and closes it.
 
         Raises:
-            DiskFull: The task is open still, and may be brought in again.
+            DiskRefused: The task is open still, and may be brought in again.
         """
         device_id, residual = self._session.config.device_id, self._session.spool.residual()
         try:

@@ -2,13 +2,15 @@
 
 The task under way stands in the state folder from its first step to its last. Each step finds on the disk
 what an earlier try at it left: chunks, checkpoints, the spooled update. So a step that is cut off, by a kill
-or by a full disk, is simply done again.
+or by a disk that says no, is simply done again.
 """
 
 import asyncio
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import TypeVar
 
+from edge.device.disk_wait import until_the_disk_takes
 from edge.device.epochs import Epochs
 from edge.device.learning.blobs import Blobs
 from edge.device.learning.harvest import Harvest
@@ -17,11 +19,10 @@ from edge.device.learning.proof import Proof
 from edge.device.learning.runner import TaskRunner
 from edge.device.session import Session
 from edge.device.task import Task
-from edge.errors import DiskFull
 from edge.protocol.messages import Blob
 from edge.training.worker.supervisor import Trainer
 
-MAX_PAUSE_S = 60.0
+T = TypeVar("T")
 
 
 class Learner:
@@ -30,7 +31,7 @@ class Learner:
     Args:
         session: The running client's.
         worker: What trains.
-        sleep: Waits for room on a full disk.
+        sleep: Waits for a disk that says no.
     """
 
     def __init__(
@@ -72,20 +73,16 @@ class Learner:
     async def _learn(self, max_tasks: int) -> None:
         num_tasks = 0
         while not self._is_stopping and (max_tasks == 0 or num_tasks < max_tasks):
-            num_tasks += await self._patient_task()
+            num_tasks += await self._patiently(self._task)
+        await self._patiently(self._empty_spool)
+
+    async def _patiently(self, step: Callable[[], Awaitable[T]]) -> T:
+        """Does one step; a disk that says no is waited for."""
+        return await until_the_disk_takes(step, self._session.warn, self._sleep)
+
+    async def _empty_spool(self) -> None:
         while not self._is_stopping and self._session.spool.entries():
             await self._offers.changed()
-
-    async def _patient_task(self) -> bool:
-        """Does one task; a full disk is waited for."""
-        pause_s = 1.0
-        while True:
-            try:
-                return await self._task()
-            except DiskFull as error:
-                self._session.say("warning", f"{error}; trying again in {pause_s:.0f} s")
-                await self._sleep(pause_s)
-                pause_s = min(2 * pause_s, MAX_PAUSE_S)
 
     async def _task(self) -> bool:
         """Tells whether a task was done; False when it was stopped or given up."""

@@ -23,7 +23,7 @@ class Offers:
 
         Raises:
             BaseModelError: The fleet trains another base model.
-            DiskFull: The task was not noted.
+            DiskRefused: The task was not noted.
         """
         inbox, max_rank = self._session.inbox, self._session.config.max_rank
         told = ""

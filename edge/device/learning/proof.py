@@ -31,7 +31,7 @@ class Proof:
 
         Raises:
             BaseModelError: The fleet trains another base model, with what differs.
-            DiskFull: There is no room for the sample, or for what came out.
+            DiskRefused: There is no room for the sample, or for what came out.
         """
         if self._state.memory.base is None and not await self._prove(manifest):
             return False

@@ -110,7 +110,7 @@ def prepare_folder(run: Run, adapter: LoraAdapter) -> Path:
 
     Raises:
         ConfigError: It cannot be written.
-        DiskFull: There is no room.
+        DiskRefused: There is no room.
     """
     folder = Path(run.out) / CHECKPOINT
     if run.overwrite and not run.resume:
@@ -130,7 +130,7 @@ def save_result(run: Run, model: Base, result: Result) -> None:
 
     Raises:
         UnsupportedAdapter: The format cannot hold it.
-        DiskFull: There is no room.
+        DiskRefused: There is no room.
     """
     out = Path(run.out)
     if run.overwrite:  # what is there may be of another format

@@ -19,6 +19,7 @@ from converters.errors import TunefleetError
 from edge.backends import resolve_backend
 from edge.choices import BackendName, Precision
 from edge.errors import BackendError, OutOfMemory
+from edge.storage.disk import room_for
 from edge.training.requests import Completions, Evaluation, Failed, Loaded, Part, Reply, Request, Result
 
 LINE_BYTES = 64 << 20  # a long run's result holds the loss of every step
@@ -50,21 +51,26 @@ class WorkerProcess:
 
     @classmethod
     async def start(cls, base: str, backend: BackendName, precision: Precision, vmstat: Path) -> Self:
-        """Starts a process and waits until it has loaded the base model."""
+        """Starts a process and waits until it has loaded the base model.
+
+        Raises:
+            TunefleetError: As the process reports it.
+            DiskRefused: It cannot be started now: too many files are open.
+        """
         chosen = resolve_backend(backend, Path(base))
-        worker = cls(
-            await asyncio.create_subprocess_exec(
-                # Not from this folder: a file of the user's that is called `random.py` must not be imported.
-                *(sys.executable, "-P", "-m", "edge.training.worker.main", base, chosen.name, precision),
+        # Not from this folder: a file of the user's that is called `random.py` must not be imported.
+        command = (sys.executable, "-P", "-m", "edge.training.worker.main", base, chosen.name, precision)
+        with room_for("to start the training process", Path(sys.executable).parent):  # too many open files
+            process = await asyncio.create_subprocess_exec(
+                *command,
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.PIPE,
                 limit=LINE_BYTES,
                 # Idle threads must not spin beside another pool's; to be set before a library is loaded.
                 env={"OMP_WAIT_POLICY": "passive", "TOKENIZERS_PARALLELISM": "false", **os.environ},
-            ),
-            vmstat,
-        )
+            )
+        worker = cls(process, vmstat)
         try:
             worker.loaded = structs.replace(await worker.receive(Loaded), backend_why=chosen.why)
         except BaseException as error:

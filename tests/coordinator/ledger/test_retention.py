@@ -28,8 +28,14 @@ def journal():
 
 
 @pytest.fixture
-def roster(journal):
-    found = Roster(journal, {}, is_open=True)
+def now():
+    """What the clock shows, and the time that has passed."""
+    return {"clock": 1e9, "passed": 0.0}
+
+
+@pytest.fixture
+def roster(journal, now):
+    found = Roster(journal, {}, True, lambda: now["clock"], lambda: now["passed"])
     for device in ("x", "y"):
         found.enrol(device, "00", 0.0)
     return found
@@ -44,40 +50,57 @@ def uploads(tmp_path):
 
 def test_a_device_holds_what_it_trains_on_and_the_version_before(journal, roster, uploads):
     retention = Retention(journal, roster.held, uploads.base_versions, max_staleness=10, hold_s=60.0)
-    assert retention.held(STANDING, 0.0) == set()
+    assert retention.held(STANDING) == set()
     for version in (1, 1, 2, 4):
         roster.follow("x", telemetry(version), 0.0)
     roster.follow("stranger", telemetry(0), 0.0)
-    assert retention.held(STANDING, 0.0) == {2, 4}
+    assert retention.held(STANDING) == {2, 4}
 
 
 def test_what_would_be_too_stale_by_then_is_held_by_nobody(journal, roster, uploads):
     roster.hold("x", 3, 0.0)
     roster.hold("y", 2, 0.0)
     retention = Retention(journal, roster.held, uploads.base_versions, max_staleness=3, hold_s=60.0)
-    assert retention.held(STANDING, 0.0) == {3}  # 2 is 3 versions old now, and 4 once the next is made
+    assert retention.held(STANDING) == {3}  # 2 is 3 versions old now, and 4 once the next is made
 
 
-def test_a_device_that_is_away_for_long_holds_nothing(journal, roster, uploads):
-    roster.hold("x", 3, 0.0)
-    roster.hold("y", 2, 30.0)
+@pytest.mark.parametrize("set_by_s", [0.0, 86_400.0, -86_400.0])
+def test_a_device_that_is_away_for_long_holds_nothing_wherever_the_clock_was_set(
+    journal, roster, uploads, now, set_by_s
+):
+    roster.hold("x", 3, now["clock"])
+    now["passed"], now["clock"] = 30.0, now["clock"] + set_by_s
+    roster.hold("y", 2, now["clock"])
     retention = Retention(journal, roster.held, uploads.base_versions, max_staleness=10, hold_s=60.0)
-    assert retention.held(STANDING, 60.0) == {2, 3}
-    assert retention.held(STANDING, 61.0) == {2}
-    assert retention.held(STANDING, 91.0) == set()
+    for passed, held in ((60.0, {2, 3}), (61.0, {2}), (91.0, set())):
+        now["passed"] = passed
+        assert retention.held(STANDING) == held
+
+
+@pytest.mark.parametrize("set_by_s", [0.0, 86_400.0, -86_400.0])
+def test_over_a_restart_a_silence_is_at_least_none_and_at_most_half(journal, roster, set_by_s):
+    roster.hold("x", 3, 1e9)
+    roster.flush()
+    passed = [0.0]
+    later = Roster(journal, {}, True, lambda: 1e9 + set_by_s, lambda: passed[0])
+    assert later.held(60.0) == {3}
+    passed[0] = 29.0
+    assert later.held(60.0) == {3}
+    passed[0] = 61.0
+    assert later.held(60.0) == set()
 
 
 def test_a_version_that_a_rollback_took_out_of_the_line_is_held_by_nobody(journal, roster, uploads):
     roster.hold("x", 3, 0.0)
     retention = Retention(journal, roster.held, uploads.base_versions, max_staleness=10, hold_s=60.0)
-    assert retention.held(Standing(5, {5: 1, 0: 0}, {0: {}, 3: {}, 5: {}}, {}), 0.0) == set()
+    assert retention.held(Standing(5, {5: 1, 0: 0}, {0: {}, 3: {}, 5: {}}, {})) == set()
 
 
 def test_updates_that_wait_or_are_being_received_hold_their_versions(journal, roster, uploads, header):
     journal.record(header(0), 0.0)
     uploads.begin(header(2))
     retention = Retention(journal, roster.held, uploads.base_versions, max_staleness=4, hold_s=60.0)
-    assert retention.held(STANDING, 1e9) == {
+    assert retention.held(STANDING) == {
         0,
         2,
     }  # what was accepted is merged, however stale it is by then
@@ -88,7 +111,7 @@ def test_who_holds_what_outlives_a_restart(journal, roster):
     roster.hold("x", 7, 6.0)
     roster.flush()
     assert [device.held for device in journal.devices()] == [(3, 7), ()]
-    assert Roster(journal, {}, is_open=True).held(since=0.0) == {3, 7}
+    assert Roster(journal, {}, is_open=True).held(60.0) == {3, 7}
 
 
 @pytest.mark.parametrize("is_away", [False, True])

@@ -56,6 +56,37 @@ def test_the_time_budget_merges_what_is_there(fleet):
     asyncio.run(scenario())
 
 
+@pytest.mark.parametrize("days", [-1, 1])
+def test_a_clock_that_is_set_by_a_day_neither_stops_a_merge_nor_hurries_it(fleet, days):
+    async def scenario():
+        async with fleet.serving(buffer_size=9, time_budget_s=60), fleet.device("x").joined() as x:
+            await x.teach(seed=1)
+            await asyncio.sleep(0.1)  # it has been seen waiting
+            fleet.set_by_s = days * 86_400.0
+            fleet.now += 30
+            await asyncio.sleep(0.2)
+            assert x.manifests["r4"].version == 0
+            fleet.now += 31
+            await x.manifest(version=1)
+
+    asyncio.run(scenario())
+
+
+def test_what_waits_over_a_restart_waits_no_longer_than_its_budget_when_the_clock_went_back(fleet):
+    async def scenario():
+        settings = {"buffer_size": 9, "time_budget_s": 60}
+        async with fleet.device("x").joined() as x:
+            async with fleet.serving(**settings):
+                await x.teach(seed=1)
+            fleet.set_by_s = -86_400.0
+            async with fleet.serving(epoch=2, **settings):
+                await asyncio.sleep(0.2)
+                fleet.now += 61
+                await x.manifest(version=1)
+
+    asyncio.run(scenario())
+
+
 def test_a_rollback_by_another_process_is_announced_and_its_versions_are_no_base_any_more(fleet):
     async def scenario():
         async with fleet.serving(buffer_size=1), fleet.device("x").joined() as x:

@@ -221,7 +221,7 @@ def journal():
 def test_a_change_is_told_once_and_passing_time_is_none():
     news = PaceNews()
     told = [
-        news.next(Pace(0, have, 4, left_s), 2, 2, now)
+        news.next(Pace(0, have, 4, left_s), 2, 2, now, now)
         for have, left_s, now in (
             (0, None, 0.0),
             (1, 60.0, 5.0),
@@ -233,14 +233,24 @@ def test_a_change_is_told_once_and_passing_time_is_none():
     assert [one and (one.pace.have, one.is_news) for one in told] == [
         (0, True), (1, True), None, (2, True), (0, False),
     ]  # fmt: skip
-    assert news.next(Pace(0, 1, 4, 60.0), 2, 2, 42.0).is_news
+    assert news.next(Pace(0, 1, 4, 60.0), 2, 2, 42.0, 42.0).is_news
+
+
+def test_a_clock_that_was_set_is_noted_at_once_for_status():
+    news, day = PaceNews(), 86_400.0
+    pace = Pace(0, 1, 4, 60.0)
+    assert news.next(pace, 2, 2, 10 * day, 5.0)
+    assert news.next(pace, 2, 2, 10 * day + 1, 6.0) is None
+    again = news.next(pace, 2, 2, 9 * day, 7.0)
+    assert (again.pace.due_at, again.is_news) == (9 * day + 60, False)
+    assert not FleetPace(1, 4, 1, 1, None, 10 * day).is_current(9 * day)
 
 
 def test_the_journal_knows_the_pace_while_the_coordinator_runs(journal):
     news, note = PaceNews(), StatusNotes(journal)
-    note(news.next(Pace(0, 1, 4, 40.0), 1, 1, 1000.0))
+    note(news.next(Pace(0, 1, 4, 40.0), 1, 1, 1000.0, 0.0))
     assert read_pace(journal) == FleetPace(1, 4, 1, 1, 1040.0, 1000.0)
-    again = news.next(Pace(0, 1, 4, 40.0), 1, 1, 1100.0)
+    again = news.next(Pace(0, 1, 4, 40.0), 1, 1, 1100.0, 100.0)
     assert not again.is_news
     note(again)
     assert read_pace(journal).noted_at == 1100.0
