@@ -42,7 +42,7 @@ def test_a_journal_of_a_newer_version_is_refused(tmp_path):
     SqliteJournal(tmp_path, "home").close()
     with closing(sqlite3.connect(tmp_path / FILE)) as db:
         db.execute("PRAGMA user_version = 99")
-    with pytest.raises(StateError, match="has version 99, this tunefleet reads up to 3; upgrade it"):
+    with pytest.raises(StateError, match="has version 99, this tunefleet reads up to 4; upgrade it"):
         SqliteJournal(tmp_path, "home")
 
 
