@@ -100,6 +100,7 @@ def test_a_journal_of_version_2_gets_what_it_lacks(tmp_path):
     SqliteJournal(tmp_path, "home").close()
     with closing(sqlite3.connect(tmp_path / FILE)) as db:
         db.executescript("ALTER TABLE devices DROP COLUMN astray; ALTER TABLE versions DROP COLUMN origin;")
+        db.executescript("DROP TABLE access; DROP TABLE spent_tokens; DROP TABLE forgotten;")
         db.execute("PRAGMA user_version = 2")
         db.execute("INSERT INTO devices (device, key, first_seen, last_seen) VALUES ('x', 'ab', 1.0, 2.0)")
         db.commit()
