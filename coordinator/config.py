@@ -61,8 +61,10 @@ class CoordinatorConfig(BrokerConfig, frozen=True, kw_only=True):
         encoding: Of updates.
         chunk_bytes: Of versions.
         recipe: How devices are to train; what the strategy's stages ask for is added to it.
-        enrolment: `open` pins a device's key at first sight; `closed` knows those in `devices` only.
+        enrolment: `open` pins a device's key at first sight; `closed` knows those that are listed here, were
+            let in by `tunefleet device allow` or came with a token.
         devices: Device id to public key, 64 hex digits.
+        devices_file: More of them, a line each; read again when it changes.
         max_update_bytes: Larger updates are rejected at their header.
         max_norm: Largest Frobenius norm of an update's increments of A and B together.
         max_open_uploads: Updates under way at a time; the one longest without progress makes room.
@@ -100,6 +102,7 @@ class CoordinatorConfig(BrokerConfig, frozen=True, kw_only=True):
     recipe: Recipe = Recipe(steps=20)
     enrolment: Enrolment = "open"
     devices: dict[Id, Sha256] = {}  # noqa: RUF012
+    devices_file: str | None = None
     max_update_bytes: int = 256 * MIB
     max_norm: float = 1000.0
     max_open_uploads: int = 64
@@ -208,8 +211,6 @@ def _value_faults(config: CoordinatorConfig) -> Iterator[Fault | str]:
         yield f"max_norm is {config.max_norm}, expected more than 0"
     if not 1024 <= config.chunk_bytes <= MIB:
         yield f"chunk_bytes is {config.chunk_bytes}, expected 1024 to {MIB}"
-    if config.enrolment == "closed" and not config.devices:
-        yield "enrolment is closed, and devices lists no keys"
     if config.recipe.steps == 0 and config.recipe.seconds == 0:
         yield "recipe.steps and recipe.seconds are both 0, expected one of them"
     for name, value in structs.asdict(config.recipe).items():
@@ -218,7 +219,7 @@ def _value_faults(config: CoordinatorConfig) -> Iterator[Fault | str]:
     settings = structs.asdict(config)
     if not is_hub_name(config.base):
         yield from path_faults(settings, "base")
-    yield from path_faults(settings, "adapter", "eval_data", "calibration_data")
+    yield from path_faults(settings, "adapter", "eval_data", "calibration_data", "devices_file")
     yield from tls_faults(settings)
 
 

@@ -11,8 +11,10 @@ versions, `announcing` and `publisher` send them out, `scoring` says how good th
 import asyncio
 import time
 from collections.abc import Callable, Coroutine, Sequence
+from pathlib import Path
 from typing import Any
 
+from coordinator.access.device_list import DeviceList
 from coordinator.announcing import Announcer
 from coordinator.config import CoordinatorConfig
 from coordinator.events.records import AdapterGiven, Calibrated, Serving, Stopped, UpdatesDiscarded
@@ -21,6 +23,7 @@ from coordinator.first_version import make_first_version
 from coordinator.initial_adapter import GivenAdapter, coverage_line, describe, settle
 from coordinator.intake.admission import Rules
 from coordinator.intake.arrivals import Arrivals
+from coordinator.intake.doorkeeper import Doorkeeper
 from coordinator.intake.open_uploads import Uploads
 from coordinator.intake.roster import Roster
 from coordinator.intake.updates import Desk, Intake
@@ -92,13 +95,19 @@ class Coordinator:
         announcer = Announcer(config, state, self._head, epoch, transport, timer)
         rules = _rules(config, base)
         uploads = Uploads(state.incoming, state.updates, config.max_open_uploads)
-        self._roster = Roster(state.journal, config.devices, config.enrolment == "open", clock, timer)
+        listed = DeviceList(config.devices, Path(config.devices_file) if config.devices_file else None)
+        self._roster = Roster(state.journal, listed, config.enrolment == "open", clock, timer)
         desk = Desk(
             transport=transport, topics=topics, key=state.key, journal=state.journal, roster=self._roster,
             uploads=uploads, rules=rules, head=self._head, clock=clock, tell=self._tell,
             complain=self._complain, timer=timer,
         )  # fmt: skip
         self._intake = Intake(desk)
+        self._doorkeeper = Doorkeeper(
+            journal=state.journal, roster=self._roster, drop=lambda device, _: self._intake.drop(device),
+            publish=transport.publish, topics=topics, list_state=listed.state, tell=self._tell,
+            complain=self._complain, poll_s=waits.poll_s,
+        )  # fmt: skip
         self._announcer = announcer
         self._publisher = Publisher(
             transport, topics, versions.objects, config.chunk_bytes, complain=self._complain
@@ -158,6 +167,7 @@ class Coordinator:
             self._publisher.run(),
             self._merging.run(),
             self._scorer.run(),
+            self._doorkeeper.run(),
             *([self._place.keep(self._transport.publish)] if self._place else []),
         )
 

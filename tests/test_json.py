@@ -12,6 +12,7 @@ import tunefleet
 from coordinator.events.pace import FleetPace
 from coordinator.events.records import FleetEvent, PaceChanged, VersionMade
 from coordinator.ledger.backup import Backup
+from coordinator.observers.access import DeviceAccess
 from coordinator.observers.history import OriginStatus, Rejection, VersionStatus
 from coordinator.observers.status import DeviceStatus, FleetStatus
 from coordinator.strategies.contract import Share
@@ -33,6 +34,7 @@ SECTIONS = dict(re.findall(r"^## ([^\n]*)\n(.*?)(?=^## |\Z)", PAGE, re.M | re.S)
         ("history, rollback", Share),
         ("history, rollback", Rejection),
         ("backup", Backup),
+        ("device", DeviceAccess),
     ],
 )
 def test_every_field_of_a_report_is_documented(section, record):

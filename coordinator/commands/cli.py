@@ -11,6 +11,7 @@ from typer import Argument, Option
 from converters.choices import Format
 from converters.command import FIRST, OUTPUT, AsJson, Command, checks_against, examples, unfold
 from converters.command import FLEET as COMMANDS
+from coordinator.commands import device
 from coordinator.commands.serve import EXAMPLES as SERVE
 from coordinator.commands.serve import ServeCommand, serve
 from coordinator.demo.command import EXAMPLES as DEMO
@@ -48,6 +49,7 @@ app = typer.Typer()
 app.command(cls=Command, epilog=DEMO, rich_help_panel=FIRST)(demo)
 app.command(cls=Command, epilog=WATCH, rich_help_panel=COMMANDS)(unfold(watch))
 app.command(cls=ServeCommand, epilog=SERVE, rich_help_panel=COMMANDS)(unfold(serve))
+app.add_typer(device.app, rich_help_panel=COMMANDS)
 
 State = Annotated[
     Path, Option(metavar="FOLDER", rich_help_panel=FLEET, help="The coordinator's --state folder.")

@@ -16,7 +16,7 @@ FLEET, ADAPTER, MERGING = "Fleet", "Adapter", "Merging"
 RECIPE, SCORES, DEVICES = "Training on devices", "Scores", "Devices"
 _fleet, _adapter = partial(Option, rich_help_panel=FLEET), partial(Option, rich_help_panel=ADAPTER)
 _merging, _recipe = partial(Option, rich_help_panel=MERGING), partial(Option, rich_help_panel=RECIPE)
-_scores = partial(Option, rich_help_panel=SCORES)
+_scores, _devices = partial(Option, rich_help_panel=SCORES), partial(Option, rich_help_panel=DEVICES)
 
 
 class FleetOptions(NamedTuple):
@@ -200,11 +200,21 @@ class ScoreOptions(NamedTuple):
     ] = None
 
 
-EnrolmentOption = Annotated[
-    Enrolment | None,
-    Option(
-        metavar="NAME",
-        rich_help_panel=DEVICES,
-        help="open takes any device; closed only those whose keys stand in --config.",
-    ),
-]
+class DeviceOptions(NamedTuple):
+    """Which devices may take part."""
+
+    enrolment: Annotated[
+        Enrolment | None,
+        _devices(
+            metavar="NAME",
+            help="open takes any device; closed only those in --config or --devices-file, those let in by "
+            "`tunefleet device allow`, and those that come with a token.",
+        ),
+    ] = None
+    devices_file: Annotated[
+        str | None,
+        _devices(
+            metavar="FILE",
+            help="Devices that may take part: a line each, id and public key; read again when it changes.",
+        ),
+    ] = None

@@ -8,7 +8,7 @@ import typer
 from converters.command import Command, EventOptions, SettingsOptions, examples
 from coordinator.commands.options import (
     AdapterOptions,
-    EnrolmentOption,
+    DeviceOptions,
     FleetOptions,
     MergingOptions,
     ScoreOptions,
@@ -57,7 +57,7 @@ def serve(
     merging: MergingOptions,
     training: TaskOptions,
     scores: ScoreOptions,
-    enrolment: EnrolmentOption = None,
+    devices: DeviceOptions,
     wait: Wait = False,
     *,
     connection: BrokerOptions,
@@ -69,7 +69,7 @@ def serve(
     from edge.settings import placed
 
     options = fleet._asdict() | adapter._asdict() | merging._asdict() | training._asdict() | scores._asdict()
-    options |= {"enrolment": enrolment, "wait": wait, **connection._asdict()}
+    options |= {"wait": wait, **devices._asdict(), **connection._asdict()}
     options |= {"rank": _numbers(adapter.rank), "targets": _names(adapter.targets)}
     settings = read_config(file.config, placed(options, PLACES))
     if file.print_config:

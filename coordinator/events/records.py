@@ -89,6 +89,19 @@ class DeviceOffline(FleetEvent, frozen=True, tag="offline"):
     line = "device {device} is offline"
 
 
+class DeviceBarred(FleetEvent, frozen=True, tag="barred"):
+    device: str
+    key: str  # public
+    line = "device {device} may speak no longer; what it was sending is dropped (key {key:.16}…)"
+
+
+class DeviceAdmitted(FleetEvent, frozen=True, tag="admitted"):
+    device: str
+    key: str  # public
+    how: str
+    line = "device {device} was let in {how}; key {key}"
+
+
 class UpdateAccepted(FleetEvent, frozen=True, tag="accepted"):
     update: str
     device: str

@@ -128,6 +128,12 @@ class Uploads:
         if upload.part is not None:
             upload.part.discard()
 
+    def drop(self, device_id: str) -> None:
+        """Forgets all updates of a device that are under way."""
+        for update, upload in list(self._open.items()):
+            if upload.header.device_id == device_id:
+                self.close(update)
+
     def _taken_up(self, header: UpdateHeader) -> Upload:
         payload = self._updates / header.update
         if payload.exists():

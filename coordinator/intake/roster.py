@@ -1,9 +1,10 @@
 """Who is in the fleet: each device's pinned key, its presence, its capability card and how its task goes.
 
-With `open` enrolment a device's key is pinned at the first message it signs; with `closed` only listed keys
-count. A key that is pinned never changes. Presence and progress come often and are worth little, so they are
-kept in memory and written down together, at `flush`. Nobody is online until this session has heard so: the
-broker has the presence of those who are, and may be another than before.
+Who may speak for a device is the register's to say (`coordinator.intake.register`); a key that it lets speak
+is pinned at the first message that it signs. Whom it lets speak no longer is neither online nor waited for.
+Presence and progress come often and are worth little, so they are kept in memory and written down together,
+at `flush`. Nobody is online until this session has heard so: the broker has the presence of those who are,
+and may be another than before.
 """
 
 import time
@@ -11,9 +12,11 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from coordinator.intake.hearing import Hearing
-from coordinator.ledger.contract import Devices
+from coordinator.intake.register import Register
+from coordinator.ledger.contract import Journal
 from coordinator.ledger.records import Device
 from edge.errors import Rejected
+from edge.protocol.enrolment import Claim, Rotated
 from edge.protocol.messages import Hello, Presence, Telemetry
 
 MAX_DEVICES = 10_000  # with open enrolment anybody may come
@@ -26,28 +29,65 @@ class Roster:
 
     Args:
         journal: Keeps them over a restart.
-        listed: Keys of the configuration.
+        listed: Keys of the configuration, or what reads them anew.
         is_open: Whether devices that are not listed may enrol themselves.
         clock: Unix time in seconds.
         timer: Seconds of any beginning, never set back.
+
+    Attributes:
+        register: Says who may speak for which device.
     """
 
     def __init__(
         self,
-        journal: Devices,
-        listed: Mapping[str, str],
+        journal: Journal,
+        listed: Mapping[str, str] | Callable[[], Mapping[str, str]],
         is_open: bool,
         clock: Callable[[], float] = time.time,
         timer: Callable[[], float] = time.monotonic,
     ) -> None:
         self._journal = journal
-        self._listed = listed
-        self._is_open = is_open
+        self.register = Register(journal.access, listed if callable(listed) else lambda: listed, is_open)
         known = journal.devices()
         self._devices = {device.device: device._replace(online=False) for device in known}
         self._changed = {device.device for device in known if device.online}
         self._early: dict[str, Presence] = {}
         self._hearing = Hearing(known, clock(), timer)
+        self._barred = self._find_barred()
+
+    def refresh(self) -> dict[str, str]:
+        """Reads anew who may speak, and who has another key or was forgotten.
+
+        Returns:
+            The devices that may speak no longer, with the keys they had.
+        """
+        before = {name: device.key for name, device in self._devices.items() if name not in self._barred}
+        self.register.reload()
+        keys = {device.device: device.key for device in self._journal.devices()}
+        self._devices = {
+            name: device._replace(key=keys[name]) for name, device in self._devices.items() if name in keys
+        }
+        self._changed &= keys.keys()
+        self._barred = self._find_barred()
+        return {
+            name: key for name, key in before.items() if name not in self._devices or name in self._barred
+        }
+
+    def redeem(self, claim: Claim, fleet: str, coordinator: str, device_id: str, key: str, at: float) -> None:
+        """Lets a device in by a token; see `Register.redeem`."""
+        self.register.redeem(claim, fleet, coordinator, device_id, key, self.key(device_id), at)
+        self._barred = self._find_barred()
+
+    def rotate(self, rotated: Rotated, fleet: str, device_id: str, at: float) -> str:
+        """Gives a device another key, and returns it; see `Register.rotate`."""
+        key = self.register.rotate(rotated, fleet, device_id, self.key(device_id), at)
+        if device_id in self._devices:
+            self._devices[device_id] = self._devices[device_id]._replace(key=key)
+        self._barred = self._find_barred()
+        return key
+
+    def _find_barred(self) -> set[str]:
+        return {name for name, device in self._devices.items() if not self.register.admits(name, device.key)}
 
     def enrol(self, device_id: str, key: str, at: float | None) -> None:
         """Lets `key` speak for a device, from now on no other.
@@ -58,16 +98,15 @@ class Roster:
             at: Unix time; here and below None where what was retained says nothing of when.
 
         Raises:
-            Rejected: `unknown-device`: another key is pinned, or it is not listed and enrolment is closed.
+            Rejected: `banned`, or `unknown-device`: it was not let in, or has another key.
         """
-        pinned = self._listed.get(device_id) or self.key(device_id)
-        if pinned is None and not self._is_open:
-            raise Rejected("unknown-device", f"{device_id} is not listed and enrolment is closed")
-        if pinned is not None and pinned != key:
-            raise Rejected(
-                "unknown-device", f"{device_id} has key {pinned[:16]}…, this is signed by {key[:16]}…"
-            )
-        if device_id in self._devices:
+        self.register.check(device_id, key, self.key(device_id))
+        known = self._devices.get(device_id)
+        if known is not None:
+            if known.key != key:  # the settings' list names another now
+                self._journal.access.pin(device_id, key)
+                self._devices[device_id] = known._replace(key=key)
+                self._barred.discard(device_id)
             return
         if len(self._devices) >= MAX_DEVICES:
             raise Rejected("unknown-device", f"the fleet is full: it holds {MAX_DEVICES} devices")
@@ -105,11 +144,15 @@ class Roster:
     def is_online(self, device_id: str) -> bool:
         """Tells whether a device is here now."""
         device = self._devices.get(device_id)
-        return device is not None and device.online
+        return device is not None and device.online and device_id not in self._barred
+
+    def is_barred(self, device_id: str) -> bool:
+        """Tells whether a device that was in the fleet may speak no longer."""
+        return device_id not in self._devices or device_id in self._barred
 
     def online(self) -> list[str]:
         """Returns the devices that are online, by name."""
-        return sorted(name for name, device in self._devices.items() if device.online)
+        return sorted(name for name in self._devices if self.is_online(name))
 
     def able(self, rank: int) -> list[str]:
         """Returns those online that can train adapters of this rank, as far as they said."""

@@ -119,6 +119,10 @@ class Intake:
         if self._desk.uploads.write(upload, number, chunk) and upload.is_whole:
             self._checks.add(upload)
 
+    def drop(self, device_id: str) -> None:
+        """Forgets what a device is sending that may speak no longer."""
+        self._desk.uploads.drop(device_id)
+
     def _open(self, header: UpdateHeader) -> None:
         try:
             check_header(header, self._desk.rules, self._desk.head.standing)
@@ -140,6 +144,9 @@ class Intake:
         try:
             try:
                 await asyncio.to_thread(self._inspect, upload)
+                if self._desk.roster.is_barred(upload.header.device_id):  # since its header came
+                    upload.payload.unlink(missing_ok=True)
+                    return
             except Rejected as rejected:
                 self._settle(upload.header, rejected)
                 upload.payload.unlink(missing_ok=True)

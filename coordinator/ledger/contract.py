@@ -13,7 +13,7 @@ be sent.
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Protocol
 
-from coordinator.ledger.records import Device, DiscardReason, Refusal, Tally, Update, Version
+from coordinator.ledger.records import Access, Device, DiscardReason, Refusal, Spent, Tally, Update, Version
 from coordinator.strategies.contract import Account
 from edge.errors import Rejected
 from edge.protocol.messages import UpdateHeader
@@ -131,11 +131,73 @@ class Lineage(Protocol):
         ...
 
 
+class AccessRecords(Protocol):
+    """Who may speak for which device, as far as the fleet's settings do not say it."""
+
+    def generation(self) -> int:
+        """Returns a number that rises with every change that decides who may speak."""
+        ...
+
+    def all(self) -> list[Access]:
+        """Returns what was said of every device, by name."""
+        ...
+
+    def find(self, device: str) -> Access | None:
+        """Returns what was said of a device."""
+
+    def allow(self, devices: Mapping[str, str], at: float) -> None:
+        """Lets devices in, each with its key; all or, where another key is known of one, none.
+
+        Raises `StateError`.
+        """
+
+    def ban(self, device: str, at: float, keeps_updates: bool = False) -> int:
+        """Shuts a device and its key out, with its updates that wait to be merged; returns how many."""
+        ...
+
+    def unban(self, device: str) -> bool:
+        """Lets a device in again as it was before; returns whether it was banned."""
+        ...
+
+    def forget(self, device: str) -> bool:
+        """Takes a device out, key and card; what it did stays. Returns whether it was known.
+
+        Raises `StateError` where it is banned.
+        """
+        ...
+
+    def forgotten(self) -> list[str]:
+        """Returns the forgotten devices of which the broker may still retain a card."""
+        ...
+
+    def clear(self, devices: Iterable[str]) -> None:
+        """Notes that the broker retains nothing of these devices any more."""
+
+    def pin(self, device: str, key: str) -> None:
+        """Writes down the key of a device whose list says another than before."""
+
+    def rotate(self, device: str, keys: Sequence[str], at: float) -> None:
+        """Gives a device the last of `keys`, which follow from the first, the one that is pinned."""
+
+    def spend(self, use: Spent, most: int) -> bool:
+        """Lets a device in by a token that was used fewer than `most` times, or by this device and key."""
+        ...
+
+    def spent(self, nonce: str) -> list[Spent]:
+        """Returns the uses of a token, in order."""
+        ...
+
+
 class Journal(Facts, Updates, Devices, Lineage, Protocol):
     """What happened."""
 
     def hurry(self) -> None:
         """Waits for no other process from now on: whoever runs an event loop comes again instead."""
+
+    @property
+    def access(self) -> AccessRecords:
+        """Who may speak."""
+        ...
 
 
 class Objects(Protocol):

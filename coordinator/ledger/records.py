@@ -12,6 +12,8 @@ from edge.protocol.messages import Hello, Reason, Telemetry
 Status = Literal["accepted", "rejected", "discarded"]
 # No receipt bears it: the device was told `accepted` when its update came.
 DiscardReason = Reason | Literal["unmergeable"]
+# What lets a device in: its owner's word, a token, or the settings, with their list or their open enrolment.
+Source = Literal["hand", "token", "settings"]
 
 
 class Update(NamedTuple):
@@ -77,6 +79,26 @@ class Device(NamedTuple):
     telemetry: Telemetry | None = None  # of the task under way, or the last one
     held: tuple[int, ...] = ()  # versions that it downloaded or trained on last, oldest first
     astray: float | None = None  # when it was at a version that is not here; None: it is not
+
+
+class Access(NamedTuple):
+    """What the owner of a fleet has said of one device, or a token or an old key has."""
+
+    device: str
+    key: str  # public, hex; empty: the device was banned before it ever came
+    source: Source
+    at: float  # Unix time when it was let in, or got this key
+    earlier: tuple[str, ...] = ()  # keys that this one has replaced, oldest first
+    banned_at: float | None = None  # Unix time; None: it is not
+
+
+class Spent(NamedTuple):
+    """One use of a token."""
+
+    nonce: str
+    device: str
+    key: str
+    at: float  # Unix time
 
 
 class Carried(Struct, frozen=True, forbid_unknown_fields=True):

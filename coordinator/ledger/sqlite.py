@@ -1,4 +1,4 @@
-"""The journal of a state folder, in SQLite; the only file that speaks SQL.
+"""The journal of a state folder, in SQLite; no file but this and `access` speaks SQL.
 
 `journal.sqlite` is written ahead (WAL) and through to the disk (synchronous=FULL): what a receipt says is
 here before the receipt is sent. Every change is one transaction, and other processes may read and write at
@@ -16,6 +16,7 @@ import msgspec
 from msgspec import Struct, structs
 
 from coordinator.ledger import records
+from coordinator.ledger.access import ACCESS_TABLES, AccessBook
 from coordinator.ledger.contract import EVERYTHING, MAX_REFUSALS
 from coordinator.ledger.records import Device, DiscardReason, Refusal, Tally, Update, Version
 from coordinator.strategies.contract import Account, Report
@@ -24,7 +25,7 @@ from edge.protocol.messages import Hello, Telemetry, UpdateHeader
 from edge.storage.disk import room_for, sync_folder
 
 T = TypeVar("T")
-SCHEMA = 3
+SCHEMA = 4
 FILE = "journal.sqlite"
 _BUSY_S = 30.0  # another process may write for so long; a command waits for it
 _HURRY_S = 0.1  # an event loop does not: its messages and its presence would wait, too
@@ -73,8 +74,10 @@ INSERT INTO accounts
 """
 # What one of version 2 lacks: the adapter that version 0 was made of, and devices that follow another state.
 _FROM_2 = "ALTER TABLE versions ADD COLUMN origin TEXT; ALTER TABLE devices ADD COLUMN astray REAL;"
-_MIGRATIONS = {1: _FROM_1, 2: _FROM_2}
-_NEW = f"BEGIN; {_TABLES}{_FROM_1}{_FROM_2} PRAGMA user_version = {SCHEMA}; COMMIT;"
+# What one of version 3 lacks: who was let in, banned or has another key now, and the tokens that were used.
+_FROM_3 = f"{ACCESS_TABLES}"
+_MIGRATIONS = {1: _FROM_1, 2: _FROM_2, 3: _FROM_3}
+_NEW = f"BEGIN; {_TABLES}{_FROM_1}{_FROM_2}{_FROM_3} PRAGMA user_version = {SCHEMA}; COMMIT;"
 # Of SQLite's bare columns in a row with max(), num_tokens and seconds are those of that row.
 _TALLIES = """
 SELECT device, sum(status = 'accepted'), sum(status = 'rejected'), sum(status = 'discarded'),
@@ -122,6 +125,7 @@ class SqliteJournal:
             self._db.execute("PRAGMA synchronous = FULL")
             if not folder:
                 self._db.executescript(_NEW)
+        self.access = AccessBook(self._rows, self._transaction)
         try:
             self._check_schema()
             if fleet is not None:

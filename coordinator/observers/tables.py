@@ -13,6 +13,7 @@ from rich.text import Text
 
 from coordinator.events.pace import describe_pace
 from coordinator.initial_adapter import describe
+from coordinator.observers.access import DeviceAccess
 from coordinator.observers.history import Rejection, VersionStatus
 from coordinator.observers.status import DeviceStatus, FleetStatus
 
@@ -59,6 +60,19 @@ def status_view(width: int, *, report: FleetStatus, now: float) -> RenderableTyp
         if device.astray is not None
     ]
     return Group(_lines([*lines, ""]), _devices(report.devices, width, now))
+
+
+def access_view(width: int, *, devices: Sequence[DeviceAccess]) -> RenderableType:
+    """Lays out who may take part; whole keys stand in the JSON."""
+    if not devices:
+        return _lines(["no device has come, and none was let in"])
+    columns = [
+        Column("device", [one.device for one in devices]),
+        Column("let in by", [_entry(one) for one in devices]),
+        Column("seen", [_date(one.last_seen) if one.last_seen else "never" for one in devices]),
+        Column("key", [one.key[:16] + "…" if one.key else "" for one in devices]),
+    ]
+    return _table(_fitting(columns, width))
 
 
 def history_view(
@@ -178,6 +192,12 @@ def _table(columns: Sequence[Column]) -> Table:
 
 def _lines(lines: Sequence[str]) -> Text:
     return Text("\n".join(lines))
+
+
+def _entry(one: DeviceAccess) -> str:
+    if one.banned_at is not None:
+        return "banned"
+    return one.admitted_by + (", new key" if one.num_rotations else "")
 
 
 def _quality(report: FleetStatus) -> str:

@@ -14,9 +14,9 @@ from edge.protocol.signing import sign_message
 from edge.storage.spool import Entry
 
 # Verdicts on the device: every further update would fare alike.
-FATAL = frozenset({"unknown-device", "bad-signature", "foreign-base"})
+FATAL = frozenset({"unknown-device", "banned", "bad-signature", "foreign-base"})
 # Verdicts on the sender's key alone: the update itself may still count, once the device is enrolled.
-UNJOURNALLED = frozenset({"unknown-device", "bad-signature"})
+UNJOURNALLED = frozenset({"unknown-device", "banned", "bad-signature"})
 
 
 class Courier:

@@ -38,6 +38,7 @@ Reason = Literal[
     "malformed",  # not a message, or not safetensors of the promised form
     "too-large",
     "unknown-device",  # its key is not enrolled
+    "banned",  # its owner has shut it out
     "bad-signature",
     "hash-mismatch",
     "foreign-base",  # another base model

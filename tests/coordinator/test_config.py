@@ -111,7 +111,7 @@ def test_all_faults_of_a_kind_are_told_at_once(tmp_path, given):
         ({"buffer_size": 0}, "buffer_size is 0, expected at least 1"),
         ({"keep_versions": 0}, "keep_versions is 0, expected at least 1"),
         ({"hold_s": -1.0}, "hold_s is -1.0, expected at least 0"),
-        ({"enrolment": "closed"}, "devices lists no keys"),
+        ({"devices_file": "no-such.txt"}, "devices_file is 'no-such.txt', which does not exist"),
         ({"recipe": {"steps": 0}}, "recipe.steps and recipe.seconds are both 0"),
         ({"max_norm": 0.0}, "max_norm is 0.0"),
         ({"chunk_bytes": 10}, "chunk_bytes is 10"),

@@ -42,7 +42,7 @@ def test_a_journal_of_a_newer_version_is_refused(tmp_path):
     SqliteJournal(tmp_path, "home").close()
     with closing(sqlite3.connect(tmp_path / FILE)) as db:
         db.execute("PRAGMA user_version = 99")
-    with pytest.raises(StateError, match="has version 99, this tunefleet reads up to 3; upgrade it"):
+    with pytest.raises(StateError, match="has version 99, this tunefleet reads up to 4; upgrade it"):
         SqliteJournal(tmp_path, "home")
 
 
@@ -100,6 +100,7 @@ def test_a_journal_of_version_2_gets_what_it_lacks(tmp_path):
     SqliteJournal(tmp_path, "home").close()
     with closing(sqlite3.connect(tmp_path / FILE)) as db:
         db.executescript("ALTER TABLE devices DROP COLUMN astray; ALTER TABLE versions DROP COLUMN origin;")
+        db.executescript("DROP TABLE access; DROP TABLE spent_tokens; DROP TABLE forgotten;")
         db.execute("PRAGMA user_version = 2")
         db.execute("INSERT INTO devices (device, key, first_seen, last_seen) VALUES ('x', 'ab', 1.0, 2.0)")
         db.commit()

@@ -1,0 +1,88 @@
+"""Changes of access while a coordinator runs: `tunefleet device` and the list's file act within a second.
+
+Other processes write into the journal, and people into the file. Both are looked at often, which costs a row
+from SQLite and the file's time, and read only when they have changed.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+from coordinator.events.records import DeviceBarred
+from coordinator.events.telling import Tell
+from coordinator.intake.roster import Roster
+from coordinator.ledger.contract import Journal
+from edge.errors import DiskFull, EdgeError
+from edge.protocol.topics import Topics
+
+POLL_S = 0.5
+RETAINED = ("hello", "state")  # what the broker keeps of a device
+
+
+class Doorkeeper:
+    """Lets changes of access take effect.
+
+    Args:
+        journal: Of a state folder, in which other processes may write.
+        roster: The devices.
+        drop: Gets each device that may speak no longer.
+        publish: Of the coordinator's transport.
+        topics: Of the fleet.
+        list_state: A value that changes when the list's file does.
+        tell: Gets `barred`.
+        complain: Gets what is wrong with the file.
+        poll_s: How often it looks.
+    """
+
+    def __init__(
+        self,
+        *,
+        journal: Journal,
+        roster: Roster,
+        drop: Callable[[str, str], None],
+        publish: Callable[..., Awaitable[object]],
+        topics: Topics,
+        list_state: Callable[[], object],
+        tell: Tell,
+        complain: Callable[[str], None],
+        poll_s: float = POLL_S,
+    ) -> None:
+        self._journal, self._roster, self._drop, self._publish = journal, roster, drop, publish
+        self._topics, self._list_state, self._tell, self._complain = topics, list_state, tell, complain
+        self._poll_s = poll_s
+        self._seen = self._look()
+
+    async def run(self) -> None:
+        """Looks for ever."""
+        await self._clear()
+        while True:
+            await asyncio.sleep(self._poll_s)
+            try:
+                await self._notice()
+            except (EdgeError, OSError) as error:
+                self._complain(f"who may speak stays as it was: {error}")
+
+    async def _notice(self) -> None:
+        found = self._look()
+        if found == self._seen:
+            return
+        barred = self._roster.refresh()
+        self._seen = found
+        for device, key in barred.items():
+            self._drop(device, key)
+            self._tell(DeviceBarred(device, key))
+        await self._clear()
+
+    async def _clear(self) -> None:
+        """Takes what the broker retains of forgotten devices, so that their cards do not enrol them again."""
+        forgotten = self._journal.access.forgotten()
+        for device in forgotten:
+            for kind in RETAINED:
+                await self._publish(self._topics.device(device, kind), b"", retain=True)
+        if forgotten:
+            try:
+                self._journal.access.clear(forgotten)
+            except DiskFull as error:  # they are cleared once more
+                self._complain(str(error))
+
+    def _look(self) -> tuple[int, object]:
+        return self._journal.access.generation(), self._list_state()
