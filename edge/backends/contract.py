@@ -248,6 +248,15 @@ class TrainableModel(Model, Protocol):
         """
         ...
 
+    def descend(self, gradient: LoraAdapter, lr: float) -> None:
+        """Takes one AdamW step along a gradient that was made elsewhere, as `step` would along its own.
+
+        Args:
+            gradient: In the adapter's modules and shapes; clipped and masked as `begin` said.
+            lr: Learning rate.
+        """
+        ...
+
     def gradient(self, batches: Sequence[Batch]) -> tuple[float, LoraAdapter]:
         """Computes the loss that `step` would return, and its gradient with respect to every a and b.
 

@@ -193,6 +193,10 @@ class ToyModel:
         self.optimizer.step(gradient, lr)
         return loss
 
+    def descend(self, gradient: LoraAdapter, lr: float) -> None:
+        """See `TrainableModel.descend`."""
+        self.optimizer.step(to_vector(gradient), lr)
+
     def gradient(self, batches: Sequence[Batch]) -> tuple[float, LoraAdapter]:
         """See `TrainableModel.gradient`."""
         loss, gradient = self._differentiate(batches, 0.0)

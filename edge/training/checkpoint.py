@@ -29,6 +29,7 @@ METADATA = "tunefleet"
 LOSSES = "losses"
 PREFIX = "model."
 _NOT_IDENTITY = ("micro_batch_tokens", "checkpoint_every_s")  # they do not change what is computed
+_LATER = ("example_clip_norm", "example_noise")  # of no identity where they are 0: older checkpoints go on
 
 
 class Tally(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -65,7 +66,9 @@ class _Header(Struct, frozen=True, forbid_unknown_fields=True):
 def training_digest(adapter: LoraAdapter, data_digest: str, plan: Plan, card: ModelCard) -> str:
     """Hashes what must be the same for a checkpoint to be continued, as sha256 hex."""
     settings = {
-        name: value for name, value in msgspec.structs.asdict(plan).items() if name not in _NOT_IDENTITY
+        name: value
+        for name, value in msgspec.structs.asdict(plan).items()
+        if name not in _NOT_IDENTITY and (value or name not in _LATER)
     }
     model = [card.backend, card.vocab_size, card.num_parameters, sorted(card.modules.items())]
     digest = hashlib.sha256(dump_adapter(adapter))

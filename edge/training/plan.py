@@ -27,6 +27,9 @@ class Plan(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
         warmup_steps: Steps over which the rate rises linearly.
         weight_decay: Decoupled, as in AdamW.
         clip_norm: Bound on the gradient's global l2 norm; 0 is off.
+        example_clip_norm: Bound on the norm of every example's own gradient, for its privacy; 0 is off. It
+            takes the place of `clip_norm`.
+        example_noise: Standard deviation of the noise on their sum, over that bound.
         pull: Weight of the distance to the features of the adapter that training began with; 0 is off.
         trains: Which factors.
         train_rank: Only the first rows of a and columns of b are trained; 0 is all.
@@ -48,6 +51,8 @@ class Plan(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     warmup_steps: int = 0
     weight_decay: float = 0.0
     clip_norm: float = CLIP_NORM
+    example_clip_norm: float = 0.0
+    example_noise: float = 0.0
     pull: float = 0.0
     trains: Trains = "both"
     train_rank: int = 0
@@ -82,10 +87,13 @@ def _faults(plan: Plan) -> Iterator[str]:
     if sum(value > 0 for value in bounds.values()) != 1 or min(bounds.values()) < 0:
         given = ", ".join(f"{name} {value}" for name, value in bounds.items())
         yield f"exactly one of steps, seconds, epochs must be above 0; they are {given}"
-    for name in ("lr", "seconds", "weight_decay", "clip_norm", "pull", "checkpoint_every_s"):
+    names = ("lr", "seconds", "weight_decay", "clip_norm", "pull", "checkpoint_every_s")
+    for name in (*names, "example_clip_norm", "example_noise"):
         value = getattr(plan, name)
         if not (math.isfinite(value) and value >= 0):
             yield f"{name} is {value}, expected a finite number of at least 0"
+    if plan.example_clip_norm and plan.pull:
+        yield "pull draws examples together, and example_clip_norm keeps them apart: set one of them to 0"
     for name in ("warmup_steps", "train_rank", "micro_batch_tokens", "seed"):
         if getattr(plan, name) < 0:
             yield f"{name} is {getattr(plan, name)}, expected at least 0"

@@ -18,6 +18,7 @@ from converters.formats.canonical import save_adapter
 from converters.masking import train_mask
 from edge.backends.contract import Batch, TrainableModel
 from edge.errors import BackendError, OutOfMemory, StateError
+from edge.privacy.noise import SYSTEM, Draw
 from edge.storage.disk import room_for
 from edge.training.checkpoint import (
     FILE,
@@ -30,6 +31,7 @@ from edge.training.checkpoint import (
 from edge.training.data.dataset import Dataset
 from edge.training.packing import iterate_batches, pack_epoch, row_lengths, split_batch
 from edge.training.plan import Plan, lr_at
+from edge.training.private_steps import PrivateSteps, one_by_one
 from edge.training.requests import Progress, Result, Validation
 from edge.training.validation import Validator
 
@@ -47,6 +49,7 @@ def train(
     on_progress: Callable[[Progress], None] = lambda _: None,
     should_stop: Callable[[], bool] = lambda: False,
     slowdown: float = 1.0,
+    draw: Draw = SYSTEM,
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], object] = time.sleep,
 ) -> Result:
@@ -62,6 +65,7 @@ def train(
         on_progress: Called after every step.
         should_stop: Asked after every step; True writes a checkpoint and ends.
         slowdown: Every step is made to take this many times as long.
+        draw: Gives the random bytes of the noise, where the plan asks for some.
         clock: Seconds.
         sleep: Waits for a number of seconds; may return early when training is to stop.
 
@@ -73,7 +77,7 @@ def train(
         StateError: The folder's checkpoint is damaged, of another training, or in another precision.
         DiskRefused: No room for a checkpoint; the last one is still there.
     """
-    run = _Run(model, dataset, plan, adapter, folder, validator)
+    run = _Run(model, dataset, plan, adapter, folder, validator, draw)
     run.validate()
     began = saved = clock()
     for batch in run.batches():
@@ -105,6 +109,7 @@ class _Run:
         adapter: LoraAdapter,
         folder: Path,
         validator: Validator | None,
+        draw: Draw,
     ) -> None:
         self.model, self.dataset, self.plan, self.folder = model, dataset, plan, folder
         self.validator = validator
@@ -114,12 +119,10 @@ class _Run:
         self.tally = Tally(micro_batch_tokens=plan.micro_batch_tokens)
         self.losses: list[float] = []
         model.set_adapter(adapter)
-        model.begin(
-            weight_decay=plan.weight_decay,
-            clip_norm=plan.clip_norm,
-            pull=plan.pull,
-            mask=train_mask(adapter, plan.trains, plan.train_rank),
-        )
+        mask = train_mask(adapter, plan.trains, plan.train_rank)
+        clip_norm = 0.0 if plan.example_clip_norm else plan.clip_norm
+        model.begin(weight_decay=plan.weight_decay, clip_norm=clip_norm, pull=plan.pull, mask=mask)
+        self.private = PrivateSteps(model, plan, mask, draw) if plan.example_clip_norm else None
         found = load_checkpoint(folder, self.identity)
         if found:
             self._resume(found)
@@ -145,9 +148,9 @@ class _Run:
         done = tally.num_steps / self.num_steps if self.num_steps else tally.seconds / self.plan.seconds
         lr = lr_at(self.plan, tally.num_steps, done)
         while True:
-            parts = split_batch(batch, self.tally.micro_batch_tokens)
+            parts = one_by_one(batch) if self.private else split_batch(batch, self.tally.micro_batch_tokens)
             try:
-                loss = self.model.step(parts, lr)
+                loss = self.private.step(parts, lr) if self.private else self.model.step(parts, lr)
                 break
             except OutOfMemory as error:
                 self._halve(parts, error)

@@ -155,6 +155,10 @@ class LlamaCppModel:
         self.optimizer.step(self.summed, lr)
         return loss
 
+    def descend(self, gradient: LoraAdapter, lr: float) -> None:
+        """See `TrainableModel.descend`."""
+        self.optimizer.step(to_vector(self._in_file_order(gradient)), lr)
+
     def gradient(self, batches: Sequence[Batch]) -> tuple[float, LoraAdapter]:
         """See `TrainableModel.gradient`."""
         loss = self._differentiate(batches, 0.0)

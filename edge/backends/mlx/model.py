@@ -160,13 +160,13 @@ class MlxModel:
         """See `TrainableModel.step`."""
         with mapped_errors():
             loss, gradient = self._differentiate(batches, self.pull)
-            self.optimizer.learning_rate = lr
-            moved = self._update(self.parameters, gradient)
-            mx.eval(moved, self.optimizer.state)
-            self.parameters = moved
-            if mx.get_cache_memory() > CACHE_BYTES:
-                mx.clear_cache()
+            self._descend(gradient, lr)
         return loss
+
+    def descend(self, gradient: LoraAdapter, lr: float) -> None:
+        """See `TrainableModel.descend`."""
+        with mapped_errors():
+            self._descend(mx.array(to_vector(gradient)), lr)
 
     def gradient(self, batches: Sequence[Batch]) -> tuple[float, LoraAdapter]:
         """See `TrainableModel.gradient`."""
@@ -204,6 +204,14 @@ class MlxModel:
         state = self.optimizer.state
         state[NAME] = {"m": mx.array(snapshot["first"]), "v": mx.array(snapshot["second"])}
         state["step"] = mx.array(int(snapshot["num_steps"]), mx.uint64)
+
+    def _descend(self, gradient: mx.array, lr: float) -> None:
+        self.optimizer.learning_rate = lr
+        moved = self._update(self.parameters, gradient)
+        mx.eval(moved, self.optimizer.state)
+        self.parameters = moved
+        if mx.get_cache_memory() > CACHE_BYTES:
+            mx.clear_cache()
 
     def _complete(
         self,

@@ -26,7 +26,7 @@ from converters.bases.targets import check_fit
 from converters.errors import BaseModelError
 from edge.backends.contract import Batch, Ends, ModelCard, OnToken, Prompts, Sampling, Score, Snapshot
 from edge.backends.labels import average_examples, find_labels, sum_score
-from edge.backends.parameters import from_vector, mask_vector
+from edge.backends.parameters import from_vector, mask_vector, to_vector
 from edge.backends.precision import load_faster
 from edge.backends.torch.device import DTYPES, choose_device, free_bytes, multiplies_bfloat16
 from edge.backends.torch.forward import Fed, Forward
@@ -148,17 +148,14 @@ class TorchModel:
         """See `TrainableModel.step`."""
         with mapped_errors():
             loss = self._differentiate(batches, self.pull)
-            self.optimizer.param_groups[0]["lr"] = lr
-            if self.is_trained is None:
-                self._clip()
-                self.optimizer.step()
-            else:
-                self.lora.gradient.mul_(self.is_trained)
-                self._clip()
-                values, before = self.lora.vector.data, self.lora.vector.detach().clone()
-                self.optimizer.step()
-                values.copy_(torch.where(self.is_trained, values, before))
+            self._descend(lr)
         return loss
+
+    def descend(self, gradient: LoraAdapter, lr: float) -> None:
+        """See `TrainableModel.descend`."""
+        with mapped_errors():
+            self.lora.gradient.copy_(self.forward.tensor(to_vector(gradient)))
+            self._descend(lr)
 
     def gradient(self, batches: Sequence[Batch]) -> tuple[float, LoraAdapter]:
         """See `TrainableModel.gradient`."""
@@ -197,6 +194,19 @@ class TorchModel:
             "exp_avg": held["first"].clone(),
             "exp_avg_sq": held["second"].clone(),
         }
+
+    def _descend(self, lr: float) -> None:
+        """Takes a step along the layers' gradient."""
+        self.optimizer.param_groups[0]["lr"] = lr
+        if self.is_trained is None:
+            self._clip()
+            self.optimizer.step()
+        else:
+            self.lora.gradient.mul_(self.is_trained)
+            self._clip()
+            values, before = self.lora.vector.data, self.lora.vector.detach().clone()
+            self.optimizer.step()
+            values.copy_(torch.where(self.is_trained, values, before))
 
     def _dispatched_features(self, fed: Fed) -> Tensor:
         """Computes features with the adapter that was there at `begin`."""

@@ -71,7 +71,7 @@ def make_run(given: Mapping[str, Any]) -> Run:
         ConfigError: A setting is of another type, or cannot be used.
     """
     given = {name: str(value) if isinstance(value, Path) else value for name, value in given.items()}
-    plan = {name: given[name] for name in Plan.__struct_fields__}
+    plan = {name: given[name] for name in Plan.__struct_fields__ if name in given}
     if not (plan["steps"] or plan["epochs"] or plan["seconds"]):
         plan["epochs"] = 1
     source = {name: given[name] for name in DataSource.__struct_fields__ if name != "path"}

@@ -6,6 +6,7 @@ import pytest
 from converters.adapter import Factors, LoraAdapter
 from edge.errors import BackendError
 from edge.training.packing import split_batch
+from edge.training.private_steps import one_by_one
 
 RATE = 0.01
 DIRECTION = 0.02  # of a factor's norm
@@ -236,3 +237,29 @@ def test_a_mask_that_does_not_fit_is_refused_with_all_its_faults(model, adapter)
         model.begin(weight_decay=0.0, clip_norm=0.0, mask=LoraAdapter(wrong))
     for fault in (f"{first}: has entries other", f"{second} is missing", "nowhere: the adapter has no"):
         assert fault in str(caught.value)
+
+
+def test_a_step_along_its_own_gradient_is_a_step(model, batch, adapter):
+    for options in ({}, {"weight_decay": 0.1, "clip_norm": 0.01}, {"mask": masks(adapter, 0, 1)}):
+        begin(model, adapter, **options)
+        model.step([batch], RATE)
+        stepped = model.adapter()
+        begin(model, adapter, **options)
+        _, gradient = model.gradient([batch])
+        model.descend(gradient, RATE)
+        for name, factors in model.adapter():
+            np.testing.assert_allclose(factors.a, stepped.modules[name].a, atol=1e-6)
+            np.testing.assert_allclose(factors.b, stepped.modules[name].b, atol=1e-6)
+
+
+def test_examples_one_by_one_have_gradients_of_their_own(model, batch, adapter):
+    begin(model, adapter)
+    _, whole = model.gradient([batch])
+    total = float(batch.weights.sum())
+    sums = {name: np.zeros_like(f.b) for name, f in whole}
+    for example in one_by_one(batch):
+        _, gradient = model.gradient([example])
+        for name, factors in gradient:
+            sums[name] += factors.b * np.float32(float(example.weights.sum()) / total)
+    for name, factors in whole:
+        np.testing.assert_allclose(sums[name], factors.b, atol=1e-5)
