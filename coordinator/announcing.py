@@ -4,24 +4,25 @@ Manifests are retained, one for each rank tier. They are published again every m
 persistence forgets them when it restarts, and to a device that asks for a blob which is not here.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 
 from coordinator.config import CoordinatorConfig
 from coordinator.ledger.head import Head
 from coordinator.ledger.state import CoordinatorState
+from edge.delivery.trees import Trees
 from edge.protocol.messages import Blob, Manifest
-from edge.protocol.signing import sign_message
+from edge.protocol.signing import Signer
 from edge.protocol.tiers import tier_name
 from edge.protocol.topics import Topics
-from edge.transport.base import BirthAndWill, Transport
-from edge.transport.presence import session_presence
+from edge.transport.base import Transport
+from edge.transport.presence import SessionPresence
 
 EVERY_S = 60.0
 
 
-def coordinator_presence(fleet: str, epoch: int) -> BirthAndWill:
-    """Returns what the transport says of the coordinator while connected, and after an unclean end."""
-    return session_presence(Topics(fleet).coordinator, epoch)
+def coordinator_presence(fleet: str, signer: Signer) -> SessionPresence:
+    """Returns what makes the coordinator's birth and will of each connection."""
+    return SessionPresence(Topics(fleet).coordinator, signer)
 
 
 class Announcer:
@@ -29,9 +30,10 @@ class Announcer:
 
     Args:
         config: The coordinator's settings, as `settle` gives them.
-        state: Holds the key, and the blobs that manifests name.
+        state: Holds the blobs that manifests name.
+        trees: Of these blobs.
         head: The version to announce.
-        epoch: Of this session, which begins now.
+        signer: Of this session, which begins now.
         transport: Of the coordinator, entered when anything is announced.
         timer: Seconds of any beginning, never set back.
     """
@@ -40,12 +42,14 @@ class Announcer:
         self,
         config: CoordinatorConfig,
         state: CoordinatorState,
+        trees: Trees,
         head: Head,
-        epoch: int,
+        signer: Signer,
         transport: Transport,
         timer: Callable[[], float],
     ) -> None:
-        self._config, self._state, self._head, self._epoch = config, state, head, epoch
+        self._config, self._state, self._head, self._signer = config, state, head, signer
+        self._trees = trees
         self._transport, self._timer = transport, timer
         self._topics = Topics(config.fleet)
         self._known = state.journal.last_seq()
@@ -53,9 +57,9 @@ class Announcer:
 
     async def announce(self) -> None:
         """Publishes a manifest for every rank tier, retained."""
-        for manifest in self._manifests():
+        async for manifest in self._manifests():
             topic = self._topics.version(manifest.tier)
-            await self._transport.publish(topic, sign_message(manifest, self._state.key), retain=True)
+            await self._transport.publish(topic, self._signer.seal(topic, manifest), retain=True)
         self._announced_at = self._timer()
 
     async def repeat(self, every_s: float = EVERY_S) -> bool:
@@ -65,16 +69,17 @@ class Announcer:
             await self.announce()
         return is_due
 
-    def _manifests(self) -> Iterator[Manifest]:
-        version, config = self._head.version, self._config
+    async def _manifests(self) -> AsyncIterator[Manifest]:
+        version, config, sketch = self._head.version, self._config, self._state.versions.sketch
         for rank in config.ranks:
-            blob = self._blob(version.tiers[tier_name(rank)])
+            blob = await self._blob(version.tiers[tier_name(rank)])
             yield Manifest(
                 fleet=config.fleet,
                 tier=tier_name(rank),
                 version=version.version,
                 parent=version.parent,
                 sha256=blob.sha256,
+                root=blob.root,
                 size_bytes=blob.size_bytes,
                 chunk_bytes=config.chunk_bytes,
                 encoding=config.encoding,
@@ -82,10 +87,11 @@ class Announcer:
                 rank=rank,
                 space=config.method_in_force.space,
                 recipe=config.recipe_in_force(rank),
-                sketch=self._blob(self._state.versions.sketch) if self._state.versions.sketch else None,
-                epoch=self._epoch,
+                sketch=await self._blob(sketch) if sketch else None,
+                epoch=self._signer.epoch,
                 known=self._known,
             )
 
-    def _blob(self, sha256: str) -> Blob:
-        return Blob(sha256=sha256, size_bytes=self._state.versions.objects.size(sha256))
+    async def _blob(self, sha256: str) -> Blob:
+        tree = await self._trees.of(sha256)
+        return Blob(sha256=sha256, root=tree.root, size_bytes=self._state.versions.objects.size(sha256))

@@ -17,9 +17,9 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import NamedTuple
 
-from edge.errors import BrokerRefused, PlaceTaken, ProtocolError, TransportError
+from edge.errors import BrokerRefused, PlaceTaken, ProtocolError, TransportError, Unproven
 from edge.protocol.messages import Answer, Challenge, Manifest, Presence, decode_message, encode_message
-from edge.protocol.signing import open_signed, public_key, sign_message
+from edge.protocol.signing import Keyring, Opened, R, Signer, read_signed
 from edge.protocol.topics import AnswerTopic, CoordinatorTopic, Topics, VersionTopic
 from edge.transport.base import Message, Transport
 
@@ -36,6 +36,7 @@ class Found(NamedTuple):
     holder: Answer | None = None  # another that lives
     holder_key: str = ""
     presence: Presence | None = None  # what is retained
+    session: int | None = None  # the epoch that it was signed in, where this coordinator's key has signed it
     epoch: int = 0  # the latest that this coordinator's key has signed
     version: int = -1  # announced in it
     strangers: frozenset[str] = frozenset()  # other keys that have signed retained manifests
@@ -46,36 +47,43 @@ class Place:
 
     Args:
         fleet: The fleet's name.
-        key: The coordinator's private key.
+        key: The coordinator's public key.
         connect: Makes a transport under a client id of its own, not entered yet.
         clock: Unix time in seconds.
         answer_within_s: How long one that is said to be online may take, as it is busy with updates.
         ask_every_s: How often it is asked meanwhile.
-
-    Attributes:
-        epoch: Of this session; 0 until it has one.
     """
 
     def __init__(
         self,
         fleet: str,
-        key: bytes,
+        key: str,
         connect: Callable[[], Transport],
         clock: Callable[[], float] = time.time,
         answer_within_s: float = ANSWER_WITHIN_S,
         ask_every_s: float = ASK_EVERY_S,
     ) -> None:
-        self.epoch = 0
+        self._signer: Signer | None = None
         self._answer_within_s, self._ask_every_s = answer_within_s, ask_every_s
         self._fleet = fleet
         self._topics = Topics(fleet)
         self._key = key
+        self._keyring = Keyring()
         self._connect = connect
         self._since = clock()
         self._session = secrets.token_hex(16)
         self._asked_at = float("-inf")
         self._is_seated = False
         self._doubt = asyncio.Event()
+
+    @property
+    def epoch(self) -> int:
+        """Returns this session's epoch; 0 until it has one."""
+        return self._signer.epoch if self._signer else 0
+
+    def take(self, signer: Signer) -> None:
+        """Begins this session, whose signer it is."""
+        self._signer = signer
 
     async def look(self) -> Found:
         """Asks who is there.
@@ -109,14 +117,14 @@ class Place:
             if not was_taken:
                 raise
             found = Found()
-        is_followed = self._is_seated and found.presence and found.presence.epoch > self.epoch
+        is_followed = self._is_seated and found.session is not None and found.session > self.epoch
         if found.holder or was_taken or is_followed:
             raise self.taken(found)
 
     def taken(self, found: Found) -> PlaceTaken:
         """Makes the error of a coordinator that finds another in its place."""
         who = _describe(found) if found.holder else f"another client with the id {self._fleet}-coordinator"
-        copy = ", from a copy of this state folder" if found.holder_key == public_key(self._key) else ""
+        copy = ", from a copy of this state folder" if found.holder_key == self._key else ""
         if self.epoch:
             return PlaceTaken(
                 f"fleet {self._fleet}: this coordinator lost its place to {who}{copy}; "
@@ -142,7 +150,7 @@ class Place:
             since=self._since,
             host=re.sub(r"[^A-Za-z0-9._-]", "-", platform.node())[:64],
         )
-        return sign_message(answer, self._key)
+        return self._seal(self._topics.answer, answer)
 
     def hear(self, presence: bytes) -> None:
         """Takes what is published as this coordinator's presence.
@@ -150,7 +158,16 @@ class Place:
         Raises:
             ProtocolError: It is none.
         """
-        if decode_message(presence, Presence) == self._birth:
+        try:
+            signed = read_signed(presence)
+        except Unproven:
+            self._doubt.set()
+            raise
+        if (signed.key, signed.epoch) != (self._key, self.epoch):
+            self._doubt.set()
+            return
+        opened = self._keyring.open(self._topics.coordinator, signed, Presence)
+        if opened.record.online:
             self._is_seated = True
         else:
             self._doubt.set()
@@ -169,7 +186,8 @@ class Place:
         while True:
             await self._doubt.wait()
             self._doubt.clear()
-            await publish(self._topics.coordinator, encode_message(self._birth), retain=True)
+            birth = self._seal(self._topics.coordinator, Presence(online=True))
+            await publish(self._topics.coordinator, birth, retain=True)
             try:
                 found = await self._ask()
             except TransportError:
@@ -182,7 +200,7 @@ class Place:
     async def _ask(self) -> Found:
         inquiry = Inquiry(
             self._fleet,
-            public_key(self._key),
+            self._key,
             self._session,
             self.epoch,
             self._answer_within_s,
@@ -190,9 +208,9 @@ class Place:
         )
         return await inquiry.run(self._connect())
 
-    @property
-    def _birth(self) -> Presence:
-        return Presence(online=True, epoch=self.epoch)
+    def _seal(self, topic: str, record: Answer | Presence) -> bytes:
+        assert self._signer  # there is a session, or nobody listens yet
+        return self._signer.seal(topic, record)
 
 
 class Inquiry:
@@ -213,6 +231,7 @@ class Inquiry:
         self._fleet = fleet
         self._topics = Topics(fleet)
         self._key = key
+        self._keyring = Keyring()
         self._session = session
         self._epoch = epoch
         self._nonce = secrets.token_hex(16)
@@ -249,7 +268,7 @@ class Inquiry:
     @property
     def _is_worth_waiting(self) -> bool:
         presence = self._found.presence
-        return presence is not None and presence.online and presence.epoch != self._epoch
+        return presence is not None and presence.online and self._found.session != self._epoch
 
     async def _wait(self, seconds: float) -> None:
         try:
@@ -268,21 +287,25 @@ class Inquiry:
     def _take(self, message: Message) -> None:
         match self._topics.parse(message.topic):
             case CoordinatorTopic() if message.payload:
-                presence = decode_message(message.payload, Presence)
-                self._found = self._found._replace(presence=presence)
+                presence = self._open(message, Presence)
+                session = presence.stamp.epoch if presence.key == self._key else None
+                self._found = self._found._replace(presence=presence.record, session=session)
             case AnswerTopic():
-                self._take_answer(message.payload)
+                self._take_answer(self._open(message, Answer))
             case VersionTopic() if message.payload:
-                self._take_manifest(message.payload)
+                self._take_manifest(self._open(message, Manifest))
 
-    def _take_answer(self, payload: bytes) -> None:
-        answer, key = open_signed(payload, Answer)
+    def _open(self, message: Message, kind: type[R]) -> Opened[R]:
+        return self._keyring.open(message.topic, read_signed(message.payload), kind)
+
+    def _take_answer(self, opened: Opened[Answer]) -> None:
+        answer, key = opened.record, opened.key
         if (answer.fleet, answer.nonce) == (self._fleet, self._nonce) and answer.session != self._session:
             self._found = self._found._replace(holder=answer, holder_key=key)
             self._answered.set()
 
-    def _take_manifest(self, payload: bytes) -> None:
-        manifest, key = open_signed(payload, Manifest)
+    def _take_manifest(self, opened: Opened[Manifest]) -> None:
+        manifest, key = opened.record, opened.key
         found = self._found
         if manifest.fleet != self._fleet:
             return

@@ -6,17 +6,19 @@ from typing import NamedTuple
 from coordinator.announcing import Announcer
 from coordinator.events.telling import Complaints
 from coordinator.intake.arrivals import Arrivals
+from coordinator.intake.gate import Gate
 from coordinator.intake.roster import Roster
 from coordinator.intake.updates import NOT_RECEIPTED, Intake
 from coordinator.ledger.head import Head
 from coordinator.place import Place
 from edge.delivery.publisher import Publisher
-from edge.errors import DiskRefused, ProtocolError
-from edge.protocol.messages import Telemetry, Want, decode_message
+from edge.errors import DiskRefused, ProtocolError, Repeated
+from edge.protocol.messages import Hello, Presence, Telemetry, UpdateHeader, Want
 from edge.protocol.topics import (
     ChallengeTopic,
     ChunkTopic,
     CoordinatorTopic,
+    DeviceTopic,
     HeaderTopic,
     HelloTopic,
     StateTopic,
@@ -26,6 +28,7 @@ from edge.protocol.topics import (
 )
 from edge.transport.base import Message, Transport
 
+DEVICE_KINDS = ("hello", "state", "want", "telemetry", "up")
 AGAIN_S = 5.0  # at the earliest, the version is announced to a device that asks for what is not here
 
 
@@ -37,6 +40,7 @@ class Offices(NamedTuple):
     roster: Roster
     publisher: Publisher
     announcer: Announcer
+    gate: Gate
     head: Head
     place: Place | None  # None where no other coordinator can come
 
@@ -68,8 +72,8 @@ class Router:
 
     async def subscribe(self) -> None:
         """Asks the broker for all messages that `run` understands."""
-        for kind in ("hello", "state", "want", "telemetry", "up/+/+"):
-            await self._transport.subscribe(self._topics.device("+", kind))
+        for kind in DEVICE_KINDS:
+            await self._transport.subscribe(self._topics.device("+", kind if kind != "up" else "up/+/+"))
         for topic in (self._topics.coordinator, self._topics.challenge) if self._offices.place else ():
             await self._transport.subscribe(topic)
 
@@ -78,32 +82,47 @@ class Router:
         async for message in self._transport.messages():
             try:
                 await self._receive(message)
+            except Repeated:
+                continue
             except ProtocolError as error:
                 topic = message.topic.removeprefix(f"{self._topics.root}/")[:200]
-                self._complain(f"{topic}: {error}"[:500])
+                self._complain(f"{topic}: {error}", kind=f"{_kind(topic)}: {type(error).__name__}")
             except (DiskRefused, OSError) as error:
                 self._complain(f"{error}; {NOT_RECEIPTED}")
 
     async def _receive(self, message: Message) -> None:
         offices, at, payload = self._offices, self._clock(), message.payload
         match self._topics.parse(message.topic):
-            case HeaderTopic() as topic:
-                offices.intake.take_header(topic.device_id, topic.update, payload)
             case ChunkTopic() as topic:
                 offices.intake.take_chunk(topic.device_id, topic.update, topic.number, payload)
-            case WantTopic() as topic:
-                await self._serve(topic.device_id, decode_message(payload, Want), at)
-            case HelloTopic() as topic if payload:
-                offices.arrivals.greet(topic.device_id, message, at)
-            case StateTopic() as topic if payload:
-                offices.arrivals.observe(topic.device_id, message, at)
-            case TelemetryTopic() as topic:
-                self._follow(topic.device_id, decode_message(payload, Telemetry), at)
+            case DeviceTopic() as topic if payload:
+                await self._hear(topic, message, at)
             case ChallengeTopic() if offices.place:
                 answer = offices.place.answer(payload, offices.head.version.version)
                 await self._transport.publish(self._topics.answer, answer)
             case CoordinatorTopic() if offices.place and payload:
                 offices.place.hear(payload)
+
+    async def _hear(self, topic: DeviceTopic, message: Message, at: float) -> None:
+        """Brings what a device has signed to whom it concerns."""
+        offices, device_id, is_retained = self._offices, topic.device_id, message.retained
+        seen_at = None if is_retained else at
+        match topic:
+            case HeaderTopic():
+                header = offices.gate.open(topic, message, UpdateHeader, seen_at)
+                offices.intake.take_header(device_id, topic.update, header)
+            case WantTopic():
+                want = offices.gate.open(topic, message, Want, seen_at).record
+                await self._serve(device_id, want, at)
+            case HelloTopic():
+                hello = offices.gate.open(topic, message, Hello, seen_at).record
+                offices.arrivals.greet(hello, at, is_retained)
+            case StateTopic():
+                presence = offices.gate.open(topic, message, Presence, seen_at)
+                offices.arrivals.observe(device_id, presence, at, is_retained)
+            case TelemetryTopic():
+                telemetry = offices.gate.open(topic, message, Telemetry, seen_at).record
+                self._follow(device_id, telemetry, at)
 
     def _follow(self, device_id: str, telemetry: Telemetry, at: float) -> None:
         roster, current = self._offices.roster, self._offices.head.version.version
@@ -125,3 +144,11 @@ class Router:
                 f"{device_id} asks for {want.sha256[:16]}…, which is not here; "
                 f"version {offices.head.version.version} is announced again"
             )
+
+
+def _kind(topic: str) -> str:
+    """Returns what came there, of few: whoever may publish makes up names, and each would be told anew."""
+    first, *rest = topic.split("/")
+    if first == "device":
+        return f"device/{rest[1]}" if len(rest) > 1 and rest[1] in DEVICE_KINDS else "device"
+    return first if first in ("coordinator", "version", "blob") else "another"

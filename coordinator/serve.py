@@ -27,6 +27,7 @@ from coordinator.place import Found, Place
 from coordinator.server import Coordinator
 from edge.errors import BrokerRefused
 from edge.events import Show
+from edge.protocol.signing import Signer, public_key
 from edge.transport.mqtt.transport import MqttTransport
 from edge.transport.settings import MqttSettings
 
@@ -52,26 +53,25 @@ def serve_fleet(config: CoordinatorConfig, show: Show) -> None:
     config = structs.replace(config, base=str(find_base(config.base)))
     with CoordinatorState(Path(config.state), config.fleet) as state:
         check_base(config, state)
-        place = Place(config.fleet, state.key, lambda: MqttTransport(_aside(settings)))
+        place = Place(config.fleet, public_key(state.key), lambda: MqttTransport(_aside(settings)))
         observers = (Terminal(show), StatusNotes(state.journal))
         tell = teller(observers)
-        epoch = asyncio.run(_until_signal(_begin(place, state, tell)))
-        if epoch is None:
+        signer = asyncio.run(_until_signal(_begin(place, state, tell)))
+        if signer is None:
             tell(Stopped(None))
             return
-        place.epoch = epoch
+        place.take(signer)
         score, calibrator = open_data(config)
         for calibration in dict.fromkeys(filter(None, (score, calibrator))):
             tell(calibration.loaded())
-        transport = MqttTransport(
-            settings, coordinator_presence(config.fleet, place.epoch), claim=place.claim
-        )
+        presence = coordinator_presence(config.fleet, signer)
+        transport = MqttTransport(settings, presence, claim=place.claim)
         coordinator = Coordinator(
             config,
             state,
             transport,
             place=place,
-            epoch=place.epoch,
+            signer=signer,
             score=score.score if score else None,
             calibrator=calibrator,
             observers=observers,
@@ -85,8 +85,8 @@ def _aside(settings: MqttSettings) -> MqttSettings:
     return structs.replace(settings, client_id=client_id, session_expiry_s=0)
 
 
-async def _begin(place: Place, state: CoordinatorState, tell: Tell) -> int:
-    """Returns the epoch of a new session, if no other coordinator is there; tells what is amiss."""
+async def _begin(place: Place, state: CoordinatorState, tell: Tell) -> Signer:
+    """Begins a session, if no other coordinator is there; tells what is amiss."""
     try:
         found = await place.look()
     except BrokerRefused:  # as in `Place.claim`
@@ -107,7 +107,7 @@ async def _begin(place: Place, state: CoordinatorState, tell: Tell) -> int:
     return state.begin_session(now, found.epoch)
 
 
-async def _until_signal(work: Coroutine[Any, Any, int]) -> int | None:
+async def _until_signal(work: Coroutine[Any, Any, Signer]) -> Signer | None:
     """Returns what `work` comes to; None where a signal came first."""
     task, loop = asyncio.ensure_future(work), asyncio.get_running_loop()
     for number in SIGNALS:

@@ -24,6 +24,7 @@ from coordinator.initial_adapter import GivenAdapter, coverage_line, describe, s
 from coordinator.intake.admission import Rules
 from coordinator.intake.arrivals import Arrivals
 from coordinator.intake.doorkeeper import Doorkeeper
+from coordinator.intake.gate import Gate
 from coordinator.intake.open_uploads import Uploads
 from coordinator.intake.roster import Roster
 from coordinator.intake.updates import Desk, Intake
@@ -37,8 +38,9 @@ from coordinator.routing import Offices, Router
 from coordinator.scoring import Score, Scorer
 from coordinator.strategies.contract import Calibrator, Strategy
 from edge.delivery.publisher import Publisher
+from edge.delivery.trees import Trees
 from edge.errors import DiskRefused
-from edge.protocol.signing import public_key
+from edge.protocol.signing import Signer
 from edge.protocol.tiers import tier_name
 from edge.protocol.topics import Topics
 from edge.transport.base import Transport
@@ -52,7 +54,7 @@ class Coordinator:
         state: Its state folder, entered.
         transport: Not entered yet; with `announcing.coordinator_presence`.
         place: Its claim to the fleet; None where no other can come, as in memory.
-        epoch: Of this session; None begins one.
+        signer: Of this session; None begins one.
         score: Scores an adapter on held-out data, in a thread; None scores nothing.
         calibrator: The calibration set, where the strategy asks for it; asked in a thread.
         strategy: Instead of the one that `config` names, which still says the space and what devices do.
@@ -75,7 +77,7 @@ class Coordinator:
         transport: Transport,
         *,
         place: Place | None = None,
-        epoch: int | None = None,
+        signer: Signer | None = None,
         score: Score | None = None,
         calibrator: Calibrator | None = None,
         strategy: Strategy | None = None,
@@ -85,20 +87,21 @@ class Coordinator:
         waits: Waits = Waits(),  # noqa: B008 - it is frozen
     ) -> None:
         config, given = settle(config, state.journal)
-        epoch = state.begin_session(clock()) if epoch is None else epoch
+        self._signer = signer = signer or state.begin_session(clock())
         self._config, self._state, self._transport, self._place = config, state, transport, place
         self._tell = teller(observers)
         self._complain = Complaints(self._tell, timer)
         self._merger = Merger(config, state, clock, calibrator, strategy, timer)
         self._head = self._first_head(given, calibrator, clock())
         versions, topics, base = state.versions, Topics(config.fleet), state.journal.meta("base") or ""
-        announcer = Announcer(config, state, self._head, epoch, transport, timer)
+        trees = Trees(versions.objects, config.chunk_bytes)
+        announcer = Announcer(config, state, trees, self._head, signer, transport, timer)
         rules = _rules(config, base)
         uploads = Uploads(state.incoming, state.updates, config.max_open_uploads)
         listed = DeviceList(config.devices, Path(config.devices_file) if config.devices_file else None)
         self._roster = Roster(state.journal, listed, config.enrolment == "open", clock, timer)
         desk = Desk(
-            transport=transport, topics=topics, key=state.key, journal=state.journal, roster=self._roster,
+            transport=transport, topics=topics, signer=signer, journal=state.journal, roster=self._roster,
             uploads=uploads, rules=rules, head=self._head, clock=clock, tell=self._tell,
             complain=self._complain, timer=timer,
         )  # fmt: skip
@@ -110,12 +113,13 @@ class Coordinator:
         )  # fmt: skip
         self._announcer = announcer
         self._publisher = Publisher(
-            transport, topics, versions.objects, config.chunk_bytes, complain=self._complain
+            transport, topics, versions.objects, trees, config.chunk_bytes, complain=self._complain
         )
         self._scorer = Scorer(score, versions, config.eval_every, self._tell, self._complain)
         offices = Offices(
             intake=self._intake, arrivals=Arrivals(self._roster, self._tell), roster=self._roster,
-            publisher=self._publisher, announcer=announcer, head=self._head, place=place,
+            publisher=self._publisher, announcer=announcer, gate=Gate(self._roster), head=self._head,
+            place=place,
         )  # fmt: skip
         self._router = Router(transport, topics, offices, self._complain, clock)
         held, receiving = self._roster.held, uploads.base_versions
@@ -153,7 +157,7 @@ class Coordinator:
     async def _work(self) -> None:
         """Connects, and serves until the last version is made."""
         async with self._transport:
-            key, version = public_key(self._state.key), self._head.version.version
+            key, version = self._signer.key, self._head.version.version
             self._tell(Serving(self._config.fleet, version, self._merger.strategy, key))
             self._intake.recover()
             # Messages are taken from the first subscription on: amqtt answers the next one only when what is

@@ -17,6 +17,9 @@ TunefleetError (converters.errors)
     │   ├── TlsFailure     the encrypted connection could not be made
     │   └── PlaceTaken     another process has this one's place in the fleet
     └── ProtocolError      a message that breaks the wire's contract
+        ├── Unproven       one that does not prove whose it is: it changes nothing and is answered by nothing
+        ├── Outdated       one whose signer has signed a later one: it was late, or somebody sent it again
+        │   └── Repeated   the very one that came last: brokers do that
         └── Rejected       an update that was refused, with the reason of its receipt
 """
 
@@ -96,6 +99,18 @@ class PlaceTaken(TransportError):  # noqa: N818
 
 class ProtocolError(EdgeError):
     """A message that breaks the wire's contract."""
+
+
+class Unproven(ProtocolError):  # noqa: N818
+    """A message does not prove whose it is: it changes nothing and is answered by nothing."""
+
+
+class Outdated(ProtocolError):  # noqa: N818
+    """A message's signer has signed a later one: it was late, or somebody sent it again."""
+
+
+class Repeated(Outdated):
+    """The very message that came last from its signer, once more: brokers do that."""
 
 
 class Rejected(ProtocolError):  # noqa: N818

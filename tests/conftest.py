@@ -19,7 +19,9 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
 
+from edge.protocol.chunks import split_chunks
 from edge.protocol.delta import update_id
+from edge.protocol.merkle import Tree
 from edge.protocol.messages import Manifest, Recipe, UpdateHeader
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # a process a core: more threads would only fight
@@ -89,7 +91,8 @@ def make_manifest():
 
     def make(**changes) -> Manifest:
         settings = {
-            "fleet": "home", "tier": "r4", "version": 0, "parent": None, "sha256": "0" * 64, "size_bytes": 10,
+            "fleet": "home", "tier": "r4", "version": 0, "parent": None, "sha256": "0" * 64, "root": "1" * 64,
+            "size_bytes": 10,
             "chunk_bytes": 1024, "encoding": "f32", "base": "b" * 64, "rank": 4, "space": "product",
             "recipe": Recipe(steps=1),
         }  # fmt: skip
@@ -133,6 +136,7 @@ def make_header():
             "fleet": "home", "device_id": "x", "tier": "r4", "base_version": 0,
             "base": "b" * 64, "attempt": 0,
             "sha256": hashlib.sha256(payload).hexdigest(), "size_bytes": len(payload), "chunk_bytes": 1024,
+            "root": Tree(split_chunks(payload, changes.get("chunk_bytes", 1024))).root,
             "encoding": "f32", "num_examples": 10, "num_tokens": 100, "num_steps": 5, "seconds": 1.0,
             "loss_before": 2.0, "loss_after": 1.0, "base_sha256": None,
         } | changes  # fmt: skip

@@ -70,11 +70,13 @@ class Gathering:
         score, calibrator = open_data(config)
         self._state.__enter__()
         try:
-            presence = coordinator_presence(config.fleet, epoch=_now_ms())
+            signer = self._state.begin_session(time.time())
+            presence = coordinator_presence(config.fleet, signer)
             self._coordinator = Coordinator(
                 config,
                 self._state,
                 MemoryTransport(self._broker, "coordinator", presence),
+                signer=signer,
                 score=score.score if score else None,
                 calibrator=calibrator,
                 strategy=self._strategy,
@@ -159,7 +161,7 @@ class Gathering:
 
     def _client(self, config: DeviceConfig, backend: str, state: DeviceState) -> Client:
         name = config.device_id
-        presence = device_presence(config.fleet, name, epoch=_now_ms())
+        presence = device_presence(config.fleet, name, state.signer)
         return Client(
             config,
             backend=backend,
@@ -173,7 +175,3 @@ class Gathering:
         if key not in self._models:
             self._models[key] = SharedModel(*key)
         return self._models[key]
-
-
-def _now_ms() -> int:
-    return time.time_ns() // 1_000_000

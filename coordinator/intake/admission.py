@@ -1,6 +1,6 @@
 """What an update must be before it counts: nothing a device sends is believed.
 
-`read_header` and `check_header` judge the header, before a single chunk is kept; `check_payload` the
+`check_id` and `check_header` judge the header, before a single chunk is kept; `check_payload` the
 tensors. Each failure is a `Rejected` with one of the wire's reasons. Sizes are bounded before memory is
 taken: a header may promise no more bytes than its encoding needs for the tier it names.
 """
@@ -13,11 +13,11 @@ import numpy as np
 from converters.adapter import LoraAdapter
 from converters.arithmetic import norm
 from coordinator.ledger.head import Standing
-from edge.errors import ProtocolError, Rejected
+from edge.errors import Rejected
 from edge.protocol.codec import decode_adapter, max_payload_bytes
 from edge.protocol.delta import update_id
 from edge.protocol.messages import UpdateHeader
-from edge.protocol.signing import open_signed
+from edge.protocol.receiving import bounded_chunks
 
 
 class Rules(NamedTuple):
@@ -30,23 +30,14 @@ class Rules(NamedTuple):
     max_norm: float  # Frobenius, increments of A and B together
 
 
-def read_header(payload: bytes, device_id: str, update: str) -> tuple[UpdateHeader, str]:
-    """Returns the header that came on the topic of `device_id` and `update`, and the key that signed it.
+def check_id(header: UpdateHeader, update: str) -> None:
+    """Checks that a header is of the update whose topic it came on, and of no other.
 
     Raises:
-        Rejected: `malformed` or `bad-signature`.
+        Rejected: `malformed`.
     """
-    try:
-        header, key = open_signed(payload, UpdateHeader)
-    except Rejected:
-        raise
-    except ProtocolError as error:
-        raise Rejected("malformed", str(error)) from error
-    if (header.device_id, header.update) != (device_id, update):
-        raise Rejected(
-            "malformed",
-            f"header of {header.device_id} {header.update} came on the topic of {device_id} {update}",
-        )
+    if header.update != update:
+        raise Rejected("malformed", f"header of update {header.update} came on the topic of {update}")
     expected = update_id(
         header.device_id, header.base_version, header.attempt, header.sha256, header.base_sha256
     )
@@ -54,7 +45,6 @@ def read_header(payload: bytes, device_id: str, update: str) -> tuple[UpdateHead
         raise Rejected(
             "malformed", f"update id {header.update} does not belong to its content, expected {expected}"
         )
-    return header, key
 
 
 def check_header(header: UpdateHeader, rules: Rules, standing: Standing) -> None:
@@ -73,6 +63,7 @@ def check_header(header: UpdateHeader, rules: Rules, standing: Standing) -> None
     if like is None:
         raise Rejected("wrong-shape", f"tier {header.tier}, expected one of {', '.join(standing.tiers)}")
     bound = min(rules.max_update_bytes, max_payload_bytes(like, header.encoding))
+    bounded_chunks(header.size_bytes, header.chunk_bytes)
     if header.size_bytes > bound:
         raise Rejected("too-large", f"{header.size_bytes} bytes, expected at most {bound}")
 

@@ -1,6 +1,6 @@
 """Updates on their way in: header and parts lie on the disk, so that a killed coordinator goes on receiving.
 
-    incoming/<update>.header   the header, checked and signed by its device
+    incoming/<update>.header   the header's body, checked, to the byte as its device signed it
     incoming/<update>.part     the chunks that have come (`edge.storage.parts`)
     updates/<update>           the payload, once it is whole and its sha256 is right
 
@@ -9,13 +9,14 @@ one that has been longest without progress makes room, and its device begins it 
 checked makes none.
 """
 
+import hashlib
 from collections.abc import Container
 from pathlib import Path
 from typing import NamedTuple
 
 from coordinator.ledger.contract import Updates
 from edge.errors import ProtocolError
-from edge.protocol.messages import UpdateHeader, decode_message, encode_message
+from edge.protocol.messages import UpdateHeader, decode_message
 from edge.storage.disk import room_for, write_file
 from edge.storage.parts import PartFile
 
@@ -28,6 +29,7 @@ class Upload(NamedTuple):
     header: UpdateHeader
     part: PartFile | None  # None: the payload is whole, and lies at `payload`
     payload: Path
+    digest: str  # SHA-256 of the header as its device signed it
 
     @property
     def is_whole(self) -> bool:
@@ -54,11 +56,12 @@ class Uploads:
         """Takes up what an earlier process was receiving; what the journal knows already is cleared away."""
         for path in sorted(self._incoming.glob("*.header"), key=lambda path: path.stat().st_mtime):
             try:
-                header = decode_message(path.read_bytes(), UpdateHeader)
+                body = path.read_bytes()
+                header = decode_message(body, UpdateHeader)
             except ProtocolError:  # of an older version: the device will begin anew
                 path.unlink()
                 continue
-            self._open[header.update] = self._taken_up(header)
+            self._open[header.update] = self._taken_up(header, body)
             if journal.update(header.update):
                 self.close(header.update)
         known = {self._part(update) for update in self._open}
@@ -79,11 +82,12 @@ class Uploads:
         upload = self._open.get(update)
         return upload if upload and upload.header.device_id == device_id else None
 
-    def begin(self, header: UpdateHeader, busy: Container[str] = ()) -> Upload | None:
+    def begin(self, header: UpdateHeader, body: bytes, busy: Container[str] = ()) -> Upload | None:
         """Makes ready for the chunks of an update whose header has been checked.
 
         Args:
             header: The update's.
+            body: The same, as it was signed.
             busy: Updates that may not be forgotten.
 
         Returns:
@@ -99,19 +103,19 @@ class Uploads:
             if idle is None:
                 return None
             self.close(idle)
-        upload = self._taken_up(header)
-        write_file(self._header(header.update), encode_message(header))
+        upload = self._taken_up(header, body)
+        write_file(self._header(header.update), body)
         self._open[header.update] = upload
         return upload
 
-    def write(self, upload: Upload, number: int, chunk: bytes) -> bool:
-        """Keeps a chunk; False when it was there already.
+    def write(self, upload: Upload, number: int, message: bytes) -> bool:
+        """Keeps a chunk that comes with its proof; False when it was there already.
 
         Raises:
-            Rejected: `malformed`: no such chunk.
+            Rejected: `malformed`: no such chunk. `hash-mismatch`: it is none of this update.
             DiskRefused: What was there before still is.
         """
-        is_new = upload.part is not None and upload.part.write(number, chunk)
+        is_new = upload.part is not None and upload.part.write(number, message)
         if is_new:
             self._open[upload.header.update] = self._open.pop(upload.header.update)
         return is_new
@@ -134,12 +138,12 @@ class Uploads:
             if upload.header.device_id == device_id:
                 self.close(update)
 
-    def _taken_up(self, header: UpdateHeader) -> Upload:
-        payload = self._updates / header.update
+    def _taken_up(self, header: UpdateHeader, body: bytes) -> Upload:
+        payload, digest = self._updates / header.update, hashlib.sha256(body).hexdigest()
         if payload.exists():
-            return Upload(header, None, payload)
-        part = PartFile(self._part(header.update), header.size_bytes, header.chunk_bytes, header.sha256)
-        return Upload(header, part, payload)
+            return Upload(header, None, payload, digest)
+        path, sizes = self._part(header.update), (header.size_bytes, header.chunk_bytes)
+        return Upload(header, PartFile(path, *sizes, header.sha256, header.root), payload, digest)
 
     def _header(self, update: str) -> Path:
         return self._incoming / f"{update}.header"

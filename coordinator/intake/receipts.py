@@ -5,7 +5,7 @@ from collections import deque
 
 from edge.delivery.window import Sending, send_all
 from edge.protocol.messages import Receipt
-from edge.protocol.signing import sign_message
+from edge.protocol.signing import Signer
 from edge.protocol.topics import Topics
 from edge.transport.base import Transport
 
@@ -18,14 +18,14 @@ class Receipts:
     Args:
         transport: Of the coordinator.
         topics: Of the fleet.
-        key: Private, of the coordinator.
+        signer: Of the coordinator.
         most: How many wait at most.
     """
 
-    def __init__(self, transport: Transport, topics: Topics, key: bytes, most: int = MOST) -> None:
+    def __init__(self, transport: Transport, topics: Topics, signer: Signer, most: int = MOST) -> None:
         self._transport = transport
         self._topics = topics
-        self._key = key
+        self._signer = signer
         self._most = most
         self._waiting: deque[tuple[str, Receipt]] = deque()
         self._num_flying = 0
@@ -53,6 +53,6 @@ class Receipts:
     async def _send(self, device_id: str, receipt: Receipt) -> None:
         try:
             topic = self._topics.device(device_id, "receipt")
-            await self._transport.publish(topic, sign_message(receipt, self._key))
+            await self._transport.publish(topic, self._signer.seal(topic, receipt))
         finally:
             self._num_flying -= 1

@@ -15,9 +15,11 @@ from coordinator.intake.hearing import Hearing
 from coordinator.intake.register import Register
 from coordinator.ledger.contract import Journal
 from coordinator.ledger.records import Device
-from edge.errors import Rejected
+from edge.errors import Rejected, Unproven
 from edge.protocol.enrolment import Claim, Rotated
 from edge.protocol.messages import Hello, Presence, Telemetry
+from edge.protocol.signing import NEVER as BEFORE_ALL
+from edge.protocol.signing import Opened, Stamp
 
 MAX_DEVICES = 10_000  # with open enrolment anybody may come
 NEVER = 0.0  # when a device was seen of which only a retained card is known
@@ -51,7 +53,7 @@ class Roster:
         known = journal.devices()
         self._devices = {device.device: device._replace(online=False) for device in known}
         self._changed = {device.device for device in known if device.online}
-        self._early: dict[str, Presence] = {}
+        self._early: dict[str, Opened[Presence]] = {}  # of newcomers that have not said who they are
         self._hearing = Hearing(known, clock(), timer)
         self._barred = self._find_barred()
 
@@ -65,7 +67,9 @@ class Roster:
         self.register.reload()
         keys = {device.device: device.key for device in self._journal.devices()}
         self._devices = {
-            name: device._replace(key=keys[name]) for name, device in self._devices.items() if name in keys
+            name: device if device.key == keys[name] else device._replace(key=keys[name], stamps={})
+            for name, device in self._devices.items()
+            if name in keys
         }
         self._changed &= keys.keys()
         self._barred = self._find_barred()
@@ -82,12 +86,35 @@ class Roster:
         """Gives a device another key, and returns it; see `Register.rotate`."""
         key = self.register.rotate(rotated, fleet, device_id, self.key(device_id), at)
         if device_id in self._devices:
-            self._devices[device_id] = self._devices[device_id]._replace(key=key)
+            self._devices[device_id] = self._devices[device_id]._replace(key=key, stamps={})
         self._barred = self._find_barred()
         return key
 
     def _find_barred(self) -> set[str]:
         return {name for name, device in self._devices.items() if not self.register.admits(name, device.key)}
+
+    def check_key(self, device_id: str, key: str) -> None:
+        """Checks that `key` may speak for a device, or for a newcomer; costs nothing.
+
+        Raises:
+            Unproven: It may not.
+        """
+        try:
+            self.register.check(device_id, key, self.key(device_id))
+        except Rejected as refusal:
+            raise Unproven(f"{refusal.detail}; its key is {key}") from refusal
+
+    def stamp(self, device_id: str, kind: str) -> Stamp:
+        """Returns the latest stamp of a device's messages of a kind."""
+        device = self._devices.get(device_id)
+        return device.stamps.get(kind, BEFORE_ALL) if device else BEFORE_ALL
+
+    def mark(self, device_id: str, kind: str, stamp: Stamp) -> None:
+        """Notes how far an enrolled device has come; it is written down with the rest, at `flush`."""
+        device = self._devices.get(device_id)
+        if device and device.stamps.get(kind) != stamp:
+            self._devices[device_id] = device._replace(stamps={**device.stamps, kind: stamp})
+            self._changed.add(device_id)
 
     def enrol(self, device_id: str, key: str, at: float | None) -> None:
         """Lets `key` speak for a device, from now on no other.
@@ -105,7 +132,7 @@ class Roster:
         if known is not None:
             if known.key != key:  # the settings' list names another now
                 self._journal.access.pin(device_id, key)
-                self._devices[device_id] = known._replace(key=key)
+                self._devices[device_id] = known._replace(key=key, stamps={})
                 self._barred.discard(device_id)
             return
         if len(self._devices) >= MAX_DEVICES:
@@ -113,32 +140,46 @@ class Roster:
         device = Device(device_id, key, at or NEVER, at or NEVER)
         self._journal.enrol(device)
         self._devices[device_id] = device
-        if device_id in self._early:
-            self.observe(device_id, self._early.pop(device_id), at)
+        early = self._early.pop(device_id, None)
+        if early and early.key == key:
+            self.mark(device_id, "state", early.stamp)
+            self.observe(device_id, early, at)
 
     def key(self, device_id: str) -> str | None:
         """Returns the pinned key of a device, or None where it has never signed anything."""
         device = self._devices.get(device_id)
         return device.key if device else None
 
+    def has_greeted(self, device_id: str) -> bool:
+        """Tells whether a device has ever shown its capability card."""
+        device = self._devices.get(device_id)
+        return device is not None and device.hello is not None
+
     def greet(self, hello: Hello, at: float | None) -> None:
         """Takes the capability card of an enrolled device."""
         self._change(hello.device_id, at, hello=hello)
 
-    def observe(self, device_id: str, presence: Presence, at: float | None) -> bool:
-        """Takes a device's presence; a late will of an earlier session is ignored.
+    def observe(self, device_id: str, opened: Opened[Presence], at: float | None) -> bool:
+        """Takes a device's presence.
 
         A device is online before it has said who it is, so a stranger's presence is kept for when it has.
+
+        Args:
+            device_id: The device.
+            opened: What it has signed.
+            at: Unix time.
 
         Returns:
             Whether it came or went by this.
         """
         known = self._devices.get(device_id)
         if known is None and len(self._early) < MAX_DEVICES:
-            self._early[device_id] = presence
-        elif known and presence.epoch >= known.epoch:
-            self._change(device_id, at, online=presence.online, epoch=presence.epoch)
-            return known.online != presence.online
+            early = self._early.setdefault(device_id, opened)
+            if early.key == opened.key and early.stamp < opened.stamp:
+                self._early[device_id] = opened
+        elif known:
+            self._change(device_id, at, online=opened.record.online)
+            return known.online != opened.record.online
         return False
 
     def is_online(self, device_id: str) -> bool:

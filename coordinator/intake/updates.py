@@ -5,9 +5,9 @@
 A receipt is sent after the journal is on the disk, and never otherwise: where that fails, nothing is said,
 the device asks again, and what was received is still here. Whatever comes again is answered again and
 counted once. No message waits for a check or for the broker: both go on beside, in bounded lines. Where these
-are full nothing is answered, and the device, which has it all in its spool, asks again. A header that proves
-nobody's (malformed, signed by a stranger) goes to the journal's refusals and says nothing about the update it
-names; it is answered only where that update is unknown.
+are full nothing is answered, and the device, which has it all in its spool, asks again. What comes here has
+passed the gate: it is signed by the device that it is about. A verdict names the header that it is about by
+its SHA-256, to the byte as the device signed it.
 """
 
 import asyncio
@@ -17,18 +17,19 @@ from typing import Any, NamedTuple
 
 from msgspec import structs
 
-from coordinator.events.records import UpdateAccepted, UpdateRefused, UpdateRejected
+from coordinator.events.records import UpdateAccepted, UpdateRejected
 from coordinator.events.telling import Tell
-from coordinator.intake.admission import Rules, check_header, check_payload, read_header
+from coordinator.intake.admission import Rules, check_header, check_id, check_payload
 from coordinator.intake.checks import Checks
 from coordinator.intake.open_uploads import Upload, Uploads
 from coordinator.intake.receipts import Receipts
 from coordinator.intake.roster import Roster
 from coordinator.ledger.contract import Updates
 from coordinator.ledger.head import Head, Standing
-from coordinator.ledger.records import Refusal, Update
+from coordinator.ledger.records import Update
 from edge.errors import DiskRefused, Rejected
-from edge.protocol.messages import Receipt, UpdateHeader
+from edge.protocol.messages import MAX_DETAIL, Receipt, UpdateHeader
+from edge.protocol.signing import Opened, Signer
 from edge.protocol.topics import Topics
 from edge.transport.base import Transport
 
@@ -41,7 +42,7 @@ class Desk(NamedTuple):
 
     transport: Transport
     topics: Topics
-    key: bytes  # private, of the coordinator
+    signer: Signer  # of the coordinator
     journal: Updates
     roster: Roster
     uploads: Uploads
@@ -69,7 +70,7 @@ class Intake:
         self._desk = desk
         self._check = check
         self._checks = Checks(self._admit)
-        self._receipts = Receipts(desk.transport, desk.topics, desk.key)
+        self._receipts = Receipts(desk.transport, desk.topics, desk.signer)
 
     def recover(self) -> None:
         """Takes up what an earlier process was receiving; what was whole already is checked."""
@@ -81,89 +82,94 @@ class Intake:
         """Returns what has to run beside the messages: checks and receipts, for ever."""
         return [self._receipts.run(), *(self._checks.run() for _ in range(AT_A_TIME))]
 
-    def take_header(self, device_id: str, update: str, payload: bytes) -> None:
+    def take_header(self, device_id: str, update: str, opened: Opened[UpdateHeader]) -> None:
         """Judges a header; the first of an update opens it, a repeated one is answered with where it stands.
 
         Raises:
+            Rejected: It contradicts itself, and is answered by nothing.
             DiskRefused: Nothing was answered.
         """
-        desk = self._desk
+        desk, header = self._desk, opened.record
+        check_id(header, update)
+        desk.roster.finish(device_id, header.base_version, desk.clock())
         known = desk.journal.update(update)
-        try:
-            header, key = read_header(payload, device_id, update)
-            desk.roster.enrol(device_id, key, desk.clock())
-            desk.roster.finish(device_id, header.base_version, desk.clock())
-        except Rejected as rejected:
-            desk.journal.refuse(Refusal(desk.clock(), device_id, update, rejected.reason, rejected.detail))
-            desk.tell(UpdateRefused(update, device_id, rejected.reason, rejected.detail))
-            if known is None and desk.uploads.find(device_id, update) is None:
-                self._receipts.put(device_id, _rejection(update, rejected))
-            return
+        upload = desk.uploads.find(device_id, update)
         if known is not None:
-            self._receipts.put(device_id, _numbered(_final(known), header, known.seq))
-        elif upload := desk.uploads.find(device_id, update):
+            self._receipts.put(device_id, _numbered(_final(known, opened.digest), header, known.seq))
+        elif upload and (upload.digest == opened.digest or update in self._checks):
             self._go_on(upload)
         else:
-            self._open(header)
+            if upload:  # the device has signed another header since
+                desk.uploads.close(update)
+            self._open(opened)
 
-    def take_chunk(self, device_id: str, update: str, number: int, chunk: bytes) -> None:
+    def take_chunk(self, device_id: str, update: str, number: int, message: bytes) -> None:
         """Keeps a chunk of an update under way; the last one has it checked. Chunks of others are dropped.
 
         Raises:
-            Rejected: There is no such chunk.
+            Rejected: It is no chunk of this update, whoever sent it.
             DiskRefused: The chunk is not kept, what was there before still is.
         """
         upload = self._desk.uploads.find(device_id, update)
         if upload is None or update in self._checks:
             return
-        if self._desk.uploads.write(upload, number, chunk) and upload.is_whole:
+        if self._desk.uploads.write(upload, number, message) and upload.is_whole:
             self._checks.add(upload)
 
     def drop(self, device_id: str) -> None:
         """Forgets what a device is sending that may speak no longer."""
         self._desk.uploads.drop(device_id)
 
-    def _open(self, header: UpdateHeader) -> None:
+    def _open(self, opened: Opened[UpdateHeader]) -> None:
+        header = opened.record
         try:
             check_header(header, self._desk.rules, self._desk.head.standing)
         except Rejected as rejected:
-            self._settle(header, rejected)
+            self._settle(header, opened.digest, rejected)
         else:
-            self._desk.uploads.begin(header, self._checks)
+            self._desk.uploads.begin(header, opened.body, self._checks)
 
     def _go_on(self, upload: Upload) -> None:
         if upload.is_whole:
             self._checks.add(upload)
         elif upload.part is not None:
             update, missing = upload.header.update, upload.part.received.missing()
-            receipt = Receipt(update=update, status="missing", missing=missing)
+            receipt = Receipt(update=update, header=upload.digest, status="missing", missing=missing)
             self._receipts.put(upload.header.device_id, receipt)
 
     async def _admit(self, upload: Upload) -> None:
         """Judges a whole upload; where the disk is full it stays, and its device asks again."""
         try:
             try:
-                await asyncio.to_thread(self._inspect, upload)
+                is_here = await asyncio.to_thread(self._inspect, upload)
                 if self._desk.roster.is_barred(upload.header.device_id):  # since its header came
                     upload.payload.unlink(missing_ok=True)
                     return
             except Rejected as rejected:
-                self._settle(upload.header, rejected)
+                self._settle(upload.header, upload.digest, rejected)
                 upload.payload.unlink(missing_ok=True)
             else:
-                self._settle(upload.header, None)
+                if is_here:
+                    self._settle(upload.header, upload.digest, None)
+                else:
+                    self._go_on(upload)
         except (DiskRefused, OSError) as error:
             self._desk.complain(f"{error}; {NOT_RECEIPTED}")
 
-    def _inspect(self, upload: Upload) -> None:
-        """Raises `Rejected` where the payload is not sound. The version may have changed since its header."""
+    def _inspect(self, upload: Upload) -> bool:
+        """Raises `Rejected` where the payload is not sound. The version may have changed since its header.
+
+        Returns:
+            Whether the payload is here; False where this disk has lost some of it, and it is to come again.
+        """
         header, standing = upload.header, self._desk.head.standing
         check_header(header, self._desk.rules, standing)
-        if upload.part is not None and not upload.payload.exists():
-            upload.part.finish(upload.payload)
+        if upload.part is not None and not upload.payload.exists() and not upload.part.finish(upload.payload):
+            return False
         self._check(header, upload.payload.read_bytes(), self._desk.rules, standing)
+        return True
 
-    def _settle(self, header: UpdateHeader, rejected: Rejected | None) -> None:
+    def _settle(self, header: UpdateHeader, digest: str, rejected: Rejected | None) -> None:
         """Writes a verdict into the journal, and then gives its receipt."""
         desk = self._desk
         seq = desk.journal.record(header, desk.clock(), rejected)
@@ -173,14 +179,16 @@ class Intake:
         desk.tell(
             UpdateRejected(*facts, rejected.reason, rejected.detail) if rejected else UpdateAccepted(*facts)
         )
-        receipt = _rejection(header.update, rejected) if rejected else _acceptance(header.update)
+        receipt = (
+            _rejection(header.update, digest, rejected) if rejected else _acceptance(header.update, digest)
+        )
         self._receipts.put(header.device_id, _numbered(receipt, header, seq))
 
 
-def _final(update: Update) -> Receipt:
+def _final(update: Update, digest: str) -> Receipt:
     if update.status == "rejected":
-        return _rejection(update.id, Rejected(update.reason or "malformed", update.detail))
-    return _acceptance(update.id)
+        return _rejection(update.id, digest, Rejected(update.reason or "malformed", update.detail))
+    return _acceptance(update.id, digest)
 
 
 def _numbered(receipt: Receipt, header: UpdateHeader, seq: int) -> Receipt:
@@ -188,9 +196,10 @@ def _numbered(receipt: Receipt, header: UpdateHeader, seq: int) -> Receipt:
     return receipt if header.base_sha256 is None else structs.replace(receipt, seq=seq)
 
 
-def _acceptance(update: str) -> Receipt:
-    return Receipt(update=update, status="accepted")
+def _acceptance(update: str, digest: str) -> Receipt:
+    return Receipt(update=update, header=digest, status="accepted")
 
 
-def _rejection(update: str, rejected: Rejected) -> Receipt:
-    return Receipt(update=update, status="rejected", reason=rejected.reason, detail=rejected.detail)  # type: ignore[arg-type]
+def _rejection(update: str, digest: str, rejected: Rejected) -> Receipt:
+    facts = {"reason": rejected.reason, "detail": rejected.detail[:MAX_DETAIL]}
+    return Receipt(update=update, header=digest, status="rejected", **facts)  # type: ignore[arg-type]

@@ -8,6 +8,7 @@ from msgspec import Struct
 from converters.formats.about import NOTHING, About
 from coordinator.strategies.contract import Account, Report
 from edge.protocol.messages import Hello, Reason, Telemetry
+from edge.protocol.signing import Stamp
 
 Status = Literal["accepted", "rejected", "discarded"]
 # No receipt bears it: the device was told `accepted` when its update came.
@@ -74,10 +75,10 @@ class Device(NamedTuple):
     first_seen: float  # Unix time
     last_seen: float
     online: bool = False
-    epoch: int = 0  # of its present or last session
     hello: Hello | None = None
     telemetry: Telemetry | None = None  # of the task under way, or the last one
     held: tuple[int, ...] = ()  # versions that it downloaded or trained on last, oldest first
+    stamps: Mapping[str, Stamp] = {}  # its latest, by kind of topic
     astray: float | None = None  # when it was at a version that is not here; None: it is not
 
 

@@ -22,6 +22,7 @@ from coordinator.ledger.records import Device, DiscardReason, Refusal, Tally, Up
 from coordinator.strategies.contract import Account, Report
 from edge.errors import DiskFull, DiskRefused, Rejected, StateError
 from edge.protocol.messages import Hello, Telemetry, UpdateHeader
+from edge.protocol.signing import Stamp
 from edge.storage.disk import room_for, sync_folder
 
 T = TypeVar("T")
@@ -74,8 +75,9 @@ INSERT INTO accounts
 """
 # What one of version 2 lacks: the adapter that version 0 was made of, and devices that follow another state.
 _FROM_2 = "ALTER TABLE versions ADD COLUMN origin TEXT; ALTER TABLE devices ADD COLUMN astray REAL;"
-# What one of version 3 lacks: who was let in, banned or has another key now, and the tokens that were used.
-_FROM_3 = f"{ACCESS_TABLES}"
+# What one of version 3 lacks: who was let in, banned or has another key now, and the tokens that were used;
+# and how far each device's signatures have come.
+_FROM_3 = f"{ACCESS_TABLES} ALTER TABLE devices ADD COLUMN stamps TEXT NOT NULL DEFAULT '{{}}';"
 _MIGRATIONS = {1: _FROM_1, 2: _FROM_2, 3: _FROM_3}
 _NEW = f"BEGIN; {_TABLES}{_FROM_1}{_FROM_2}{_FROM_3} PRAGMA user_version = {SCHEMA}; COMMIT;"
 # Of SQLite's bare columns in a row with max(), num_tokens and seconds are those of that row.
@@ -402,7 +404,8 @@ def _packed(record: Iterable[object]) -> list[object]:
 def _device(row: Device) -> Device:
     held = tuple(_read(row.held, list[int]) or ())
     hello, telemetry = _read(row.hello, Hello), _read(row.telemetry, Telemetry)
-    return row._replace(online=bool(row.online), hello=hello, telemetry=telemetry, held=held)
+    stamps = _read(row.stamps, dict[str, Stamp]) or {}
+    return row._replace(online=bool(row.online), hello=hello, telemetry=telemetry, held=held, stamps=stamps)
 
 
 def _version(row: Version) -> Version:

@@ -22,6 +22,7 @@ from coordinator.ledger.objects import FileObjects
 from coordinator.ledger.sqlite import SqliteJournal
 from coordinator.ledger.versions import VersionStore
 from edge.errors import MissingObject
+from edge.protocol.signing import Signer
 from edge.storage.disk import claim_folder
 from edge.storage.identity import read_identity
 
@@ -78,8 +79,8 @@ class CoordinatorState:
         self.journal.close()
         self._lock.close()
 
-    def begin_session(self, at: float, heard: int = 0) -> int:
-        """Returns the epoch of a new session: later than every one before, also where the clock was set back.
+    def begin_session(self, at: float, heard: int = 0) -> Signer:
+        """Begins a session: its epoch is later than every one before, also where the clock was set back.
 
         A restored journal remembers an early one, and the clock then is later, or what was heard is.
 
@@ -92,7 +93,7 @@ class CoordinatorState:
         """
         epoch = max(int(at * 1000), self.last_epoch + 1, heard + 1)
         self.journal.note("epoch", str(epoch))
-        return epoch
+        return Signer(self.key, epoch)
 
     @property
     def last_epoch(self) -> int:

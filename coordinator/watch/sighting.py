@@ -20,13 +20,12 @@ from edge.protocol.messages import (
     Manifest,
     Presence,
     Receipt,
-    Signed,
     Telemetry,
     UpdateHeader,
     Want,
     decode_message,
 )
-from edge.protocol.signing import open_signed
+from edge.protocol.signing import Keyring, read_signed
 from edge.protocol.topics import (
     ROOT,
     AnswerTopic,
@@ -50,16 +49,16 @@ from edge.transport.base import Message
 Signature = Literal["valid", "invalid", "missing", "other-key"]
 COORDINATOR, NOBODY = "*coordinator", "*somebody"  # no device can be called so: ids hold no *
 KINDS: dict[type[Topic], tuple[str, type[Struct], bool]] = {  # what comes there, must it be signed
-    CoordinatorTopic: ("coordinator", Presence, False),
+    CoordinatorTopic: ("coordinator", Presence, True),
     ChallengeTopic: ("challenge", Challenge, False),
     AnswerTopic: ("answer", Answer, True),
     VersionTopic: ("version", Manifest, True),
     HelloTopic: ("hello", Hello, True),
-    StateTopic: ("state", Presence, False),
-    WantTopic: ("want", Want, False),
+    StateTopic: ("state", Presence, True),
+    WantTopic: ("want", Want, True),
     HeaderTopic: ("header", UpdateHeader, True),
     ReceiptTopic: ("receipt", Receipt, True),
-    TelemetryTopic: ("telemetry", Telemetry, False),
+    TelemetryTopic: ("telemetry", Telemetry, True),
 }
 SENDERS: dict[type[Topic], str] = {
     CoordinatorTopic: COORDINATOR,
@@ -133,7 +132,7 @@ def _control(topic: Topic, who: str, message: Message, memory: Memory, about: st
     if not message.payload:
         text = f"takes its {kind} back"
         return Sighting(fleet, who, kind, text, message.topic, message.retained)
-    record, found = _open(message.payload, record_kind, lambda key: memory.is_known(fleet, who, key))
+    record, found = _open(message, record_kind, lambda key: memory.is_known(fleet, who, key))
     signature = None if found == "missing" and not must_be_signed else found
     if signature == "valid":
         memory.learn(record)
@@ -142,15 +141,15 @@ def _control(topic: Topic, who: str, message: Message, memory: Memory, about: st
     return Sighting(fleet, who, kind, text, message.topic, message.retained, signature, told)
 
 
-def _open(payload: bytes, kind: type[Struct], is_known: Callable[[str], bool]) -> tuple[Struct, Signature]:
+def _open(message: Message, kind: type[Struct], is_known: Callable[[str], bool]) -> tuple[Struct, Signature]:
     """Returns the record and what stands behind it; a bad signature hides nothing."""
     try:
-        signed = decode_message(payload, Signed)
+        signed = read_signed(message.payload)
     except EdgeError:
-        return decode_message(payload, kind), "missing"
+        return decode_message(message.payload, kind), "missing"
     record = decode_message(bytes(signed.body), kind)
     try:
-        open_signed(payload, kind)
+        Keyring().open(message.topic, signed, kind)
     except EdgeError:
         return record, "invalid"
     return record, "valid" if is_known(signed.key) else "other-key"

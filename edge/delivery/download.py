@@ -6,8 +6,9 @@ from collections.abc import Callable
 
 from edge.delivery.window import heard
 from edge.errors import DiskRefused, Rejected
-from edge.protocol.messages import WINDOW, Want, encode_message
+from edge.protocol.messages import WINDOW, Want
 from edge.protocol.receiving import Pull
+from edge.protocol.signing import Signer
 from edge.protocol.topics import Topics
 from edge.storage.parts import PartFile
 from edge.transport.base import Transport
@@ -20,8 +21,12 @@ class Downloader:
         transport: A connected one.
         topics: The fleet's.
         device_id: Who asks.
+        signer: Of this device.
         patience_s: Without a chunk for this long, the window is asked for again.
         clock: Seconds of any beginning.
+
+    Attributes:
+        num_junk: Chunks that did not belong to what is fetched; somebody else had sent them.
     """
 
     def __init__(
@@ -29,11 +34,13 @@ class Downloader:
         transport: Transport,
         topics: Topics,
         device_id: str,
+        signer: Signer,
         patience_s: float,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._transport = transport
         self._topics = topics
+        self._signer = signer
         self._want_topic = topics.device(device_id, "want")
         self._patience_s = patience_s
         self._clock = clock
@@ -41,15 +48,17 @@ class Downloader:
         self._pull: Pull | None = None
         self._fault: DiskRefused | None = None
         self._chunk_came = asyncio.Event()
+        self.num_junk = 0
 
-    def receive(self, sha256: str, number: int, chunk: bytes) -> None:
-        """Takes a chunk as it came from the broker; those of other files are left out."""
+    def receive(self, sha256: str, number: int, message: bytes) -> None:
+        """Takes a chunk with its proof as it came from the broker; those of other files are left out."""
         if self._part is None or sha256 != self._part.sha256:
             return
         try:
-            self._part.write(number, chunk)
+            self._part.write(number, message)
         except Rejected:
-            return  # not of this file: the rest of it is still to come
+            self.num_junk += 1  # not of this file: the rest of it is still to come
+            return
         except DiskRefused as error:
             self._fault = error
         self._chunk_came.set()
@@ -88,7 +97,7 @@ class Downloader:
             if ranges := pull.ask(self._clock()):
                 on_progress(part.received.total - part.received.num_missing)
                 want = Want(sha256=part.sha256, ranges=ranges, window=WINDOW)
-                await self._transport.publish(self._want_topic, encode_message(want))
+                await self._transport.publish(self._want_topic, self._signer.seal(self._want_topic, want))
                 pull.asked(self._clock())
             elif pull.is_over:
                 return False

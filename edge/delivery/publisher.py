@@ -6,8 +6,9 @@ downloading it listens.
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import Protocol
 
+from edge.delivery.blobs import Blobs
+from edge.delivery.trees import Trees
 from edge.delivery.window import Sending, send_all
 from edge.errors import DiskRefused, MissingObject
 from edge.protocol.chunks import num_chunks
@@ -19,18 +20,6 @@ from edge.transport.base import Transport
 EXPIRY_S = 60  # a device that fell asleep asks again: a broker need not keep chunks for it
 
 
-class Blobs(Protocol):
-    """Where files lie, by their sha256; `coordinator.ledger` keeps them."""
-
-    def size(self, name: str) -> int:
-        """Returns a blob's size in bytes, or raises `MissingObject`."""
-        ...
-
-    def get(self, name: str, start: int, length: int) -> bytes:
-        """Returns `length` bytes of a blob, fewer at its end, or raises `MissingObject`."""
-        ...
-
-
 class Publisher:
     """Answers wants.
 
@@ -38,6 +27,7 @@ class Publisher:
         transport: Of the coordinator, entered.
         topics: Of the fleet.
         blobs: What can be wanted.
+        trees: Theirs.
         chunk_bytes: Of every blob.
         gather_s: How long wants are gathered.
         sleep: Waits.
@@ -49,6 +39,7 @@ class Publisher:
         transport: Transport,
         topics: Topics,
         blobs: Blobs,
+        trees: Trees,
         chunk_bytes: int,
         gather_s: float = 0.05,
         sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
@@ -57,6 +48,7 @@ class Publisher:
         self._transport = transport
         self._topics = topics
         self._blobs = blobs
+        self._trees = trees
         self._chunk_bytes = chunk_bytes
         self._gather_s = gather_s
         self._sleep = sleep
@@ -91,10 +83,12 @@ class Publisher:
                     self._complain(str(error))
 
     async def _publish(self, sha256: str, chunks: Outgoing) -> None:
+        tree = await self._trees.of(sha256)
+
         async def send(number: int) -> None:
             topic, size = self._topics.blob(sha256, number), self._chunk_bytes
             chunk = await asyncio.to_thread(self._blobs.get, sha256, number * size, size)
-            await self._transport.publish(topic, chunk, expiry_s=EXPIRY_S)
+            await self._transport.publish(topic, tree.proof(number) + chunk, expiry_s=EXPIRY_S)
             chunks.sent(number)
 
         def begin() -> Sending | None:

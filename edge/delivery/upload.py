@@ -6,11 +6,13 @@ from collections.abc import Callable
 from typing import BinaryIO
 
 from edge.delivery.window import Sending, heard, send_all
-from edge.protocol.chunks import num_chunks
+from edge.protocol.merkle import Tree
 from edge.protocol.messages import Receipt
 from edge.protocol.sending import Part, Push
+from edge.protocol.signing import Signer
 from edge.protocol.topics import Topics
 from edge.storage.disk import room_for
+from edge.storage.parts import read_tree
 from edge.storage.spool import Entry
 from edge.transport.base import Transport
 
@@ -21,6 +23,7 @@ class Uploader:
     Args:
         transport: A connected one.
         topics: The fleet's.
+        signer: Of this device: an envelope is never sent twice.
         patience_s: Without a receipt for this long, the header is sent again.
         clock: Seconds of any beginning.
     """
@@ -29,20 +32,23 @@ class Uploader:
         self,
         transport: Transport,
         topics: Topics,
+        signer: Signer,
         patience_s: float,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._transport = transport
         self._topics = topics
+        self._signer = signer
         self._patience_s = patience_s
         self._clock = clock
-        self._update = ""
+        self._entry: Entry | None = None
         self._push: Push | None = None
         self._receipt_came = asyncio.Event()
 
     def receive(self, receipt: Receipt) -> None:
-        """Takes a receipt whose signature was checked; those of other updates are left out."""
-        if self._push is not None and receipt.update == self._update:
+        """Takes a receipt whose signature was checked; those about other headers are left out."""
+        entry = self._entry
+        if self._push and entry and (receipt.update, receipt.header) == (entry.header.update, entry.digest):
             self._push.receive(receipt, self._clock())
             self._receipt_came.set()
 
@@ -59,27 +65,29 @@ class Uploader:
             DiskRefused: The update cannot be read now.
         """
         header = entry.header
-        self._push = Push(num_chunks(header.size_bytes, header.chunk_bytes), self._patience_s)
-        self._update = header.update
+        with room_for("to be read", entry.folder):
+            tree = await asyncio.to_thread(read_tree, entry.payload, header.size_bytes, header.chunk_bytes)
+        self._entry, self._push = entry, Push(tree.num_chunks, self._patience_s)
         try:
             with room_for("to be read", entry.folder):
                 file = entry.payload.open("rb")
             with file:
-                return await self._send(entry, file, self._push)
+                return await self._send(entry, tree, file, self._push)
         finally:
-            self._push = None
+            self._entry = self._push = None
 
-    async def _send(self, entry: Entry, file: BinaryIO, push: Push) -> Receipt:
+    async def _send(self, entry: Entry, tree: Tree, file: BinaryIO, push: Push) -> Receipt:
         header = entry.header
 
         async def send(part: Part) -> None:
+            topic = self._topics.up(header.device_id, header.update, part)
             if part == "header":
-                content = entry.signed
+                content = self._signer.seal_body(topic, entry.body)
             else:
                 with room_for("to be read", entry.folder):
                     file.seek(part * header.chunk_bytes)
-                    content = file.read(header.chunk_bytes)
-            await self._transport.publish(self._topics.up(header.device_id, header.update, part), content)
+                    content = tree.proof(part) + file.read(header.chunk_bytes)
+            await self._transport.publish(topic, content)
             push.sent(part, self._clock())
 
         def begin() -> Sending | None:

@@ -3,16 +3,16 @@
 import os
 
 from edge.protocol.messages import EncodingName, Hello
+from edge.protocol.signing import Signer
 from edge.protocol.topics import Topics
-from edge.transport.base import BirthAndWill
-from edge.transport.presence import session_presence
+from edge.transport.presence import SessionPresence
 
 ENCODINGS: tuple[EncodingName, ...] = ("int4", "int8", "f16", "f32")
 
 
-def device_presence(fleet: str, device_id: str, epoch: int) -> BirthAndWill:
-    """Returns birth and will of one session; see `session_presence`."""
-    return session_presence(Topics(fleet).device(device_id, "state"), epoch)
+def device_presence(fleet: str, device_id: str, signer: Signer) -> SessionPresence:
+    """Returns what makes birth and will of each connection."""
+    return SessionPresence(Topics(fleet).device(device_id, "state"), signer)
 
 
 def capability_card(

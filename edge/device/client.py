@@ -49,8 +49,8 @@ class Client:
         spool: Spool | None = None,
     ) -> None:
         wakeups, topics, memory = Wakeups(), Topics(config.fleet), state.memory
-        downloader = Downloader(transport, topics, config.device_id, config.patience_s)
-        uploader = Uploader(transport, topics, config.patience_s)
+        downloader = Downloader(transport, topics, config.device_id, state.signer, config.patience_s)
+        uploader = Uploader(transport, topics, state.signer, config.patience_s)
         inbox = Inbox(
             config.fleet,
             config.device_id,
@@ -61,11 +61,11 @@ class Client:
             warn=lambda text: show(Event("warning", text, {})),
             # A coordinator that tells no epoch may be followed back to any version, as ever.
             seen=(memory.epoch, memory.newest if memory.epoch else -1),
+            heard=memory.heard,
         )
         self._session = Session(
             config=config,
             backend=backend,
-            key=state.identity(),
             state=state,
             spool=spool or Spool(state.spool, state.residual),
             inbox=inbox,

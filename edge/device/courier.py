@@ -10,7 +10,6 @@ from edge.device.disk_wait import until_the_disk_takes
 from edge.device.session import Session
 from edge.errors import DiskRefused, Rejected
 from edge.protocol.messages import Hello, Receipt
-from edge.protocol.signing import sign_message
 from edge.storage.spool import Entry
 
 # Verdicts on the device: every further update would fare alike.
@@ -71,24 +70,25 @@ class Courier:
         self._greeted = capability_card(
             config.device_id, self._session.backend, config.max_rank, memory.tokens_per_s, memory.base
         )
-        topic = self._session.topics.device(config.device_id, "hello")
-        await self._session.transport.publish(
-            topic, sign_message(self._greeted, self._session.key), retain=True
-        )
+        await self._session.publish("hello", self._greeted, retain=True)
 
     def _remember(self, receipt: Receipt) -> None:
         """Notes the verdict's place in the coordinator's journal, to see when it is forgotten there."""
         state = self._session.state
         if receipt.seq and receipt.seq > state.memory.seq:
             try:
-                state.update(seq=receipt.seq)
+                state.update(seq=receipt.seq, heard=dict(self._session.inbox.heard))
             except DiskRefused as error:  # the next receipt's is noted
                 self._session.say("warning", f"{error}")
 
     def _settle(self, entry: Entry, receipt: Receipt) -> None:
         name = f"update {entry.header.update[:8]} on version {entry.header.base_version}"
         facts = {"base_version": entry.header.base_version}
-        facts |= {name: value for name, value in msgspec.structs.asdict(receipt).items() if name != "seq"}
+        facts |= {
+            name: value
+            for name, value in msgspec.structs.asdict(receipt).items()
+            if name not in ("seq", "header")
+        }
         if receipt.status == "accepted":
             self._session.spool.accept(entry)
             self._remember(receipt)

@@ -82,7 +82,7 @@ class Epochs:
         is_forgotten = memory.seq > inbox.known
         anew = {"version": -1, "sha256": "", "attempts": 0, "seq": inbox.known} if is_forgotten else {}
         try:
-            self._state.update(epoch=inbox.seen[0], newest=inbox.seen[1], **anew)
+            self._state.update(epoch=inbox.seen[0], newest=inbox.seen[1], heard=dict(inbox.heard), **anew)
         except DiskRefused as error:  # the next task notes the epoch
             self._session.say("warning", f"{error}")
         return is_forgotten

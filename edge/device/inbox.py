@@ -1,16 +1,18 @@
 """What comes in from the broker: checked, kept where it is a manifest, else handed to whom it concerns.
 
 Nothing is believed that the coordinator's key has not signed. Without a configured key the first that signs a
-manifest of this fleet is taken; the client pins it with its first task. Manifests of a session of the
-coordinator's that another has followed are left out (`edge.device.epochs`).
+manifest of this fleet is taken; the client pins it with its first task. What its signer has followed by
+something later on the same topic is left out, over restarts too; so are manifests of a session of the
+coordinator's that another has followed (`edge.device.epochs`).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 
 from edge.device.wakeups import Wakeups
-from edge.errors import ProtocolError
+from edge.errors import ProtocolError, Repeated
 from edge.protocol.messages import Manifest, Receipt
-from edge.protocol.signing import open_signed
+from edge.protocol.signing import NEVER, Keyring, Opened, R, Stamp, check_order, read_signed, stamp_of
 from edge.protocol.topics import BlobTopic, ReceiptTopic, Topics, VersionTopic
 from edge.transport.base import Message
 
@@ -27,12 +29,14 @@ class Inbox:
         on_receipt: Gets every receipt of this device that the coordinator has signed.
         warn: Gets what is wrong with a message.
         seen: Epoch and version of the newest manifest of an earlier run.
+        heard: The latest stamps of an earlier run, by kind of topic.
 
     Attributes:
         coordinator_key: The only signer that is believed; None until the first manifest.
         seen: Epoch and version of the newest manifest, in this order.
         left: The newest version of the epoch before the one that turned last; -1 where there was none.
         known: The latest verdict that the coordinator's journal held when its session began.
+        heard: The coordinator's latest stamp on each of its topics.
     """
 
     def __init__(
@@ -46,11 +50,14 @@ class Inbox:
         on_receipt: Callable[[Receipt], None],
         warn: Callable[[str], None],
         seen: tuple[int, int] = (0, -1),
+        heard: Mapping[str, Stamp] = MappingProxyType({}),
     ) -> None:
         self.coordinator_key = coordinator_key
         self.seen = seen
         self.left = -1
         self.known = 0
+        self.heard = dict(heard)
+        self._keyring = Keyring()
         self._fleet = fleet
         self._topics = Topics(fleet)
         self._device_id = device_id
@@ -66,12 +73,12 @@ class Inbox:
             match self._topics.parse(message.topic):
                 case BlobTopic() as topic:
                     self._on_chunk(topic.sha256, topic.number, message.payload)
-                case VersionTopic() as topic:
-                    self._take_manifest(topic.tier, message.payload)
+                case VersionTopic() as topic if message.payload:
+                    self._take_manifest(topic.tier, message)
                 case ReceiptTopic(device_id=self._device_id):
-                    receipt, key = open_signed(message.payload, Receipt)
-                    self._check_signer(key)
-                    self._on_receipt(receipt)
+                    self._on_receipt(self._open(message, Receipt, "receipt").record)
+        except Repeated:
+            return
         except ProtocolError as error:
             self._warn(f"{message.topic}: ignored: {error}")
 
@@ -90,15 +97,29 @@ class Inbox:
         """Returns the ranks of all offered tiers."""
         return sorted(manifest.rank for manifest in self._manifests.values())
 
-    def _take_manifest(self, tier: str, payload: bytes) -> None:
-        if not payload:
-            self._manifests.pop(tier, None)  # the fleet no longer offers this tier
-            return
-        manifest, key = open_signed(payload, Manifest)
+    def _open(self, message: Message, kind: type[R], slot: str, *, again: bool = False) -> Opened[R]:
+        """Returns what the coordinator has signed, where it has signed nothing later on this topic.
+
+        Args:
+            message: As it came.
+            kind: Of record.
+            slot: Under which its latest stamp is kept.
+            again: Whether the latest itself is taken again: what is retained comes with each subscription.
+        """
+        signed = read_signed(message.payload)
+        if self.coordinator_key is not None:
+            self._check_signer(signed.key)
+        stamp = stamp_of(signed)
+        check_order(stamp, self.heard.get(slot, NEVER), kind.__name__, again=again)
+        opened = self._keyring.open(message.topic, signed, kind)
+        self.coordinator_key = self.coordinator_key or signed.key
+        self.heard[slot] = stamp
+        return opened
+
+    def _take_manifest(self, tier: str, message: Message) -> None:
+        manifest = self._open(message, Manifest, f"version/{tier}", again=True).record
         if (manifest.fleet, manifest.tier) != (self._fleet, tier):
             raise ProtocolError(f"manifest of fleet {manifest.fleet}, tier {manifest.tier}")
-        self.coordinator_key = self.coordinator_key or key
-        self._check_signer(key)
         if manifest.epoch < self.seen[0]:
             raise ProtocolError(
                 f"version {manifest.version} is of epoch {manifest.epoch}, which was followed by "

@@ -10,7 +10,6 @@ import argparse
 import asyncio
 import signal
 import sys
-import time
 from pathlib import Path
 
 import msgspec
@@ -35,10 +34,10 @@ async def run_client(config: DeviceConfig, show: Show) -> None:
         TransportError: As `Client.run`, and whatever else that raises.
     """
     base = Path(config.base)
-    presence = device_presence(config.fleet, config.device_id, epoch=time.time_ns() // 1_000_000)
     backend = resolve_backend(config.backend, base)
     show(Event("backend", f"{backend.name}: {backend.why}", {"backend": backend.name, "why": backend.why}))
     with DeviceState(Path(config.state), fresh_memory(config)) as state:
+        presence = device_presence(config.fleet, config.device_id, state.signer)
         client = Client(
             config,
             backend=backend.name,

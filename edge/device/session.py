@@ -2,6 +2,8 @@
 
 from typing import Any, NamedTuple
 
+from msgspec import Struct
+
 from edge.delivery.download import Downloader
 from edge.delivery.upload import Uploader
 from edge.device.config import DeviceConfig
@@ -19,7 +21,6 @@ class Session(NamedTuple):
 
     config: DeviceConfig
     backend: str  # as the capability card shows it
-    key: bytes  # private, of the device
     state: DeviceState
     spool: Spool
     inbox: Inbox
@@ -33,6 +34,15 @@ class Session(NamedTuple):
     def topics(self) -> Topics:
         """Returns the fleet's topics."""
         return Topics(self.config.fleet)
+
+    async def publish(
+        self, kind: str, record: Struct, *, retain: bool = False, expiry_s: int | None = None
+    ) -> None:
+        """Publishes a signed record on the device's topic of that kind."""
+        topic = self.topics.device(self.config.device_id, kind)
+        await self.transport.publish(
+            topic, self.state.signer.seal(topic, record), retain=retain, expiry_s=expiry_s
+        )
 
     def say(self, kind: EventKind, text: str, **facts: Any) -> None:
         """Tells what happened."""

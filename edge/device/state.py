@@ -14,6 +14,8 @@ Every write is atomic, so a client that is killed at any point finds the state b
 """
 
 import shutil
+import time
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -25,10 +27,13 @@ from edge.device.config import DeviceConfig
 from edge.device.own_base import base_files, base_fingerprint
 from edge.device.task import Task
 from edge.errors import StateError
+from edge.protocol.signing import Signer, Stamp
 from edge.storage.disk import claim_folder, room_for, write_file
 from edge.storage.identity import read_identity
+from edge.storage.wire_1 import renew_manifest
 
-FORMAT = 2  # 1 knew no epochs; its folders are taken up
+VERSIONS = "versions"
+FORMAT = 3  # 1 knew no epochs, 2 no signed sessions; their folders are taken up
 
 
 class Memory(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -48,6 +53,8 @@ class Memory(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     session: int = 0  # the epoch that it was announced in; within one its number tells which it is
     attempts: int = 0  # tasks finished on it
     seq: int = 0  # the latest in the coordinator's journal of this device's verdicts
+    heard: dict[str, Stamp] = {}  # the coordinator's latest stamp on each of its topics
+    own_epoch: int = 0  # of this device's own latest session: what it signs is later than all before
     tokens_per_s: float | None = None  # measured by the last task
     micro_batch_tokens: int = 0  # what memory allowed in the last task; 0 is all at once
 
@@ -69,6 +76,16 @@ def fresh_memory(config: DeviceConfig) -> Memory:
     )
 
 
+def _renewed(content: bytes, versions: Path) -> bytes:
+    """Returns an older format's memory as the present one has it: a task's manifest names a root."""
+    fields = msgspec.json.decode(content, type=dict[str, Any])
+    if task := fields.get("task"):
+        manifest = task["manifest"]
+        renewed = renew_manifest(manifest, versions / f"{manifest['sha256']}.safetensors")
+        fields["task"] = {**task, "manifest": renewed} if renewed else None
+    return msgspec.json.encode(fields)
+
+
 class _Format(Struct):
     format: int = 0
 
@@ -79,6 +96,10 @@ class DeviceState:
     Args:
         folder: Made where it is missing.
         fresh: What a new folder remembers; an old one must agree in fleet, device and base.
+        clock: Unix time in seconds.
+
+    Attributes:
+        signer: Of the session that entering begins, under the device's key, made at first use.
 
     Raises:
         StateError: On entering: another client runs here, or the folder is another fleet's, device's or base
@@ -86,10 +107,13 @@ class DeviceState:
         DiskRefused: On entering or any change.
     """
 
-    def __init__(self, folder: Path, fresh: Memory) -> None:
+    signer: Signer
+
+    def __init__(self, folder: Path, fresh: Memory, clock: Callable[[], float] = time.time) -> None:
+        self._clock = clock
         self.folder = folder
         self.memory = fresh
-        self.versions = folder / "versions"
+        self.versions = folder / VERSIONS
         self.task = folder / "task"
         self.spool = folder / "spool"
         self.residual = folder / "residual.safetensors"
@@ -99,6 +123,7 @@ class DeviceState:
         self._lock = claim_folder(self.folder, (self.versions, self.task, self.spool), "client")
         try:
             self._recall()
+            self.signer = Signer(self._identity(), self.memory.own_epoch)
         except BaseException:
             self._lock.close()
             raise
@@ -132,8 +157,7 @@ class DeviceState:
             wanted.mkdir(exist_ok=True)
         return wanted
 
-    def identity(self) -> bytes:
-        """Returns the device's private key, made at first use."""
+    def _identity(self) -> bytes:
         return read_identity(self.folder, "restore it, or join as a new device")
 
     def _recall(self) -> None:
@@ -143,8 +167,7 @@ class DeviceState:
         path = self.folder / "state.json"
         if path.exists():
             self.memory = _agreed(path, self.memory)
-        else:
-            self.update()
+        self.update(own_epoch=max(int(self._clock() * 1000), self.memory.own_epoch + 1))
 
 
 def _agreed(path: Path, fresh: Memory) -> Memory:
@@ -184,6 +207,8 @@ def _read(path: Path) -> Memory:
                 f"{path}: has format {number}, this tunefleet reads up to {FORMAT}; "
                 "upgrade it, or give another --state"
             )
+        if number < FORMAT:
+            content = _renewed(content, path.parent / VERSIONS)
         return msgspec.json.decode(content, type=Memory)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, KeyError, TypeError, ValueError) as error:
         raise StateError(f"{path}: is damaged: {error}; restore it, or give another --state") from error

@@ -10,8 +10,9 @@ from converters.adapter import Factors, LoraAdapter
 from converters.formats.canonical import load_adapter
 from converters.masking import leading_rows, train_mask
 from edge.errors import ConfigError
-from edge.protocol.chunks import CHUNK_BYTES
+from edge.protocol.chunks import CHUNK_BYTES, split_chunks
 from edge.protocol.delta import encode_delta, update_id
+from edge.protocol.merkle import Tree
 from edge.protocol.messages import Manifest, Recipe, UpdateHeader
 from edge.training.plan import Plan
 from edge.training.requests import Result
@@ -126,6 +127,7 @@ def make_update(
         base=manifest.base,
         attempt=task.attempt,
         sha256=sha256,
+        root=Tree(split_chunks(payload, CHUNK_BYTES)).root,
         size_bytes=len(payload),
         chunk_bytes=CHUNK_BYTES,
         encoding=manifest.encoding,

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 
 from edge.device.session import Session
-from edge.protocol.messages import Telemetry, encode_message
+from edge.protocol.messages import Telemetry
 from edge.training.requests import Progress
 
 EVERY_S = 1.0
@@ -62,5 +62,4 @@ class ProgressReporter:
             tokens_per_s=progress.tokens_per_s,
             memory_bytes=progress.memory_bytes,
         )
-        topic = self._session.topics.device(self._session.config.device_id, "telemetry")
-        await self._session.transport.publish(topic, encode_message(telemetry), expiry_s=EXPIRY_S)
+        await self._session.publish("telemetry", telemetry, expiry_s=EXPIRY_S)

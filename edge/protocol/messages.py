@@ -1,7 +1,8 @@
-"""Every message of wire version 1, as it stands in JSON.
+"""Every message of wire version 2, as it stands in JSON.
 
 Control messages are JSON, which `tunefleet watch` shows; tensors travel as safetensors in chunks
-(`edge.protocol.chunks`). Unknown fields are refused: a newer wire bears another number in its topics.
+(`edge.protocol.chunks`), each with its proof. All but `Challenge` go inside `Signed`, which proves whose they
+are. Unknown fields are refused: a newer wire bears another number in its topics.
 Field names are the wire: golden bytes in the tests hold them still.
 """
 
@@ -26,6 +27,7 @@ UpdateId = Annotated[str, Meta(pattern=r"^[0-9a-f]{32}\Z")]
 Nonce = Annotated[str, Meta(pattern=r"^[0-9a-f]{32}\Z")]
 HostName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9._-]{0,64}\Z")]  # it is shown on other people's terminals
 Count = Annotated[int, Meta(ge=0, le=2**53)]
+SizeBytes = Annotated[int, Meta(ge=0, le=1 << 40)]
 Seconds = Annotated[float, Meta(ge=0)]
 Name = Annotated[str, Meta(max_length=64)]
 Detail = Annotated[str, Meta(max_length=MAX_DETAIL)]
@@ -62,11 +64,11 @@ class Record(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 class Presence(Record, frozen=True):
     """Topics `coordinator` and `device/<id>/state`: retained; the will says offline.
 
-    A late will of an old session bears the old epoch and is ignored.
+    Both are signed at each connection, the will right after the birth: a late will of an earlier connection
+    is older than the present one's birth, and is ignored.
     """
 
     online: bool
-    epoch: Count  # Unix time in ms at the start of the session
 
 
 class Challenge(Record, frozen=True):
@@ -112,7 +114,8 @@ class Blob(Record, frozen=True):
     """A file that the coordinator serves in the manifest's chunks."""
 
     sha256: Sha256
-    size_bytes: Count
+    root: Sha256  # of the Merkle tree over its chunks (`edge.protocol.merkle`)
+    size_bytes: SizeBytes
 
 
 class Manifest(Record, frozen=True, omit_defaults=True):
@@ -127,7 +130,8 @@ class Manifest(Record, frozen=True, omit_defaults=True):
     version: Count
     parent: Count | None
     sha256: Sha256  # of the blob: an adapter as safetensors
-    size_bytes: Count
+    root: Sha256  # of the Merkle tree over its chunks
+    size_bytes: SizeBytes
     chunk_bytes: ChunkBytes
     encoding: EncodingName  # of updates
     base: Sha256  # fingerprint of the base model
@@ -152,7 +156,7 @@ class Hello(Record, frozen=True):
 
 
 class Want(Record, frozen=True):
-    """Topic `device/<id>/want`: chunks of a blob that are still missing here."""
+    """Topic `device/<id>/want`, inside `Signed`: chunks of a blob that are still missing here."""
 
     sha256: Sha256
     ranges: Ranges
@@ -170,7 +174,8 @@ class UpdateHeader(Record, frozen=True, omit_defaults=True):
     base: Sha256
     attempt: Count
     sha256: Sha256  # of the payload
-    size_bytes: Count
+    root: Sha256  # of the Merkle tree over its chunks
+    size_bytes: SizeBytes
     chunk_bytes: ChunkBytes
     encoding: EncodingName
     num_examples: Count  # trained on, repetitions counted
@@ -191,6 +196,7 @@ class Receipt(Record, frozen=True):
     """
 
     update: UpdateId
+    header: Sha256  # of the header's body as the device signed it: about other bytes nothing is said
     status: Literal["accepted", "rejected", "missing", "busy"]
     reason: Reason | None = None
     detail: Detail = ""
@@ -199,7 +205,7 @@ class Receipt(Record, frozen=True):
 
 
 class Telemetry(Record, frozen=True):
-    """Topic `device/<id>/telemetry`: progress of the task under way."""
+    """Topic `device/<id>/telemetry`, inside `Signed`: progress of the task under way."""
 
     base_version: Count
     step: Count
@@ -210,11 +216,13 @@ class Telemetry(Record, frozen=True):
 
 
 class Signed(Record, frozen=True):
-    """A message and an Ed25519 signature over the exact bytes of its body (`edge.protocol.signing`)."""
+    """A message and its Ed25519 signature over topic, epoch, count and body (`edge.protocol.signing`)."""
 
     body: msgspec.Raw
     key: Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]  # public key of the signer
     signature: Annotated[str, Meta(pattern=r"^[0-9a-f]{128}\Z")]
+    epoch: Count  # of the signer's session: ms, later than any before
+    count: Count  # rises with every message of the session
 
 
 R = TypeVar("R", bound=Struct)

@@ -9,6 +9,20 @@ from edge.errors import Rejected
 from edge.protocol.chunks import chunk_length, missing_ranges, num_chunks
 from edge.protocol.messages import WINDOW, Range
 
+MAX_CHUNKS = 1 << 20  # a byte of memory each; 64 GiB in chunks of 64 KiB
+
+
+def bounded_chunks(size_bytes: int, chunk_bytes: int) -> int:
+    """Returns how many chunks a payload has, before any memory is taken for them.
+
+    Raises:
+        Rejected: `too-large`: more than `MAX_CHUNKS`.
+    """
+    total = num_chunks(size_bytes, chunk_bytes)
+    if total > MAX_CHUNKS:
+        raise Rejected("too-large", f"{total} chunks, expected at most {MAX_CHUNKS}")
+    return total
+
 
 class Received:
     """Which chunks of a payload are here.
@@ -17,12 +31,15 @@ class Received:
         size_bytes: Of the payload; the caller has bounded it.
         chunk_bytes: Of every chunk but the last.
         present: A byte for each chunk, as `present` of an earlier process; None where nothing is here.
+
+    Raises:
+        Rejected: `too-large`: it has more than `MAX_CHUNKS` chunks.
     """
 
     def __init__(self, size_bytes: int, chunk_bytes: int, present: bytes | None = None) -> None:
         self._size_bytes = size_bytes
         self._chunk_bytes = chunk_bytes
-        total = num_chunks(size_bytes, chunk_bytes)
+        total = bounded_chunks(size_bytes, chunk_bytes)
         self.present = bytearray(total) if present is None else bytearray(present)
         self.num_missing = self.present.count(0)
 

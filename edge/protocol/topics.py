@@ -1,4 +1,4 @@
-"""Topics of wire version 1, built and parsed here: at most 7 slashes, ids in `[a-z0-9-]`.
+"""Topics of wire version 2, built and parsed here: at most 7 slashes, ids in `[a-z0-9-]`.
 
 What came in is one record for each kind of topic (`parse_topic`). Every id and every number in it is checked,
 so whoever matches on the record need not; anybody may publish, and a name is as hostile as a payload.
@@ -13,7 +13,7 @@ from msgspec import Meta, Struct
 from edge.errors import ProtocolError
 from edge.protocol.messages import Id, Sha256, UpdateId
 
-ROOT = "tunefleet/v1"
+ROOT = "tunefleet/v2"
 Number = Annotated[int, Meta(ge=0, lt=10**10)]  # of a chunk
 
 

@@ -1,5 +1,7 @@
 """A file that comes in chunks, in any order and more than once, and survives a kill in between.
 
+Every chunk proves itself when it comes (`edge.protocol.merkle`), so nobody's junk gets here.
+
 One file holds the data and behind it a trailer: what is being received, and a byte per chunk that is there.
 The byte is written after the chunk, so that what the trailer says is true after a SIGKILL; after a power cut
 it may lie, and then the hash of the whole finds out. Nothing is kept open between calls, and memory is a byte
@@ -13,8 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from edge.errors import Rejected
-from edge.protocol.chunks import num_chunks
-from edge.protocol.receiving import Received
+from edge.protocol.merkle import Tree, proof_bytes, proven_chunk
+from edge.protocol.receiving import Received, bounded_chunks
 from edge.storage.disk import room_for
 
 
@@ -29,45 +31,53 @@ class PartFile:
         size_bytes: Of the payload; the caller has bounded it.
         chunk_bytes: Of every chunk but the last.
         sha256: Of the payload, 64 hex digits.
+        root: Of the Merkle tree over its chunks, 64 hex digits.
 
     Attributes:
-        received: Which chunks are here; `finish` tells whether they are the right ones.
+        received: Which chunks are here.
 
     Raises:
+        Rejected: `too-large`: it would have more chunks than are kept track of.
         DiskRefused: There is no room to begin, or what is there cannot be read.
     """
 
-    def __init__(self, path: Path, size_bytes: int, chunk_bytes: int, sha256: str) -> None:
+    def __init__(self, path: Path, size_bytes: int, chunk_bytes: int, sha256: str, root: str) -> None:
         self.path = path
         self.size_bytes = size_bytes
         self.chunk_bytes = chunk_bytes
         self.sha256 = sha256
+        self.root = root
         self._identity = f"{sha256} {size_bytes} {chunk_bytes}\n".encode()
         present = self._found()
         self.received = Received(size_bytes, chunk_bytes, present)
         if present is None:
             self._start_over()
 
-    def write(self, number: int, chunk: bytes) -> bool:
-        """Keeps a chunk; False when it was there already.
+    def write(self, number: int, message: bytes) -> bool:
+        """Keeps a chunk that comes with its proof; False when it was there already.
 
         Raises:
-            Rejected: `malformed`: no such chunk, or not of its length.
+            Rejected: `malformed`: no such chunk, or not of its length. `hash-mismatch`: another's chunk.
             DiskRefused: What was there before still is.
         """
-        if not self.received.lacks(number, len(chunk)):
+        total = self.received.total
+        if not self.received.lacks(number, len(message) - proof_bytes(number, total)):
             return False
+        chunk = proven_chunk(message, number, total, self.root)
         with room_for("what is received", self.path), _opened(self.path, os.O_WRONLY) as file:
             _write_at(file, chunk, number * self.chunk_bytes)
             _write_at(file, b"\1", self.size_bytes + len(self._identity) + number)
         self.received.take(number)
         return True
 
-    def finish(self, final_path: Path) -> None:
+    def finish(self, final_path: Path) -> bool:
         """Moves the payload to `final_path` in one step; reads all of it, so large ones belong in a thread.
 
+        Returns:
+            Whether it is there; False where the disk has lost what came, and every chunk is missing again.
+
         Raises:
-            Rejected: `hash-mismatch`; every chunk is missing again. `malformed`: chunks are still missing.
+            Rejected: `hash-mismatch`: what was announced contradicts itself. `malformed`: chunks are missing.
             DiskRefused: Nothing was moved, and it may be tried again.
         """
         if not self.received.is_complete:
@@ -76,8 +86,12 @@ class PartFile:
         with room_for("what is received", self.path):
             digest = self._digest()
         if digest != self.sha256:
+            with room_for("what is received", self.path):
+                is_as_it_came = read_tree(self.path, self.size_bytes, self.chunk_bytes).root == self.root
             self._start_over()
-            raise Rejected("hash-mismatch", f"sha256 {digest}, expected {self.sha256}")
+            if is_as_it_came:
+                raise Rejected("hash-mismatch", f"sha256 {digest}, expected {self.sha256}")
+            return False
         with room_for("what is received", self.path):
             with _opened(self.path, os.O_WRONLY) as file:
                 os.ftruncate(file, self.size_bytes)
@@ -85,6 +99,7 @@ class PartFile:
             self.path.replace(final_path)
             with _opened(final_path.parent, os.O_RDONLY) as folder:
                 os.fsync(folder)
+        return True
 
     def discard(self) -> None:
         """Removes what was received.
@@ -97,7 +112,7 @@ class PartFile:
 
     def _found(self) -> bytes | None:
         """Returns the map that an earlier process left; None where there is none for this payload."""
-        count = num_chunks(self.size_bytes, self.chunk_bytes)
+        count = bounded_chunks(self.size_bytes, self.chunk_bytes)
         with (
             room_for("what is received", self.path),
             contextlib.suppress(FileNotFoundError),
@@ -125,6 +140,13 @@ class PartFile:
             for start in range(0, self.size_bytes, 1 << 20):
                 digest.update(file.read(min(1 << 20, self.size_bytes - start)))
         return digest.hexdigest()
+
+
+def read_tree(path: Path, size_bytes: int, chunk_bytes: int) -> Tree:
+    """Returns the Merkle tree over the first `size_bytes` of a file; a large one belongs in a thread."""
+    with path.open("rb") as file:
+        starts = range(0, size_bytes, chunk_bytes)
+        return Tree(file.read(min(chunk_bytes, size_bytes - start)) for start in starts)
 
 
 @contextlib.contextmanager

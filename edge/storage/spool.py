@@ -3,7 +3,7 @@
 An update is one folder, made elsewhere and renamed into place, so it is there whole or not at all:
 
     spool/<epoch>-<base version>-<attempt>/    without the epoch where the coordinator told none
-        header.json           the signed header, as it is sent
+        header.json           the header, as it is signed each time that it is sent
         payload.bin           the encoded delta
         residual.safetensors  what the encoding left over
 
@@ -11,6 +11,7 @@ An accepted update's residual becomes the device's; a refused one's is dropped w
 encodings left over is still there. Both steps may be repeated after a kill.
 """
 
+import hashlib
 import shutil
 from pathlib import Path
 from typing import NamedTuple
@@ -18,11 +19,12 @@ from typing import NamedTuple
 from converters.adapter import LoraAdapter
 from converters.formats.canonical import dump_adapter, load_adapter
 from edge.errors import ProtocolError, StateError
-from edge.protocol.messages import UpdateHeader
-from edge.protocol.signing import open_signed
+from edge.protocol.messages import UpdateHeader, decode_message, encode_message
 from edge.storage.disk import room_for, sync_folder, write_through
+from edge.storage.wire_1 import renew_header
 
 HEADER, PAYLOAD, RESIDUAL = "header.json", "payload.bin", "residual.safetensors"
+WIRE_1 = b'{"body":'  # how a signed header begins; now the body lies there alone
 
 
 class Entry(NamedTuple):
@@ -30,7 +32,12 @@ class Entry(NamedTuple):
 
     folder: Path
     header: UpdateHeader
-    signed: bytes  # the header as it is sent
+    body: bytes  # the header as it is signed
+
+    @property
+    def digest(self) -> str:
+        """Returns the header's SHA-256, which its receipts name."""
+        return hashlib.sha256(self.body).hexdigest()
 
     @property
     def payload(self) -> Path:
@@ -70,7 +77,6 @@ class Spool:
     def add(
         self,
         header: UpdateHeader,
-        signed: bytes,
         payload: bytes,
         residual: LoraAdapter | None,
         epoch: int = 0,
@@ -79,7 +85,6 @@ class Spool:
 
         Args:
             header: Of the update.
-            signed: The same, as it is sent.
             payload: The encoded delta.
             residual: What the encoding left over.
             epoch: Of the task's manifest: a restored coordinator's versions fall, epochs always rise.
@@ -93,7 +98,7 @@ class Spool:
                 shutil.rmtree(draft)
             try:
                 draft.mkdir()
-                write_through(draft / HEADER, signed)
+                write_through(draft / HEADER, encode_message(header))
                 write_through(draft / PAYLOAD, payload)
                 if residual is not None:
                     write_through(draft / RESIDUAL, dump_adapter(residual))
@@ -148,8 +153,10 @@ def _name(epoch: int, version: int, attempt: int) -> str:
 def _read(folder: Path) -> Entry:
     path = folder / HEADER
     try:
-        signed = path.read_bytes()
-        header, _ = open_signed(signed, UpdateHeader)
+        body = path.read_bytes()
+        if body.startswith(WIRE_1):
+            body = renew_header(path, folder / PAYLOAD)
+        header = decode_message(body, UpdateHeader)
     except (FileNotFoundError, ProtocolError) as error:
         raise StateError(f"{path}: is damaged: {error}; remove {folder} to give this update up") from error
-    return Entry(folder, header, signed)
+    return Entry(folder, header, body)

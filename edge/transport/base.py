@@ -5,7 +5,7 @@ jittered back-off and under the same client id, subscribes again and publishes i
 kept over the end of the process: what must survive lies in the spool.
 """
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from types import TracebackType
 from typing import NamedTuple, Protocol, Self
 
@@ -24,6 +24,9 @@ class BirthAndWill(NamedTuple):
     topic: str
     birth: bytes
     will: bytes
+
+
+MakePresence = Callable[[], BirthAndWill]  # called at each connection: what is signed once is not said twice
 
 
 class Limits(NamedTuple):

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Self
 
 from edge.errors import TransportError
-from edge.transport.base import BirthAndWill, Limits, Message
+from edge.transport.base import BirthAndWill, Limits, MakePresence, Message
 
 
 class BrokerSession:
@@ -67,6 +67,7 @@ class MemoryBroker:
         """Comes up again; every client that is still there publishes its birth again."""
         self.is_up.set()
         for session in self._sessions.values():
+            session.presence = session.owner.make_presence() if session.owner else None
             if session.presence is not None:
                 self.route(Message(session.presence.topic, session.presence.birth), retain=True)
 
@@ -141,7 +142,7 @@ class MemoryTransport:
         self,
         broker: MemoryBroker,
         client_id: str,
-        presence: BirthAndWill | None = None,
+        presence: MakePresence | None = None,
         limits: Limits = Limits(max_packet_bytes=2_000_000, max_in_flight=16),  # noqa: B008 - a constant
     ) -> None:
         self.limits = limits
@@ -153,14 +154,19 @@ class MemoryTransport:
 
     async def __aenter__(self) -> Self:
         await self._broker.is_up.wait()
-        self._session = self._broker.open_session(self._client_id, self, self._presence)
+        self._session = self._broker.open_session(self._client_id, self, self.make_presence())
         return self
 
     async def __aexit__(self, *exc: object) -> None:
-        if self._is_connected:
+        if self._is_connected and self._session is not None:
+            presence = self._session.presence
             self._broker.close_session(self._client_id)
-            if self._presence is not None:
-                self._broker.route(Message(self._presence.topic, self._presence.will), retain=True)
+            if presence is not None:
+                self._broker.route(Message(presence.topic, presence.will), retain=True)
+
+    def make_presence(self) -> BirthAndWill | None:
+        """Returns what the broker is to say of the next connection."""
+        return None if self._presence is None else self._presence()
 
     async def publish(
         self, topic: str, payload: bytes, *, retain: bool = False, expiry_s: int | None = None

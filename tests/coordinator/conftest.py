@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from msgspec import Struct
 from safetensors.numpy import save_file
 
 from converters.adapter import Factors, LoraAdapter
@@ -23,13 +24,15 @@ from coordinator.merging.loop import Waits
 from coordinator.observers.status import StatusNotes
 from coordinator.observers.terminal import Terminal
 from coordinator.server import Coordinator
-from edge.protocol.chunks import split_chunks
+from edge.protocol.chunks import num_chunks, split_chunks
 from edge.protocol.codec import encode_adapter
-from edge.protocol.messages import Hello, Manifest, Receipt, UpdateHeader, Want, encode_message
-from edge.protocol.signing import new_key, open_signed, sign_message
+from edge.protocol.merkle import Tree, proven_chunk
+from edge.protocol.messages import Hello, Manifest, Receipt, UpdateHeader, Want
+from edge.protocol.signing import Keyring, R, Signer, new_key, read_signed
 from edge.protocol.topics import BlobTopic, ReceiptTopic, Topics, VersionTopic
+from edge.transport.base import Message
 from edge.transport.memory import MemoryBroker, MemoryTransport
-from edge.transport.presence import session_presence
+from edge.transport.presence import SessionPresence
 
 MODULES = tuple(f"model.layers.{layer}.self_attn.{name}" for layer in (0, 1) for name in ("q_proj", "v_proj"))
 CHUNK_BYTES = 1024
@@ -47,6 +50,10 @@ def random_delta(like: LoraAdapter, seed: int, size: float = 0.1) -> LoraAdapter
             for name, f in like
         }
     )
+
+
+def opened(message: Message, kind: type[R]) -> R:
+    return Keyring().open(message.topic, read_signed(message.payload), kind).record
 
 
 class Device:
@@ -68,7 +75,8 @@ class Device:
         self.topics = Topics(fleet)
         self.fleet = fleet
         self.ranks = ranks
-        presence = session_presence(self.topics.device(device_id, "state"), epoch)
+        self.signer = Signer(self.key, epoch)
+        presence = SessionPresence(self.topics.device(device_id, "state"), self.signer)
         self.transport = MemoryTransport(broker, device_id, presence)
         self._make_header = make_header
         self.receipts: list[Receipt] = []
@@ -82,9 +90,7 @@ class Device:
         async with self.transport:
             await self.transport.subscribe(self.topics.version("+"))
             await self.transport.subscribe(self.topics.device(self.device_id, "receipt"))
-            await self.transport.publish(
-                self.topics.device(self.device_id, "hello"), sign_message(self.hello(), self.key), retain=True
-            )
+            await self.say("hello", self.hello(), retain=True)
             task = asyncio.create_task(self._listen())
             try:
                 yield self
@@ -92,6 +98,10 @@ class Device:
                 task.cancel()
                 with suppress(asyncio.CancelledError):
                     await task
+
+    async def say(self, kind: str, record: Struct, *, retain: bool = False) -> None:
+        topic = self.topics.device(self.device_id, kind)
+        await self.transport.publish(topic, self.signer.seal(topic, record), retain=retain)
 
     def hello(self) -> Hello:
         return Hello(
@@ -108,14 +118,23 @@ class Device:
         async for message in self.transport.messages():
             topic = self.topics.parse(message.topic)
             if isinstance(topic, VersionTopic):
-                manifest, _ = open_signed(message.payload, Manifest)
+                manifest = opened(message, Manifest)
                 self.manifests[manifest.tier] = manifest
             elif isinstance(topic, BlobTopic):
                 self.num_chunks_seen += 1
-                self.chunks.setdefault(topic.sha256, {})[topic.number] = message.payload
+                self.take_chunk(topic, message.payload)
             elif isinstance(topic, ReceiptTopic):
-                self.receipts.append(open_signed(message.payload, Receipt)[0])
+                self.receipts.append(opened(message, Receipt))
             self.news.set()
+
+    def take_chunk(self, topic: BlobTopic, payload: bytes) -> None:
+        manifests = self.manifests.values()
+        blobs = [
+            blob for one in manifests for blob in (one, one.sketch) if blob and blob.sha256 == topic.sha256
+        ]
+        total = num_chunks(blobs[0].size_bytes, CHUNK_BYTES)
+        chunk = proven_chunk(payload, topic.number, total, blobs[0].root)
+        self.chunks.setdefault(topic.sha256, {})[topic.number] = chunk
 
     async def until(self, condition: Callable[[], Any]) -> Any:
         async with asyncio.timeout(10):
@@ -133,7 +152,7 @@ class Device:
         total = -(-manifest.size_bytes // manifest.chunk_bytes)
         for start in range(0, total, 16):
             want = Want(sha256=manifest.sha256, ranges=((start, total),), window=16)
-            await self.transport.publish(self.topics.device(self.device_id, "want"), encode_message(want))
+            await self.say("want", want)
             end = min(start + 16, total)
             wanted = set(range(start, end))
             await self.until(lambda w=wanted: w <= self.chunks.get(manifest.sha256, {}).keys())
@@ -163,12 +182,15 @@ class Device:
 
     async def send_header(self, header: UpdateHeader, key: bytes | None = None) -> None:
         topic = self.topics.up(self.device_id, header.update, "header")
-        await self.transport.publish(topic, sign_message(header, key or self.key))
+        signer = Signer(key, 1) if key else self.signer
+        await self.transport.publish(topic, signer.seal(topic, header))
 
     async def send_chunks(self, header: UpdateHeader, payload: bytes, numbers: range | None = None) -> None:
+        tree = Tree(split_chunks(payload, header.chunk_bytes))
         for number, chunk in enumerate(split_chunks(payload, header.chunk_bytes)):
             if numbers is None or number in numbers:
-                await self.transport.publish(self.topics.up(self.device_id, header.update, number), chunk)
+                message = tree.proof(number) + chunk
+                await self.transport.publish(self.topics.up(self.device_id, header.update, number), message)
 
     async def upload(self, header: UpdateHeader, payload: bytes) -> Receipt:
         await self.send_header(header)
@@ -230,16 +252,18 @@ class Fleet:
         *,
         score: Any = None,
         calibrator: Any = None,
-        epoch: int = 1,
         **changes: Any,
     ) -> AsyncIterator[Coordinator]:
         config = self.config(**changes)
         with CoordinatorState(self.folder, config.fleet) as state:
-            transport = MemoryTransport(self.broker, "coordinator", coordinator_presence(config.fleet, epoch))
+            signer = state.begin_session(self.now)
+            presence = coordinator_presence(config.fleet, signer)
+            transport = MemoryTransport(self.broker, "coordinator", presence)
             coordinator = Coordinator(
                 config,
                 state,
                 transport,
+                signer=signer,
                 score=score,
                 calibrator=calibrator,
                 observers=(Terminal(lambda event: self.said.append(event.text)), StatusNotes(state.journal)),

@@ -8,7 +8,7 @@ from converters.bases.read import read_base
 from converters.proof.sample import make_sample
 from coordinator.observers.status import fleet_status
 from coordinator.routing import AGAIN_S
-from edge.protocol.messages import Telemetry, Want, encode_message
+from edge.protocol.messages import Telemetry, Want
 from edge.transport.memory import MemoryTransport
 
 
@@ -50,11 +50,11 @@ def test_a_versions_chunks_are_published_once_for_all_that_ask_at_the_time(fleet
         async with fleet.serving(), fleet.device("x").joined() as x, fleet.device("y").joined() as y:
             manifest = await x.manifest()
             total = -(-manifest.size_bytes // manifest.chunk_bytes)
-            want = encode_message(Want(sha256=manifest.sha256, ranges=((0, total),), window=16))
+            want = Want(sha256=manifest.sha256, ranges=((0, total),), window=16)
             for device in (x, y):
                 await device.transport.subscribe(device.topics.blob(manifest.sha256))
             for device in (x, y):
-                await device.transport.publish(device.topics.device(device.device_id, "want"), want)
+                await device.say("want", want)
             for device in (x, y):
                 await device.until(lambda d=device: len(d.chunks.get(manifest.sha256, {})) == min(total, 16))
             await asyncio.sleep(0.1)
@@ -75,7 +75,7 @@ def test_the_sample_of_the_base_model_is_served_and_outlives_the_versions(fleet)
             total = -(-manifest.sketch.size_bytes // manifest.chunk_bytes)
             await x.transport.subscribe(x.topics.blob(manifest.sketch.sha256))
             want = Want(sha256=manifest.sketch.sha256, ranges=((0, total),), window=16)
-            await x.transport.publish(x.topics.device("x", "want"), encode_message(want))
+            await x.say("want", want)
             chunks = x.chunks.setdefault(manifest.sketch.sha256, {})
             await x.until(lambda: len(chunks) == min(total, 16))
             sample = make_sample(read_base(fleet.base))
@@ -90,29 +90,28 @@ def test_who_asks_for_what_is_not_here_is_told_what_there_is_and_shows_in_status
     async def scenario():
         async with fleet.serving(), fleet.device("x").joined() as x:
             manifest = await x.manifest()
-            topic = x.topics.device("x", "want")
-            lost = encode_message(Want(sha256="0" * 64, ranges=((0, 1),), window=16))
+            lost = Want(sha256="0" * 64, ranges=((0, 1),), window=16)
             heard = []
             async with MemoryTransport(fleet.broker, "ear") as ear:
                 await ear.subscribe(x.topics.version("r4"))
                 counting = asyncio.create_task(count(ear, heard))
                 for _ in range(20):
-                    await x.transport.publish(topic, lost)
+                    await x.say("want", lost)
                 fleet.now += AGAIN_S
                 for _ in range(20):
-                    await x.transport.publish(topic, lost)
+                    await x.say("want", lost)
                 await x.until(lambda: any("which is not here" in text for text in fleet.said))
                 await asyncio.sleep(0.3)
                 assert len(heard) == 1
                 assert astray_of(fleet) == fleet.now
                 known = Want(sha256=manifest.sha256, ranges=((0, 1),), window=16)
-                await x.transport.publish(topic, encode_message(known))
+                await x.say("want", known)
                 await asyncio.sleep(0.5)
                 assert astray_of(fleet) is None
                 progress = Telemetry(
                     base_version=72, step=1, steps=2, loss=1.0, tokens_per_s=1.0, memory_bytes=1
                 )
-                await x.transport.publish(x.topics.device("x", "telemetry"), encode_message(progress))
+                await x.say("telemetry", progress)
                 await asyncio.sleep(0.5)
                 assert astray_of(fleet) == fleet.now
                 counting.cancel()

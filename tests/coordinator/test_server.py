@@ -4,7 +4,8 @@ import asyncio
 
 import pytest
 
-from edge.protocol.messages import Presence, Want, encode_message
+from edge.protocol.messages import Presence, Want
+from edge.protocol.signing import Signer
 from edge.transport.memory import MemoryBroker
 
 
@@ -14,7 +15,7 @@ def test_a_restart_goes_on_where_it_stopped(fleet, is_killed):
         async with fleet.device("x").joined() as x, fleet.device("y").joined() as y:
             half = None
             try:
-                async with fleet.serving(epoch=1):
+                async with fleet.serving():
                     await x.teach(seed=1)
                     half = await y.prepare()
                     await y.send_header(half[0])
@@ -26,7 +27,7 @@ def test_a_restart_goes_on_where_it_stopped(fleet, is_killed):
             except InterruptedError:
                 fleet.broker.kill("coordinator")
             header, payload = half
-            async with fleet.serving(epoch=2):
+            async with fleet.serving():
                 await y.send_header(header)
                 receipt = await y.receipt(header.update, count=2)
                 assert receipt.missing == ((2, -(-len(payload) // header.chunk_bytes)),)
@@ -53,7 +54,7 @@ def test_hostile_messages_stop_nothing(fleet):
             huge = Want(sha256="0" * 64, ranges=((0, 2**53),), window=16)
             manifest = await x.manifest()
             for want in (huge, Want(sha256=manifest.sha256, ranges=((0, 2**53),) * 100, window=16)):
-                await x.transport.publish(f"{root}/device/x/want", encode_message(want))
+                await x.say("want", want)
             assert (await x.teach(seed=1))[0].status == "accepted"
         assert any(line.startswith("device/x/hello: ") for line in fleet.said)
 
@@ -65,11 +66,14 @@ def test_a_late_will_of_an_old_session_is_ignored(fleet):
         async with fleet.serving(), fleet.device("x").joined() as x:
             topic = x.topics.device("x", "state")
             await x.manifest()
-            for online, epoch in ((True, 5), (False, 4)):
-                await x.transport.publish(topic, encode_message(Presence(online=online, epoch=epoch)))
+            old, new = Signer(x.key, 4), Signer(x.key, 5)
+            for online, signer in ((True, new), (False, old)):
+                await x.transport.publish(topic, signer.seal(topic, Presence(online=online)))
+            x.signer = new
             await x.teach(seed=1)
         with fleet.opened() as (journal, _):
-            assert [(one.online, one.epoch) for one in journal.devices()] == [(True, 5)]
+            (device,) = journal.devices()
+            assert (device.online, device.stamps["state"]) == (True, (5, 1))
 
     asyncio.run(scenario())
 
@@ -79,12 +83,12 @@ def test_nobody_is_online_before_this_session_has_heard_so(fleet):
 
     async def scenario():
         async with fleet.device("x").joined():
-            for epoch in (1, 2):
-                async with fleet.serving(epoch=epoch):
+            for _ in range(2):
+                async with fleet.serving():
                     await asyncio.sleep(0.5)
                     assert online_of(fleet)  # as the broker has it
             fleet.broker = MemoryBroker()
-            async with fleet.serving(epoch=3):
+            async with fleet.serving():
                 await asyncio.sleep(0.5)
                 assert not online_of(fleet)
 

@@ -6,9 +6,11 @@ that headers, signatures and the patience of the sender are that checkout's own.
 
 from typing import Any
 
-from edge.protocol.messages import Hello, Manifest, Presence, Receipt, UpdateHeader, encode_message
+from edge.protocol.chunks import CHUNK_BYTES, split_chunks
+from edge.protocol.merkle import Tree
+from edge.protocol.messages import Hello, Manifest, Presence, Receipt, UpdateHeader, decode_message
 from edge.protocol.sending import Push
-from edge.protocol.signing import new_key, open_signed, sign_message
+from edge.protocol.signing import Signer, new_key, read_signed
 from edge.protocol.topics import Topics
 
 PATIENCE_S = 10.0  # of a device as it is configured by default
@@ -25,8 +27,7 @@ class Voice:
     def __init__(self, fleet: str, device_id: str) -> None:
         self.topics = Topics(fleet)
         self.device_id = device_id
-        self._key = new_key()
-        self._epoch = 1
+        self._signer = Signer(new_key(), 1)
 
     @property
     def presence_topic(self) -> str:
@@ -35,7 +36,7 @@ class Voice:
 
     def presence(self, online: bool) -> bytes:
         """Returns birth or will."""
-        return encode_message(Presence(online=online, epoch=self._epoch))
+        return self._signer.seal(self.presence_topic, Presence(online=online))
 
     def hello(self, manifest: Manifest) -> tuple[str, bytes]:
         """Returns topic and capability card."""
@@ -43,30 +44,32 @@ class Voice:
             device_id=self.device_id, backend="none", ranks=(manifest.rank,), encodings=("f32", "f16"),
             memory_bytes=1 << 30, tokens_per_s=None, base=manifest.base,
         )  # fmt: skip
-        return self.topics.device(self.device_id, "hello"), sign_message(card, self._key)
+        topic = self.topics.device(self.device_id, "hello")
+        return topic, self._signer.seal(topic, card)
 
     def header(self, header: UpdateHeader) -> tuple[str, bytes]:
         """Returns topic and signed header."""
-        return self.topics.up(self.device_id, header.update, "header"), sign_message(header, self._key)
+        topic = self.topics.up(self.device_id, header.update, "header")
+        return topic, self._signer.seal(topic, header)
 
     def chunk(self, header: UpdateHeader, number: int, payload: bytes) -> tuple[str, bytes]:
-        """Returns topic and chunk."""
-        start = number * header.chunk_bytes
+        """Returns topic and chunk, with its proof."""
+        chunks = list(split_chunks(payload, header.chunk_bytes))
         topic = self.topics.up(self.device_id, header.update, number)
-        return topic, payload[start : start + header.chunk_bytes]
+        return topic, Tree(chunks).proof(number) + chunks[number]
 
     def receipt(self, payload: bytes) -> Receipt:
-        """Returns a receipt whose signature is right."""
-        return open_signed(payload, Receipt)[0]
+        """Returns a receipt; nobody forges any in a measurement."""
+        return decode_message(bytes(read_signed(payload).body), Receipt)
 
     def facts(self, payload: bytes) -> dict[str, Any]:
         """Returns what this wire's header says of a payload beside its sha256."""
-        return {}
+        return {"root": Tree(split_chunks(payload, CHUNK_BYTES)).root}
 
 
 def read_manifest(payload: bytes) -> Manifest:
-    """Returns a manifest whose signature is right."""
-    return open_signed(payload, Manifest)[0]
+    """Returns a manifest; nobody forges any in a measurement."""
+    return decode_message(bytes(read_signed(payload).body), Manifest)
 
 
 def new_push(total: int) -> Push:

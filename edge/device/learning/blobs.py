@@ -42,7 +42,7 @@ class Blobs:
         Raises:
             DiskRefused: A chunk found no room.
         """
-        part = PartFile(final.with_suffix(".part"), blob.size_bytes, chunk_bytes, blob.sha256)
+        part = PartFile(final.with_suffix(".part"), blob.size_bytes, chunk_bytes, blob.sha256, blob.root)
         total = part.received.total
 
         def tell(done: int) -> None:
@@ -51,8 +51,9 @@ class Blobs:
 
         while True:
             try:
-                if await self._session.downloader.fetch(part, tell):
-                    await asyncio.to_thread(part.finish, final)
+                if await self._session.downloader.fetch(part, tell) and await asyncio.to_thread(
+                    part.finish, final
+                ):
                     return final
             except Rejected as error:
                 self._session.say("warning", f"{what} came damaged, fetching it again: {error}")

@@ -7,7 +7,6 @@ from converters.errors import AdapterError
 from converters.formats.canonical import dump_adapter
 from edge.device.session import Session
 from edge.device.task import Learnt, Task, make_update
-from edge.protocol.signing import sign_message
 from edge.storage.disk import write_file
 from edge.training.requests import Result
 
@@ -53,8 +52,7 @@ class Harvest:
 
     def _spool(self, learnt: Learnt, epoch: int) -> None:
         header = learnt.header
-        signed = sign_message(header, self._session.key)
-        self._session.spool.add(header, signed, learnt.payload, learnt.residual, epoch)
+        self._session.spool.add(header, learnt.payload, learnt.residual, epoch)
         self._session.say(
             "spooled",
             f"update {header.update[:8]} on version {header.base_version}: {header.size_bytes:,} bytes, "

@@ -123,7 +123,7 @@ class Learner:
             newest = self._session.inbox.choose(self._session.config.max_rank)
             return bool(self._epochs.loss(task) or (newest and newest.version > manifest.version))
 
-        blob = Blob(sha256=manifest.sha256, size_bytes=manifest.size_bytes)
+        blob = Blob(sha256=manifest.sha256, root=manifest.root, size_bytes=manifest.size_bytes)
         what = f"version {manifest.version}"
         return await self._blobs.fetch(
             blob, manifest.chunk_bytes, final, what, is_obsolete, version=manifest.version

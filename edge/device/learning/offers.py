@@ -36,7 +36,11 @@ class Offers:
             if task:
                 epoch, newest = inbox.seen
                 self._session.state.update(
-                    task=task, coordinator_key=inbox.coordinator_key, epoch=epoch, newest=newest
+                    task=task,
+                    coordinator_key=inbox.coordinator_key,
+                    epoch=epoch,
+                    newest=newest,
+                    heard=dict(inbox.heard),
                 )
                 return task
             if (reason := self._waits_for(manifest)) != told:

@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import Self
 
 from edge.errors import BrokerRefused, PlaceTaken, TlsFailure, TransportError
-from edge.transport.base import BirthAndWill, Limits, Message
+from edge.transport.base import BirthAndWill, Limits, MakePresence, Message
 from edge.transport.mqtt.dial import ProtocolRefused, Unanswered
 from edge.transport.mqtt.paho import Incoming, Link, LinkLost
 from edge.transport.settings import MqttSettings
@@ -35,7 +35,7 @@ class MqttTransport:
 
     Args:
         settings: Where the broker is (`MqttSettings.from_url`).
-        presence: Birth and will; None for a client that nobody watches.
+        presence: Makes birth and will of each connection; None for a client that nobody watches.
         claim: Asked before every connection, with whether another client took the session; its `PlaceTaken`
             ends the transport for good. None has a client that is thrown out come back.
         generator: Draws the jitter of the back-off.
@@ -47,7 +47,7 @@ class MqttTransport:
     def __init__(
         self,
         settings: MqttSettings,
-        presence: BirthAndWill | None = None,
+        presence: MakePresence | None = None,
         *,
         claim: Callable[[bool], Awaitable[None]] | None = None,
         generator: random.Random | None = None,
@@ -56,7 +56,8 @@ class MqttTransport:
         max_backoff_s: float = 30.0,
     ) -> None:
         self._settings = settings
-        self._presence = presence
+        self._make_presence = presence
+        self._presence: BirthAndWill | None = None  # of the present connection, or of the last one
         self._claim = claim
         self._random = generator or random.Random()  # noqa: S311 - jitter, not secrets
         self._sleep = sleep
@@ -220,13 +221,15 @@ class MqttTransport:
         """Tries once: claim, connection, subscriptions, birth; only then publishes go out."""
         if self._claim is not None:
             await self._claim(self._was_taken)
-        link = await self._open_link()
+        presence = None if self._make_presence is None else self._make_presence()
+        link = await self._open_link(presence)
+        self._presence = presence
         self._lost.clear()
         try:
             for topic_filter in list(self._filters):
                 await link.subscribe(topic_filter)
-            if self._presence is not None:
-                await link.publish(self._presence.topic, self._presence.birth, retain=True, expiry_s=None)
+            if presence is not None:
+                await link.publish(presence.topic, presence.birth, retain=True, expiry_s=None)
         except BaseException:
             link.close()
             raise
@@ -234,10 +237,10 @@ class MqttTransport:
         self._link, self._window = link, asyncio.Semaphore(link.limits.max_in_flight)
         self._changed.set()
 
-    async def _open_link(self) -> Link:
+    async def _open_link(self, presence: BirthAndWill | None) -> Link:
         """Opens a link in the first version of MQTT that the broker takes; later ones are not tried again."""
         while True:
-            link = Link(self._settings, self.version, self._presence, self._received, self._lose)
+            link = Link(self._settings, self.version, presence, self._received, self._lose)
             is_last = len(self._versions) == 1
             try:
                 await link.open(self._settings.connect_timeout_s if is_last else PROBE_S)

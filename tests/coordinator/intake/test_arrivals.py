@@ -1,14 +1,16 @@
 import pytest
 
 from coordinator.intake.arrivals import Arrivals
+from coordinator.intake.gate import Gate
 from coordinator.intake.roster import Roster
 from coordinator.ledger.sqlite import SqliteJournal
-from edge.errors import ProtocolError
-from edge.protocol.messages import Hello, Presence, encode_message
-from edge.protocol.signing import new_key, sign_message
+from edge.errors import Outdated, ProtocolError
+from edge.protocol.messages import Hello, Presence
+from edge.protocol.signing import Signer, new_key
+from edge.protocol.topics import Topics
 from edge.transport.base import Message
 
-KEY = new_key()
+KEY, TOPICS = new_key(), Topics("home")
 CARD = Hello(
     device_id="lamp",
     backend="torch",
@@ -24,6 +26,7 @@ class Desk:
     """Arrivals at a fleet, and what they told."""
 
     def __init__(self):
+        self.signers = {}
         self.journal = SqliteJournal(None, "home")
         self.start()
 
@@ -31,13 +34,21 @@ class Desk:
         self.told = []
         self.roster = Roster(self.journal, {}, is_open=True)
         self.arrivals = Arrivals(self.roster, lambda event: self.told.append((event.kind, event.device)))
+        self.gate = Gate(self.roster)
+
+    def open(self, kind, record, at, retained, epoch):
+        """As the router does; the card is signed after all presence of its epoch."""
+        name = TOPICS.device("lamp", kind)
+        signer = self.signers.setdefault(epoch, Signer(KEY, epoch))
+        message = Message(name, signer.seal(name, record), retained)
+        return self.gate.open(TOPICS.parse(name), message, type(record), None if retained else at)
 
     def hello(self, at=1000.0, *, retained=False):
-        self.arrivals.greet("lamp", Message("", sign_message(CARD, KEY), retained), at)
+        self.arrivals.greet(self.open("hello", CARD, at, retained, 1).record, at, retained)
 
     def state(self, online, at=1000.0, *, epoch=1, retained=False):
-        payload = encode_message(Presence(online=online, epoch=epoch))
-        self.arrivals.observe("lamp", Message("", payload, retained), at)
+        opened = self.open("state", Presence(online=online), at, retained, epoch)
+        self.arrivals.observe("lamp", opened, at, retained)
 
     def device(self):
         self.roster.flush()
@@ -70,7 +81,8 @@ def test_presence_that_is_repeated_is_told_once(desk):
 def test_a_late_will_of_an_old_session_is_not_told(desk):
     desk.state(True, epoch=5)
     desk.hello()
-    desk.state(False, epoch=4)
+    with pytest.raises(Outdated):
+        desk.state(False, epoch=4)
     assert desk.told == [("joined", "lamp")]
 
 
@@ -112,6 +124,8 @@ def test_a_restart_counts_those_who_stayed_and_keeps_when_others_were_seen(desk)
 
 
 def test_a_card_on_another_devices_topic_is_refused(desk):
-    message = Message("", sign_message(CARD, KEY))
-    with pytest.raises(ProtocolError, match="hello of lamp came on another device's topic"):
-        desk.arrivals.greet("pump", message, 0.0)
+    topic = TOPICS.device("pump", "hello")
+    message = Message(topic, Signer(KEY, 1).seal(topic, CARD))
+    with pytest.raises(ProtocolError, match="Hello of lamp came on the topic of pump"):
+        desk.gate.open(TOPICS.parse(topic), message, Hello, 0.0)
+    assert desk.journal.devices() == []

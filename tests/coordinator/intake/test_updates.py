@@ -17,12 +17,13 @@ from coordinator.ledger.head import Standing
 from coordinator.ledger.sqlite import SqliteJournal
 from edge.protocol.chunks import split_chunks
 from edge.protocol.codec import encode_adapter
-from edge.protocol.messages import Receipt
-from edge.protocol.signing import new_key, open_signed, sign_message
+from edge.protocol.merkle import Tree
+from edge.protocol.messages import Receipt, encode_message
+from edge.protocol.signing import Keyring, Opened, Signer, Stamp, new_key, read_signed
 from edge.protocol.topics import Topics
 from edge.transport.memory import MemoryBroker, MemoryTransport
 
-TOPICS, BASE, KEY = Topics("home"), "b" * 64, new_key()
+TOPICS, BASE, SIGNER = Topics("home"), "b" * 64, Signer(new_key(), 1)
 ZERO = LoraAdapter({"m": Factors(np.zeros((4, 300), np.float32), np.zeros((200, 4), np.float32), 1.0)})
 
 
@@ -47,15 +48,16 @@ class Office:
         for name in ("incoming", "updates"):
             (folder / name).mkdir()
         self.slow, self.gate = set(), Event()
-        self.checked, self.receipts, self.keys = [], [], {}
+        self.checked, self.receipts = [], []
 
     @asynccontextmanager
     async def open(self, max_open=64):
         with closing(SqliteJournal(self.folder, "home")) as self.journal:
             async with MemoryTransport(self.broker, "coordinator") as transport:
+                self.roster = Roster(self.journal, {}, is_open=True)
                 desk = Desk(
-                    transport=transport, topics=TOPICS, key=KEY, journal=self.journal,
-                    roster=Roster(self.journal, {}, is_open=True),
+                    transport=transport, topics=TOPICS, signer=SIGNER, journal=self.journal,
+                    roster=self.roster,
                     uploads=Uploads(self.folder / "incoming", self.folder / "updates", max_open),
                     rules=Rules("home", BASE, 5, 1 << 20, 1e6), head=Present(), clock=lambda: 1.0,
                     tell=lambda event: None, complain=lambda fault: None,
@@ -81,21 +83,25 @@ class Office:
         async with MemoryTransport(self.broker, "ear") as ear:
             await ear.subscribe(TOPICS.device("+", "receipt"))
             async for message in ear.messages():
-                self.receipts.append(open_signed(message.payload, Receipt)[0])
+                signed = read_signed(message.payload)
+                self.receipts.append(Keyring().open(message.topic, signed, Receipt).record)
 
     def header(self, device_id, attempt=0):
         return self.make_header(payload(attempt), device_id=device_id, attempt=attempt)
 
     def send_header(self, header):
-        key = self.keys.setdefault(header.device_id, new_key())
-        self.intake.take_header(header.device_id, header.update, sign_message(header, key))
+        self.roster.enrol(header.device_id, "ab" * 32, 1.0)
+        opened = Opened(header, "ab" * 32, Stamp(1, 1), encode_message(header))
+        self.intake.take_header(header.device_id, header.update, opened)
 
     def send(self, device_id, attempt=0):
         """A whole update, as its messages come one after the other."""
         header = self.header(device_id, attempt)
         self.send_header(header)
-        for number, chunk in enumerate(split_chunks(payload(attempt), header.chunk_bytes)):
-            self.intake.take_chunk(device_id, header.update, number, chunk)
+        chunks = list(split_chunks(payload(attempt), header.chunk_bytes))
+        tree = Tree(chunks)
+        for number, chunk in enumerate(chunks):
+            self.intake.take_chunk(device_id, header.update, number, tree.proof(number) + chunk)
         return header
 
     async def until(self, condition):

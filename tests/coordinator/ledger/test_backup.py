@@ -37,7 +37,7 @@ def test_a_backup_made_beside_a_running_coordinator_is_served_as_it_was(fleet, t
             shutil.copytree(made.path, fleet.folder)
             fleet.said.clear()
             device.manifests.clear()
-            async with fleet.serving(epoch=2):
+            async with fleet.serving():
                 await device.teach(seed=9, version=1, attempt=9)
                 await device.until(lambda: any("version 2: 2 updates of x" in text for text in fleet.said))
         return made

@@ -10,6 +10,7 @@ from coordinator.ledger.records import Device, Refusal, Tally
 from coordinator.ledger.sqlite import SqliteJournal
 from edge.errors import MissingObject, Rejected, StateError
 from edge.protocol.messages import Hello, Telemetry
+from edge.protocol.signing import Stamp
 
 HELLO = Hello(
     device_id="x", backend="toy", ranks=(4, 2), encodings=("f32",), memory_bytes=1, tokens_per_s=None,
@@ -93,7 +94,18 @@ def test_updates_are_counted_by_device(journal, header):
 def test_devices_are_there_as_they_were_saved_by_name(journal):
     journal.enrol(Device("y", "cd", 1.0, 1.0))
     journal.enrol(Device("x", "ab", 2.0, 2.0))
-    changed = Device("x", "ab", 2.0, 9.0, True, 7, HELLO, TELEMETRY, held=(1, 3), astray=5.0)
+    changed = Device(
+        "x",
+        "ab",
+        2.0,
+        9.0,
+        True,
+        HELLO,
+        TELEMETRY,
+        (1, 3),
+        {"header": Stamp(7, 2), "state": Stamp(8, 1)},
+        5.0,
+    )
     journal.save([changed])
     assert journal.devices() == [changed, Device("y", "cd", 1.0, 1.0)]
 

@@ -8,7 +8,7 @@ from coordinator.ledger.head import Standing
 from coordinator.ledger.retention import Retention
 from coordinator.ledger.sqlite import SqliteJournal
 from edge.protocol.codec import encode_adapter
-from edge.protocol.messages import Telemetry
+from edge.protocol.messages import Telemetry, encode_message
 
 STANDING = Standing(5, {number: number for number in range(6)}, {number: {} for number in range(6)}, {})
 
@@ -98,7 +98,7 @@ def test_a_version_that_a_rollback_took_out_of_the_line_is_held_by_nobody(journa
 
 def test_updates_that_wait_or_are_being_received_hold_their_versions(journal, roster, uploads, header):
     journal.record(header(0), 0.0)
-    uploads.begin(header(2))
+    uploads.begin(header(2), encode_message(header(2)))
     retention = Retention(journal, roster.held, uploads.base_versions, max_staleness=4, hold_s=60.0)
     assert retention.held(STANDING) == {
         0,

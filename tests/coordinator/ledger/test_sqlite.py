@@ -100,7 +100,10 @@ def test_a_journal_of_version_2_gets_what_it_lacks(tmp_path):
     SqliteJournal(tmp_path, "home").close()
     with closing(sqlite3.connect(tmp_path / FILE)) as db:
         db.executescript("ALTER TABLE devices DROP COLUMN astray; ALTER TABLE versions DROP COLUMN origin;")
-        db.executescript("DROP TABLE access; DROP TABLE spent_tokens; DROP TABLE forgotten;")
+        db.executescript(
+            "DROP TABLE access; DROP TABLE spent_tokens; DROP TABLE forgotten;"
+            "ALTER TABLE devices DROP COLUMN stamps;"
+        )
         db.execute("PRAGMA user_version = 2")
         db.execute("INSERT INTO devices (device, key, first_seen, last_seen) VALUES ('x', 'ab', 1.0, 2.0)")
         db.commit()
@@ -113,7 +116,7 @@ def test_every_session_has_a_later_epoch_whatever_the_clock_says(tmp_path):
     epochs = []
     for at, heard in ((1000.0, 0), (1000.0, 0), (1.0, 0), (2000.0, 0), (1.0, 5_000_000), (1.0, 0)):
         with CoordinatorState(tmp_path, "home") as state:
-            epochs.append(state.begin_session(at, heard))
+            epochs.append(state.begin_session(at, heard).epoch)
     assert epochs == [1_000_000, 1_000_001, 1_000_002, 2_000_000, 5_000_001, 5_000_002]
 
 

@@ -24,7 +24,7 @@ from edge.protocol.messages import (
     Want,
     encode_message,
 )
-from edge.protocol.signing import new_key, sign_message
+from edge.protocol.signing import Signer, new_key
 from edge.protocol.topics import Topics
 from edge.transport.base import Message
 from edge.transport.memory import MemoryBroker, MemoryTransport
@@ -33,7 +33,7 @@ TOPICS = Topics("home")
 KEY = new_key()
 UPDATE, SHA = "cd" * 16, "ab" * 32
 MANIFEST = Manifest(
-    fleet="home", tier="r8", version=3, parent=2, sha256=SHA, size_bytes=70_000, chunk_bytes=65536,
+    fleet="home", tier="r8", version=3, parent=2, sha256=SHA, root=SHA, size_bytes=70_000, chunk_bytes=65536,
     encoding="f16", base="00" * 32, rank=8, space="product", recipe=Recipe(steps=20),
 )  # fmt: skip
 HELLO = Hello(
@@ -42,57 +42,55 @@ HELLO = Hello(
 )  # fmt: skip
 HEADER = UpdateHeader(
     update=UPDATE, fleet="home", device_id="lamp", tier="r8", base_version=3, base="00" * 32, attempt=0,
-    sha256=SHA, size_bytes=27_600, chunk_bytes=10_000, encoding="int8", num_examples=160, num_tokens=9000,
-    num_steps=20, seconds=7.5, loss_before=2.3104, loss_after=1.2,
+    sha256=SHA, root=SHA, size_bytes=27_600, chunk_bytes=10_000, encoding="int8", num_examples=160,
+    num_tokens=9000, num_steps=20, seconds=7.5, loss_before=2.3104, loss_after=1.2,
 )  # fmt: skip
-REJECTED = Receipt(update=UPDATE, status="rejected", reason="too-stale", detail="21 versions")
+REJECTED = Receipt(update=UPDATE, header=SHA, status="rejected", reason="too-stale", detail="21 versions")
+SIGNER = Signer(KEY, 1)
+UP = TOPICS.up("lamp", UPDATE, "header")
+HELLO_TOPIC = TOPICS.device("lamp", "hello")
 CASES = [
-    (TOPICS.coordinator, encode_message(Presence(online=True, epoch=1)), "*coordinator is online"),
+    (TOPICS.coordinator, Presence(online=True), "*coordinator is online"),
     (TOPICS.challenge, encode_message(Challenge(nonce=UPDATE)), "*somebody asks who coordinates this fleet"),
     (
         TOPICS.answer,
-        sign_message(
-            Answer(fleet="home", nonce=UPDATE, session=UPDATE, epoch=1, version=3, since=1.0, host="attic"),
-            KEY,
-        ),
+        Answer(fleet="home", nonce=UPDATE, session=UPDATE, epoch=1, version=3, since=1.0, host="attic"),
         "*coordinator answers from host attic: at version 3",
     ),
-    (TOPICS.device("lamp", "state"), encode_message(Presence(online=False, epoch=1)), "lamp is offline"),
+    (TOPICS.device("lamp", "state"), Presence(online=False), "lamp is offline"),
     (
         TOPICS.version("r8"),
-        sign_message(MANIFEST, KEY),
+        MANIFEST,
         "*coordinator offers version 3, from 2: rank 8, 70.0 KB; 20 steps at 0.001",
     ),
     (
         TOPICS.device("lamp", "hello"),
-        sign_message(HELLO, KEY),
+        HELLO,
         "lamp says hello: torch, rank 8 at most, 16.0 GB, 1,204 tokens/s",
     ),
     (
         TOPICS.device("lamp", "want"),
-        encode_message(Want(sha256=SHA, ranges=((0, 2), (5, 6)), window=16)),
+        Want(sha256=SHA, ranges=((0, 2), (5, 6)), window=16),
         "lamp asks for version 3: chunks 0-1, 5 of 2",
     ),
     (
         TOPICS.up("lamp", UPDATE, "header"),
-        sign_message(HEADER, KEY),
+        HEADER,
         "lamp update cdcdcdcd on version 3: 27.6 KB, loss 2.31 to 1.20, 160 examples, int8",
     ),
     (
         TOPICS.device("lamp", "receipt"),
-        sign_message(REJECTED, KEY),
+        REJECTED,
         "*coordinator rejected update cdcdcdcd of lamp: too-stale: 21 versions",
     ),
     (
         TOPICS.device("lamp", "receipt"),
-        sign_message(Receipt(update=UPDATE, status="missing", missing=((1, 3),)), KEY),
+        Receipt(update=UPDATE, header=SHA, status="missing", missing=((1, 3),)),
         "*coordinator lacks chunks 1-2 of 3 of update cdcdcdcd of lamp",
     ),
     (
         TOPICS.device("lamp", "telemetry"),
-        encode_message(
-            Telemetry(base_version=3, step=2, steps=20, loss=1.5, tokens_per_s=512.2, memory_bytes=1)
-        ),
+        Telemetry(base_version=3, step=2, steps=20, loss=1.5, tokens_per_s=512.2, memory_bytes=1),
         "lamp trains on version 3: step 2/20, loss 1.50, 512 tokens/s",
     ),
     (TOPICS.device("lamp", "hello"), b"", "lamp takes its hello back"),
@@ -102,7 +100,8 @@ CASES = [
 def test_every_kind_of_message_is_one_line_of_who_and_what() -> None:
     memory = Memory()
     show = lines(None, names_fleet=False)
-    for topic, payload, expected in CASES:
+    for topic, record, expected in CASES:
+        payload = record if isinstance(record, bytes) else SIGNER.seal(topic, record)
         seen = sight(Message(topic, payload), memory)
         line = re.sub(" +", " ", show(seen))
         assert re.fullmatch(r"\d\d:\d\d:\d\d " + re.escape(expected), line), line
@@ -116,16 +115,16 @@ def test_every_kind_of_message_is_one_line_of_who_and_what() -> None:
     [
         (encode_message(HELLO), "missing", "[unsigned] says hello"),
         (
-            sign_message(HELLO, KEY).replace(b'"torch"', b'"honey"'),
+            SIGNER.seal(HELLO_TOPIC, HELLO).replace(b'"torch"', b'"honey"'),
             "invalid",
             "[bad signature] says hello: honey",
         ),
-        (sign_message(HELLO, new_key()), "other-key", "[another key] says hello"),
+        (Signer(new_key(), 1).seal(HELLO_TOPIC, HELLO), "other-key", "[another key] says hello"),
     ],
 )
 def test_what_nobodys_key_stands_behind_is_marked(payload, signature, mark) -> None:
     memory = Memory()
-    sight(Message(TOPICS.device("lamp", "hello"), sign_message(HELLO, KEY)), memory)
+    sight(Message(TOPICS.device("lamp", "hello"), SIGNER.seal(HELLO_TOPIC, HELLO)), memory)
     seen = sight(Message(TOPICS.device("lamp", "hello"), payload, retained=True), memory)
     assert seen.signature == signature
     line = lines(None, names_fleet=True)(seen)
@@ -134,18 +133,21 @@ def test_what_nobodys_key_stands_behind_is_marked(payload, signature, mark) -> N
 
 
 HOSTILE = [
-    ("tunefleet/v1/home/device/\x1b[2J/hello", b"{}"),
-    ("tunefleet/v1/home/device/*coordinator/state", b'{"online":true,"epoch":1}'),
-    ("tunefleet/v1/\u202egnp/coordinator", b'{"online":true,"epoch":1}'),
-    ("tunefleet/v1/home/device/lamp/hello", b"[" * 1_000_000),
-    ("tunefleet/v1/home/device/lamp/hello", b'{"body":' + b"[" * 200_000 + b"]" * 200_000 + b"}"),
-    ("tunefleet/v1/home/device/lamp/state", b"\xff\x00\x1b[31m"),
-    ("tunefleet/v1/home/device/lamp/receipt", encode_message(
-        Receipt(update=UPDATE, status="rejected", detail="\x1b]0;own\x07\r\nfake \x9b31m [red]x[/red]\u2028")
+    ("tunefleet/v2/home/device/\x1b[2J/hello", b"{}"),
+    ("tunefleet/v2/home/device/*coordinator/state", b'{"online":true}'),
+    ("tunefleet/v2/\u202egnp/coordinator", b'{"online":true}'),
+    ("tunefleet/v2/home/device/lamp/hello", b"[" * 1_000_000),
+    ("tunefleet/v2/home/device/lamp/hello", b'{"body":' + b"[" * 200_000 + b"]" * 200_000 + b"}"),
+    ("tunefleet/v2/home/device/lamp/state", b"\xff\x00\x1b[31m"),
+    ("tunefleet/v2/home/device/lamp/receipt", encode_message(
+        Receipt(
+            update=UPDATE, header=SHA, status="rejected",
+            detail="\x1b]0;own\x07\r\nfake \x9b31m [red]x[/red]\u2028",
+        )
     )),
-    ("tunefleet/v1/home/device/lamp/up/x/\u0663\u0663", b"chunk"),
-    ("tunefleet/v1/home/blob/x/" + "9" * 5000, b""),
-    ("tunefleet/v1", b""),
+    ("tunefleet/v2/home/device/lamp/up/x/\u0663\u0663", b"chunk"),
+    ("tunefleet/v2/home/blob/x/" + "9" * 5000, b""),
+    ("tunefleet/v2", b""),
     ("elsewhere/\x00", b"\x00"),
 ]  # fmt: skip
 
@@ -175,7 +177,7 @@ def test_lines_are_cut_by_columns_and_not_by_characters() -> None:
 
 def test_chunks_are_one_line_a_transfer() -> None:
     memory = Memory()
-    sight(Message(TOPICS.up("lamp", UPDATE, "header"), sign_message(HEADER, KEY)), memory)
+    sight(Message(UP, SIGNER.seal(UP, HEADER)), memory)
     traffic = Traffic(memory)
     chunk = sight(Message(TOPICS.up("lamp", UPDATE, 0), b"x" * 10_000), memory)
     assert traffic.count(chunk, 0.0) is None
@@ -207,7 +209,7 @@ def test_what_strangers_make_it_remember_is_bounded() -> None:
 
 def test_a_forged_manifest_names_no_transfer() -> None:
     memory = Memory()
-    forged = sign_message(MANIFEST, KEY).replace(b'"version":3', b'"version":9')
+    forged = SIGNER.seal(TOPICS.version("r8"), MANIFEST).replace(b'"version":3', b'"version":9')
     seen = sight(Message(TOPICS.version("r8"), forged), memory)
     assert isinstance(seen, Sighting)
     assert seen.signature == "invalid"
@@ -221,7 +223,7 @@ def test_a_watcher_shows_what_was_kept_and_what_comes() -> None:
     async def run() -> None:
         broker = MemoryBroker()
         async with MemoryTransport(broker, "lamp") as lamp:
-            await lamp.publish(TOPICS.device("lamp", "hello"), sign_message(HELLO, KEY), retain=True)
+            await lamp.publish(TOPICS.device("lamp", "hello"), SIGNER.seal(HELLO_TOPIC, HELLO), retain=True)
             watcher = MemoryTransport(broker, "watch")
             watching = asyncio.create_task(
                 watch(watcher, "home", lines(None, names_fleet=False), said.append)

@@ -7,8 +7,9 @@ import pytest
 from edge.delivery.download import Downloader
 from edge.delivery.upload import Uploader
 from edge.protocol.chunks import chunk_numbers, split_chunks
-from edge.protocol.messages import Receipt, Want, decode_message
-from edge.protocol.signing import new_key, sign_message
+from edge.protocol.merkle import Tree
+from edge.protocol.messages import Receipt, Want
+from edge.protocol.signing import Keyring, Signer, new_key, read_signed
 from edge.protocol.topics import Topics
 from edge.storage.parts import PartFile
 from edge.storage.spool import Spool
@@ -18,6 +19,8 @@ TOPICS = Topics("home")
 BLOB = bytes(range(256)) * 200  # 51,200 bytes: 50 chunks of 1,024
 CHUNKS = list(split_chunks(BLOB, 1024))
 SHA256 = hashlib.sha256(BLOB).hexdigest()
+TREE = Tree(CHUNKS)
+SIGNER = Signer(new_key(), 1)
 WANT = TOPICS.device("lamp", "want")
 
 
@@ -54,14 +57,14 @@ def fetch(part, serve, patience_s=5.0, bad=()):
     """Downloads into `part`; `serve` names the chunks that a want is answered with. Returns the wants."""
     wants = []
     peer = Peer()
-    download = Downloader(peer.mine, TOPICS, "lamp", patience_s)
+    download = Downloader(peer.mine, TOPICS, "lamp", SIGNER, patience_s)
 
     async def answer(message):
-        wants.append(decode_message(message.payload, Want))
+        wants.append(Keyring().open(message.topic, read_signed(message.payload), Want).record)
         for chunk in bad:
             download.receive(*chunk)
         for number in serve(wants):
-            await peer.other.publish(TOPICS.blob(SHA256, number), CHUNKS[number])
+            await peer.other.publish(TOPICS.blob(SHA256, number), TREE.proof(number) + CHUNKS[number])
 
     async def receive(message):
         topic = TOPICS.parse(message.topic)
@@ -80,7 +83,7 @@ def asked(wants):
 
 
 def test_a_download_asks_window_by_window(tmp_path):
-    part = PartFile(tmp_path / "part", len(BLOB), 1024, SHA256)
+    part = PartFile(tmp_path / "part", len(BLOB), 1024, SHA256, TREE.root)
     is_here, wants = fetch(part, asked)
     assert is_here
     part.finish(tmp_path / "blob")
@@ -89,40 +92,44 @@ def test_a_download_asks_window_by_window(tmp_path):
 
 
 def test_a_download_goes_on_from_the_chunks_that_are_there(tmp_path):
-    part = PartFile(tmp_path / "part", len(BLOB), 1024, SHA256)
+    part = PartFile(tmp_path / "part", len(BLOB), 1024, SHA256, TREE.root)
     for number in range(45):
-        part.write(number, CHUNKS[number])
-    again = PartFile(tmp_path / "part", len(BLOB), 1024, SHA256)
+        part.write(number, TREE.proof(number) + CHUNKS[number])
+    again = PartFile(tmp_path / "part", len(BLOB), 1024, SHA256, TREE.root)
     is_here, wants = fetch(again, asked)
     assert is_here
     assert [want.ranges for want in wants] == [((45, 50),)]
 
 
 def test_chunks_that_another_device_asked_for_count(tmp_path):
-    part = PartFile(tmp_path / "part", len(BLOB), 1024, SHA256)
+    part = PartFile(tmp_path / "part", len(BLOB), 1024, SHA256, TREE.root)
     is_here, wants = fetch(part, lambda wants: range(50))
     assert is_here
     assert len(wants) < 4
 
 
 def test_a_want_that_was_answered_in_part_is_repeated_for_the_rest(tmp_path):
-    part = PartFile(tmp_path / "part", len(BLOB), 1024, SHA256)
+    part = PartFile(tmp_path / "part", len(BLOB), 1024, SHA256, TREE.root)
     is_here, wants = fetch(part, lambda wants: asked(wants)[::2] or [], patience_s=0.05)
     assert is_here
     assert wants[1].ranges[0] == (1, 2)
 
 
 def test_a_download_that_stands_still_gives_up_and_keeps_what_came(tmp_path):
-    part = PartFile(tmp_path / "part", len(BLOB), 1024, SHA256)
+    part = PartFile(tmp_path / "part", len(BLOB), 1024, SHA256, TREE.root)
     is_here, _ = fetch(part, lambda wants: [3] if len(wants) == 1 else [], patience_s=0.05)
     assert not is_here
-    assert PartFile(tmp_path / "part", len(BLOB), 1024, SHA256).received.missing() == ((0, 3), (4, 50))
+    assert PartFile(tmp_path / "part", len(BLOB), 1024, SHA256, TREE.root).received.missing() == (
+        (0, 3),
+        (4, 50),
+    )
 
 
 def test_chunks_of_no_blob_do_no_harm(tmp_path):
     """Nor of another one: what is asked for comes all the same."""
-    part = PartFile(tmp_path / "part", len(BLOB), 1024, SHA256)
-    bad = [(SHA256, 50, b"x" * 1024), (SHA256, 0, b"too short"), ("0" * 64, 0, b"x" * 1024)]
+    part = PartFile(tmp_path / "part", len(BLOB), 1024, SHA256, TREE.root)
+    junk = [TREE.proof(0) + b"x" * 1024, TREE.proof(1) + CHUNKS[1], b"too short"]
+    bad = [(SHA256, 50, b"x" * 1024), *((SHA256, 0, one) for one in junk), ("0" * 64, 0, b"x" * 1024)]
     is_here, _ = fetch(part, asked, bad=bad)
     assert is_here
     part.finish(tmp_path / "blob")
@@ -134,7 +141,7 @@ def entry(tmp_path, make_header):
     (tmp_path / "spool").mkdir()
     spool = Spool(tmp_path / "spool", tmp_path / "residual")
     header = make_header(BLOB, device_id="lamp")
-    spool.add(header, sign_message(header, new_key()), BLOB, None)
+    spool.add(header, BLOB, None)
     return spool.entries()[0]
 
 
@@ -142,7 +149,7 @@ def send(entry, judge, patience_s=5.0):
     """Uploads; `judge` sees all parts that came so far and returns a receipt or None."""
     parts = []
     peer = Peer()
-    upload = Uploader(peer.mine, TOPICS, patience_s)
+    upload = Uploader(peer.mine, TOPICS, SIGNER, patience_s)
 
     async def answer(message):
         parts.append(message.topic.rpartition("/")[2])
@@ -160,7 +167,7 @@ def send(entry, judge, patience_s=5.0):
 
 
 def receipt(entry, status, **fields):
-    return Receipt(update=entry.header.update, status=status, **fields)
+    return Receipt(update=entry.header.update, header=entry.digest, status=status, **fields)
 
 
 def test_an_upload_sends_the_header_then_every_chunk_once(entry):

@@ -8,6 +8,8 @@ from converters.errors import BaseModelError
 from edge.backends.toy import make_toy_base
 from edge.device.capability_card import capability_card, device_presence, memory_bytes
 from edge.device.own_base import base_files, base_fingerprint
+from edge.protocol.messages import Presence
+from edge.protocol.signing import Keyring, Signer, new_key, read_signed
 
 BASE = "b" * 64
 
@@ -23,11 +25,16 @@ def test_memory_is_that_of_the_machine():
     assert memory_bytes() > 1 << 28
 
 
-def test_birth_and_will_bear_the_same_epoch():
-    presence = device_presence("home", "lamp", epoch=7)
-    assert presence.topic == "tunefleet/v1/home/device/lamp/state"
-    assert json.loads(presence.birth) == {"online": True, "epoch": 7}
-    assert json.loads(presence.will) == {"online": False, "epoch": 7}
+def test_birth_and_will_are_signed_anew_at_each_connection_the_will_right_after_the_birth():
+    make = device_presence("home", "lamp", Signer(new_key(), 7))
+    stamps = []
+    for presence in (make(), make()):
+        for payload, is_online in ((presence.birth, True), (presence.will, False)):
+            opened = Keyring().open(presence.topic, read_signed(payload), Presence)
+            assert opened.record.online is is_online
+            stamps.append(opened.stamp)
+    assert stamps == [(7, 1), (7, 2), (7, 3), (7, 4)]
+    assert presence.topic == "tunefleet/v2/home/device/lamp/state"
 
 
 def test_a_fingerprint_that_is_configured_must_be_the_models_own(tmp_path):

@@ -3,7 +3,7 @@
 from edge.device.inbox import Inbox
 from edge.device.wakeups import Wakeups
 from edge.protocol.messages import Recipe
-from edge.protocol.signing import new_key, public_key, sign_message
+from edge.protocol.signing import Signer, new_key, public_key
 from edge.protocol.tiers import tier_rank
 from edge.protocol.topics import Topics
 from edge.transport.base import Message
@@ -16,6 +16,7 @@ class Ears:
 
     def __init__(self, make_manifest, seen=(0, -1)):
         self.key = new_key()
+        self.signers = {}
         self.warnings = []
         self.wakeups = Wakeups()
         self.inbox = Inbox(
@@ -32,8 +33,9 @@ class Ears:
 
     def hear(self, epoch, version, tier="r4", **changes):
         manifest = self._make(epoch=epoch, version=version, tier=tier, rank=tier_rank(tier), **changes)
-        payload = sign_message(manifest, self.key)
-        self.inbox.receive(Message(TOPICS.version(tier), payload))
+        signer = self.signers.setdefault(epoch, Signer(self.key, epoch))
+        topic = TOPICS.version(tier)
+        self.inbox.receive(Message(topic, signer.seal(topic, manifest)))
 
     def chosen(self):
         manifest = self.inbox.choose(64)

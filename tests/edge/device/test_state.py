@@ -6,6 +6,7 @@ import pytest
 from edge.device.state import DeviceState, Memory
 from edge.device.task import Task
 from edge.errors import StateError
+from edge.protocol.merkle import Tree
 
 BASE = "b" * 64
 
@@ -18,23 +19,30 @@ def test_what_was_remembered_is_there_after_a_restart(tmp_path, make_manifest):
     task = Task(make_manifest(version=3), attempt=1)
     with DeviceState(tmp_path, memory()) as state:
         state.update(task=task, coordinator_key="c" * 64)
-        key = state.identity()
+        key = state.signer.key
     with DeviceState(tmp_path, memory()) as state:
         assert (state.memory.task, state.memory.coordinator_key) == (task, "c" * 64)
-        assert state.identity() == key
+        assert state.signer.key == key
 
 
 def test_the_key_is_readable_by_its_owner_only(tmp_path):
-    with DeviceState(tmp_path, memory()) as state:
-        state.identity()
+    with DeviceState(tmp_path, memory()):
+        pass
     assert stat.S_IMODE((tmp_path / "identity.key").stat().st_mode) == 0o600
 
 
 def test_a_damaged_key_is_not_replaced_in_silence(tmp_path):
-    with DeviceState(tmp_path, memory()) as state:
-        (tmp_path / "identity.key").write_text("00ff")
-        with pytest.raises(StateError, match=r"identity.key: is damaged, expected 64 hex digits"):
-            state.identity()
+    (tmp_path / "identity.key").write_text("00ff")
+    with pytest.raises(StateError, match=r"identity.key: is damaged, expected 64 hex digits"):
+        DeviceState(tmp_path, memory()).__enter__()
+
+
+def test_every_session_is_later_than_the_one_before_also_where_the_clock_goes_back(tmp_path):
+    epochs = []
+    for clock in (2000.0, 1000.0, 3000.0):
+        with DeviceState(tmp_path, memory(), lambda now=clock: now) as state:
+            epochs.append(state.signer.epoch)
+    assert epochs == [2_000_000, 2_000_001, 3_000_000]
 
 
 def test_two_clients_cannot_share_a_folder(tmp_path):
@@ -64,9 +72,9 @@ def test_another_configured_key_than_the_pinned_one_is_refused(tmp_path):
 
 
 def test_a_newer_format_is_refused_and_left_alone(tmp_path):
-    content = '{"format": 3, "what": "comes"}'
+    content = '{"format": 4, "what": "comes"}'
     (tmp_path / "state.json").write_text(content)
-    with pytest.raises(StateError, match=r"has format 3, this tunefleet reads up to 2; upgrade it"):
+    with pytest.raises(StateError, match=r"has format 4, this tunefleet reads up to 3; upgrade it"):
         DeviceState(tmp_path, memory()).__enter__()
     assert (tmp_path / "state.json").read_text() == content
 
@@ -80,11 +88,22 @@ def test_a_folder_of_format_1_is_taken_up_with_its_task(tmp_path):
     old = {"format": 1, "fleet": "home", "device_id": "lamp", "base": BASE, "version": 3, "attempts": 1}
     old["task"] = {"manifest": manifest, "attempt": 1}
     (tmp_path / "state.json").write_text(json.dumps(old))
+    (tmp_path / "versions").mkdir()
+    (tmp_path / "versions" / f"{'0' * 64}.safetensors").write_bytes(b"0123456789")
     with DeviceState(tmp_path, memory()) as state:
+        assert state.memory.task.manifest.root == Tree([b"0123456789"]).root
         assert (state.memory.version, state.memory.attempts, state.memory.epoch) == (3, 1, 0)
         assert state.task_folder(state.memory.task).name == "3-1-r4"  # its checkpoints are still found
         state.update(task=None)
-    assert json.loads((tmp_path / "state.json").read_text())["format"] == 2
+    assert json.loads((tmp_path / "state.json").read_text())["format"] == 3
+
+
+def test_a_task_of_format_2_whose_version_did_not_come_is_offered_anew(tmp_path):
+    manifest = {"sha256": "0" * 64, "chunk_bytes": 1024}
+    old = {"format": 2, "fleet": "home", "device_id": "lamp", "base": BASE, "version": 3, "epoch": 7}
+    (tmp_path / "state.json").write_text(json.dumps(old | {"task": {"manifest": manifest, "attempt": 0}}))
+    with DeviceState(tmp_path, memory()) as state:
+        assert (state.memory.task, state.memory.epoch, state.memory.version) == (None, 7, 3)
 
 
 def test_tasks_of_two_versions_of_one_number_have_folders_of_their_own(tmp_path, make_manifest):
@@ -95,7 +114,10 @@ def test_tasks_of_two_versions_of_one_number_have_folders_of_their_own(tmp_path,
         assert list(new.iterdir()) == []
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"format": 1}', '{"format": 1, "fleet": 3}'])
+@pytest.mark.parametrize(
+    "content",
+    ["", "{", "[]", '{"format": 1}', '{"format": 1, "fleet": 3}', '{"format": 2, "task": {"manifest": 1}}'],
+)
 def test_a_damaged_state_is_told(tmp_path, content):
     (tmp_path / "state.json").write_text(content)
     with pytest.raises(StateError, match="is damaged"):

@@ -22,10 +22,10 @@ from edge.protocol.messages import (
 )
 from edge.protocol.topics import Topics
 
-SHA = "ab" * 32
+SHA, ROOT = "ab" * 32, "ba" * 32
 UPDATE = "cd" * 16
 GOLDEN = [
-    (Presence(online=True, epoch=1760000000000), b'{"online":true,"epoch":1760000000000}'),
+    (Presence(online=True), b'{"online":true}'),
     (
         Manifest(
             fleet="home",
@@ -33,6 +33,7 @@ GOLDEN = [
             version=3,
             parent=2,
             sha256=SHA,
+            root=ROOT,
             size_bytes=100,
             chunk_bytes=65536,
             encoding="int8",
@@ -40,15 +41,19 @@ GOLDEN = [
             rank=8,
             space="product",
             recipe=Recipe(steps=50),
-            sketch=Blob(sha256=SHA, size_bytes=4),
+            sketch=Blob(sha256=SHA, root=ROOT, size_bytes=4),
         ),
         b'{"fleet":"home","tier":"r8","version":3,"parent":2,"sha256":"'
         + SHA.encode()
+        + b'","root":"'
+        + ROOT.encode()
         + b'","size_bytes":100,'
         b'"chunk_bytes":65536,"encoding":"int8","base":"' + SHA.encode() + b'","rank":8,"space":"product",'
         b'"recipe":{"steps":50,"seconds":0.0,"lr":0.001,"weight_decay":0.0,"clip_norm":1.0,"seq_tokens":512,'
         b'"batch_tokens":2048,"attempts":1,"pull":0.0,"trains":"both","train_rank":0,"keeps":"none"},"sketch":{"sha256":"'
         + SHA.encode()
+        + b'","root":"'
+        + ROOT.encode()
         + b'","size_bytes":4}}',
     ),
     (
@@ -78,6 +83,7 @@ GOLDEN = [
             base=SHA,
             attempt=0,
             sha256=SHA,
+            root=ROOT,
             size_bytes=100,
             chunk_bytes=65536,
             encoding="int8",
@@ -90,12 +96,17 @@ GOLDEN = [
         ),
         b'{"update":"' + UPDATE.encode() + b'","fleet":"home","device_id":"kitchen-1","tier":"r8",'
         b'"base_version":3,"base":"' + SHA.encode() + b'","attempt":0,"sha256":"' + SHA.encode() + b'",'
+        b'"root":"' + ROOT.encode() + b'",'
         b'"size_bytes":100,"chunk_bytes":65536,"encoding":"int8","num_examples":10,"num_tokens":1000,'
         b'"num_steps":50,"seconds":1.5,"loss_before":2.0,"loss_after":1.0}',
     ),
     (
-        Receipt(update=UPDATE, status="rejected", reason="too-stale", detail="8 behind"),
-        b'{"update":"' + UPDATE.encode() + b'","status":"rejected","reason":"too-stale","detail":"8 behind",'
+        Receipt(update=UPDATE, header=SHA, status="rejected", reason="too-stale", detail="8 behind"),
+        b'{"update":"'
+        + UPDATE.encode()
+        + b'","header":"'
+        + SHA.encode()
+        + b'","status":"rejected","reason":"too-stale","detail":"8 behind",'
         b'"missing":[]}',
     ),
     (
@@ -116,9 +127,11 @@ GOLDEN = [
         b'"epoch":1760000000000,"version":57,"since":1760000000.5,"host":"pi-4.local"}',
     ),
     (
-        Receipt(update=UPDATE, status="missing", missing=((0, 2),)),
+        Receipt(update=UPDATE, header=SHA, status="missing", missing=((0, 2),)),
         b'{"update":"'
         + UPDATE.encode()
+        + b'","header":"'
+        + SHA.encode()
         + b'","status":"missing","reason":null,"detail":"","missing":[[0,2]]}',
     ),
     (
@@ -126,8 +139,9 @@ GOLDEN = [
         b'{"base_version":3,"step":5,"steps":50,"loss":1.25,"tokens_per_s":100.0,"memory_bytes":1}',
     ),
     (
-        Signed(body=msgspec.Raw(b'{"a":1}'), key=SHA, signature=SHA * 2),
-        b'{"body":{"a":1},"key":"' + SHA.encode() + b'","signature":"' + (SHA * 2).encode() + b'"}',
+        Signed(body=msgspec.Raw(b'{"a":1}'), key=SHA, signature=SHA * 2, epoch=1760000000000, count=3),
+        b'{"body":{"a":1},"key":"' + SHA.encode() + b'","signature":"' + (SHA * 2).encode() + b'",'
+        b'"epoch":1760000000000,"count":3}',
     ),
 ]
 
@@ -156,12 +170,12 @@ def test_the_fields_of_epochs_come_last_and_only_where_they_are_told():
     [
         (b"", Want, "Want: Input data was truncated"),
         (b"\xff\xfe", Want, "Want: "),
-        (b'{"online":true}', Presence, "missing required field `epoch`"),
-        (b'{"online":true,"epoch":1,"x":1}', Presence, "unknown field `x`"),
-        (b'{"online":true,"epoch":-1}', Presence, ">= 0"),
+        (b"{}", Presence, "missing required field `online`"),
+        (b'{"online":true,"x":1}', Presence, "unknown field `x`"),
+        (b'{"steps":-1}', Recipe, ">= 0"),
         (b'{"steps":1,"pull":-0.5}', Recipe, ">= 0.0"),
         (b'{"steps":1,"trains":"c"}', Recipe, "Invalid enum value 'c'"),
-        (b'{"online":true,"epoch":1e400}', Presence, "Presence: "),
+        (b'{"steps":1e400}', Recipe, "Recipe: "),
         (b'{"nonce":"1"}', Challenge, "matching regex"),
         (b'{"sha256":"../x","ranges":[],"window":1}', Want, "matching regex"),
         (b'{"sha256":"' + SHA.encode() + b'","ranges":[[0,1,2]],"window":1}', Want, "`array` of length 2"),
@@ -189,13 +203,13 @@ def test_topics_are_golden_and_have_at_most_7_slashes():
         topics.up("kitchen-1", UPDATE, "header"),
     ]
     assert names == [
-        "tunefleet/v1/home/coordinator",
-        "tunefleet/v1/home/coordinator/challenge",
-        "tunefleet/v1/home/coordinator/answer",
-        "tunefleet/v1/home/version/r8",
-        f"tunefleet/v1/home/blob/{SHA}/5",
-        "tunefleet/v1/home/device/kitchen-1/hello",
-        f"tunefleet/v1/home/device/kitchen-1/up/{UPDATE}/header",
+        "tunefleet/v2/home/coordinator",
+        "tunefleet/v2/home/coordinator/challenge",
+        "tunefleet/v2/home/coordinator/answer",
+        "tunefleet/v2/home/version/r8",
+        f"tunefleet/v2/home/blob/{SHA}/5",
+        "tunefleet/v2/home/device/kitchen-1/hello",
+        f"tunefleet/v2/home/device/kitchen-1/up/{UPDATE}/header",
     ]
     assert max(name.count("/") for name in names) <= 7
 

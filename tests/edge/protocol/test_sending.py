@@ -22,12 +22,12 @@ TRICKS = (
     "evict",
 )
 UPDATE = "ab" * 16
-BUSY = Receipt(update="0" * 32, status="busy")
-ACCEPTED = Receipt(update=UPDATE, status="accepted")
+BUSY = Receipt(update="0" * 32, header="0" * 64, status="busy")
+ACCEPTED = Receipt(update=UPDATE, header="0" * 64, status="accepted")
 
 
 def missing(*ranges):
-    return Receipt(update=UPDATE, status="missing", missing=ranges)
+    return Receipt(update=UPDATE, header="0" * 64, status="missing", missing=ranges)
 
 
 def parts(push, now=0.0, window=1000):

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge.errors import ProtocolError
-from edge.protocol.messages import Blob, Presence, decode_message
+from edge.protocol.messages import Blob, Recipe, decode_message
 from edge.protocol.tiers import tier_name, tier_rank
 from edge.protocol.topics import (
     FORMS,
@@ -28,7 +28,7 @@ SHA, UPDATE = "ab" * 32, "cd" * 16
 
 def test_another_fleets_topic_is_an_error():
     with pytest.raises(ProtocolError, match="topic of fleet other, expected home"):
-        Topics("home").parse("tunefleet/v1/other/coordinator")
+        Topics("home").parse("tunefleet/v2/other/coordinator")
 
 
 @given(ids, ids, updates, numbers)
@@ -61,7 +61,7 @@ BELOW_THE_ROOT = (
     f"home/device/lamp/up/{UPDATE.upper()}/header", f"home/device/lamp/up/{UPDATE}/99999999999",
     "+/coordinator",
 )  # fmt: skip
-HOSTILE = [f"tunefleet/v1/{name}" for name in BELOW_THE_ROOT] + ["", "/", "tunefleet/v2/home/coordinator"]
+HOSTILE = [f"tunefleet/v2/{name}" for name in BELOW_THE_ROOT] + ["", "/", "tunefleet/v1/home/coordinator"]
 
 
 @pytest.mark.parametrize("name", HOSTILE)
@@ -76,7 +76,7 @@ def test_what_is_no_topic_is_one_short_error(name):
     st.text(max_size=80) | st.lists(st.sampled_from(["home", "device", "up", "blob", "x", "0"])).map("/".join)
 )
 def test_no_name_raises_a_foreign_error(name):
-    for topic in (name, f"tunefleet/v1/{name}"):
+    for topic in (name, f"tunefleet/v2/{name}"):
         try:
             parse_topic(topic)
         except ProtocolError:
@@ -90,8 +90,8 @@ def test_a_name_with_a_line_feed_is_no_id_in_a_payload_either():
 
 @pytest.mark.parametrize("number", ["-1", "1e400", "9" * 5000, "1.5", "NaN", "true"])
 def test_a_number_in_a_payload_that_is_none_is_one_error(number):
-    with pytest.raises(ProtocolError, match="Presence"):
-        decode_message(b'{"online":true,"epoch":%s}' % number.encode(), Presence)
+    with pytest.raises(ProtocolError, match="Recipe"):
+        decode_message(b'{"steps":%s}' % number.encode(), Recipe)
 
 
 @given(st.integers(1, 10**9 - 1))

@@ -12,6 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from edge.errors import DiskFull, Rejected
+from edge.protocol.chunks import split_chunks
+from edge.protocol.merkle import Tree, proof_bytes
 from edge.storage.parts import PartFile
 
 CHUNK = 1024
@@ -21,12 +23,17 @@ def sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
+def tree(data: bytes) -> Tree:
+    return Tree(split_chunks(data, CHUNK))
+
+
 def chunk(data: bytes, number: int) -> bytes:
-    return data[number * CHUNK : (number + 1) * CHUNK]
+    """As it comes: with its proof."""
+    return tree(data).proof(number) + data[number * CHUNK : (number + 1) * CHUNK]
 
 
 def new(tmp_path, data: bytes) -> PartFile:
-    return PartFile(tmp_path / "parts", len(data), CHUNK, sha256(data))
+    return PartFile(tmp_path / "parts", len(data), CHUNK, sha256(data), tree(data).root)
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -64,24 +71,47 @@ def test_missing_names_the_holes(tmp_path):
 def test_chunks_that_do_not_belong_are_rejected(tmp_path, number, length):
     part = new(tmp_path, bytes(2 * CHUNK + 10))
     with pytest.raises(Rejected, match="malformed: chunk"):
-        part.write(number, bytes(length))
+        part.write(number, bytes(length + proof_bytes(number, 3)))
     assert part.received.missing() == ((0, 3),)
 
 
-def test_wrong_bytes_are_found_out_and_the_file_starts_over(tmp_path):
+@pytest.mark.parametrize(
+    "junk", [lambda good: bytes(len(good)), lambda good: good[:-1] + b"x", lambda good: b"y" + good[1:]]
+)
+def test_junk_is_found_out_when_it_comes_and_changes_nothing(tmp_path, junk):
     data = bytes(range(256)) * 8
     part = new(tmp_path, data)
-    part.write(0, bytes(CHUNK))
-    part.write(1, chunk(data, 1))
-    with pytest.raises(Rejected, match="hash-mismatch") as refusal:
-        part.finish(tmp_path / "final")
+    with pytest.raises(Rejected, match="hash-mismatch: chunk 0 does not belong") as refusal:
+        part.write(0, junk(chunk(data, 0)))
     assert refusal.value.reason == "hash-mismatch"
-    assert not (tmp_path / "final").exists()
     assert part.received.missing() == new(tmp_path, data).received.missing() == ((0, 2),)
     for number in (0, 1):
         part.write(number, chunk(data, number))
-    part.finish(tmp_path / "final")
+    assert part.finish(tmp_path / "final")
     assert (tmp_path / "final").read_bytes() == data
+
+
+def test_what_the_disk_has_lost_is_fetched_anew_and_is_nobodys_fault(tmp_path):
+    """After a power cut the trailer may say what is not so."""
+    data = bytes(range(256)) * 8
+    part = new(tmp_path, data)
+    for number in (0, 1):
+        part.write(number, chunk(data, number))
+    with (tmp_path / "parts").open("r+b") as file:
+        file.write(bytes(CHUNK))
+    assert not part.finish(tmp_path / "final")
+    assert not (tmp_path / "final").exists()
+    assert part.received.missing() == new(tmp_path, data).received.missing() == ((0, 2),)
+
+
+def test_a_whole_that_is_not_what_was_announced_is_its_senders_fault(tmp_path):
+    data = bytes(range(256)) * 8
+    part = PartFile(tmp_path / "parts", len(data), CHUNK, "0" * 64, tree(data).root)
+    for number in (0, 1):
+        part.write(number, chunk(data, number))
+    with pytest.raises(Rejected, match="hash-mismatch: sha256"):
+        part.finish(tmp_path / "final")
+    assert part.received.missing() == ((0, 2),)
 
 
 def test_an_unfinished_file_is_not_finished(tmp_path):
@@ -123,13 +153,16 @@ def test_discard_leaves_nothing(tmp_path):
 WRITER = """
 import hashlib, os, random, signal, sys
 from pathlib import Path
+from edge.protocol.merkle import Tree
 from edge.storage.parts import PartFile
 data = random.Random(0).randbytes(300 * 1024)
-part = PartFile(Path(sys.argv[1]), len(data), 1024, hashlib.sha256(data).hexdigest())
+chunks = [data[start : start + 1024] for start in range(0, len(data), 1024)]
+tree = Tree(chunks)
+part = PartFile(Path(sys.argv[1]), len(data), 1024, hashlib.sha256(data).hexdigest(), tree.root)
 order = list(range(300))
 random.Random(1).shuffle(order)
 for step, number in enumerate(order):
-    part.write(number, data[number * 1024 : (number + 1) * 1024])
+    part.write(number, tree.proof(number) + chunks[number])
     if step == 149:
         os.kill(os.getpid(), signal.SIGKILL)
 """
@@ -158,5 +191,11 @@ def test_a_full_disk_is_said_so(tmp_path):
 
 def test_memory_is_a_byte_per_chunk(tmp_path):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    PartFile(tmp_path / "parts", 1 << 34, 1 << 16, "0" * 64)  # 16 GiB, sparse
+    PartFile(tmp_path / "parts", 1 << 34, 1 << 16, "0" * 64, "0" * 64)  # 16 GiB, sparse
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 16_000
+
+
+def test_more_chunks_than_memory_is_for_are_refused_before_any_is_taken(tmp_path):
+    with pytest.raises(Rejected, match="too-large: 1099511627 chunks, expected at most 1048576"):
+        PartFile(tmp_path / "parts", 1099511627 * CHUNK, CHUNK, "0" * 64, "0" * 64)
+    assert not (tmp_path / "parts").exists()

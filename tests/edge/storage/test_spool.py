@@ -5,7 +5,6 @@ import pytest
 
 from converters.adapter import Factors, LoraAdapter
 from edge.errors import DiskFull, StateError
-from edge.protocol.signing import new_key, sign_message
 from edge.storage.spool import Spool
 
 
@@ -25,7 +24,7 @@ def header(make_header):
 
 def add(header, spool, version, attempt=0, residual=None):
     head = header(version, attempt)
-    spool.add(head, sign_message(head, new_key()), b"payload", residual)
+    spool.add(head, b"payload", residual)
 
 
 @pytest.fixture
@@ -52,7 +51,7 @@ def test_after_a_restore_of_the_coordinator_updates_are_in_the_order_of_time(fol
     """Its versions fall, its epochs rise; what was spooled before epochs were told comes first."""
     for version, epoch in ((58, 1_760_000_000_001), (72, 1_760_000_000_000), (99, 0)):
         head = header(version)
-        make(folder).add(head, sign_message(head, new_key()), b"payload", adapter(version), epoch)
+        make(folder).add(head, b"payload", adapter(version), epoch)
     entries = make(folder).entries()
     assert [one.header.base_version for one in entries] == [99, 72, 58]
     assert make(folder).residual() == adapter(58)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from edge.transport.base import BirthAndWill, Message, Transport
+from edge.transport.base import BirthAndWill, MakePresence, Message, Transport
 from edge.transport.memory import MemoryBroker, MemoryTransport
 from edge.transport.mqtt.transport import MqttTransport
 from edge.transport.settings import MqttSettings
@@ -27,7 +27,9 @@ from edge.transport.mqtt.transport import MqttTransport
 from edge.transport.settings import MqttSettings
 
 async def main(url, protocol, client_id, topic):
-    presence = BirthAndWill(topic, b"on", b"off")
+    def presence():
+        return BirthAndWill(topic, b"on", b"off")
+
     async with MqttTransport(MqttSettings.from_url(url, client_id, protocol=protocol), presence):
         print("connected", flush=True)
         await asyncio.sleep(60)
@@ -56,11 +58,11 @@ class MemorySite:
     async def __aexit__(self, *exc: object) -> None:
         pass
 
-    def client(self, client_id: str, presence: BirthAndWill | None = None) -> Transport:
+    def client(self, client_id: str, presence: MakePresence | None = None) -> Transport:
         return MemoryTransport(self.broker, client_id, presence)
 
     async def kill_client(self, client_id: str, presence: BirthAndWill) -> None:
-        await self.client(client_id, presence).__aenter__()
+        await self.client(client_id, lambda: presence).__aenter__()
         self.broker.kill(client_id)
 
     async def restart(self) -> None:
@@ -77,7 +79,7 @@ class MqttSite:
         self.port = free_port()
         self.url = f"mqtt://127.0.0.1:{self.port}"
 
-    def client(self, client_id: str, presence: BirthAndWill | None = None) -> MqttTransport:
+    def client(self, client_id: str, presence: MakePresence | None = None) -> MqttTransport:
         settings = MqttSettings.from_url(self.url, client_id, protocol=self.protocol, wait_for_broker_s=5)
         return MqttTransport(settings, presence, max_backoff_s=0.2)
 

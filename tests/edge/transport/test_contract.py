@@ -55,7 +55,7 @@ def test_birth_is_retained_while_connected_and_the_wills_payload_after_leaving(s
     async def scenario():
         async with site, site.client("reader") as reader:
             presence = BirthAndWill("device/d1/state", b"on", b"off")
-            async with site.client("d1", presence):
+            async with site.client("d1", lambda: presence):
                 await reader.subscribe("device/+/state")
                 messages = reader.messages()
                 assert await anext(messages) == Message("device/d1/state", b"on", retained=True)
@@ -144,7 +144,7 @@ def test_200_chunks_of_64_kib_arrive_intact(site, take):
 def test_a_restart_of_the_broker_is_mended(site, take):
     async def scenario():
         presence = BirthAndWill("device/d1/state", b"on", b"off")
-        async with site, site.client("reader") as reader, site.client("d1", presence) as device:
+        async with site, site.client("reader") as reader, site.client("d1", lambda: presence) as device:
             await reader.subscribe("#")
             messages = reader.messages()
             await take(messages, {b"on"})

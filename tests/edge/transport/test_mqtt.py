@@ -357,7 +357,7 @@ def test_a_client_whose_broker_has_gone_can_be_left():
         settings = None
         async with broker.EmbeddedBroker() as embedded:
             settings = MqttSettings.from_url(embedded.url, "d1", protocol="3.1.1")
-            client = await MqttTransport(settings, BirthAndWill("d1", b"on", b"off")).__aenter__()
+            client = await MqttTransport(settings, lambda: BirthAndWill("d1", b"on", b"off")).__aenter__()
         waiting = asyncio.create_task(client.publish("up/1", b"never"))
         await asyncio.sleep(0.05)
         async with asyncio.timeout(5):

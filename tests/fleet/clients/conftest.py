@@ -2,7 +2,8 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -25,8 +26,10 @@ from edge.device.state import DeviceState, fresh_memory
 from edge.events import Event
 from edge.storage.spool import Spool
 from edge.training.worker.supervisor import Worker
-from edge.transport.base import Transport
+from edge.transport.base import MakePresence, Transport
 from edge.transport.memory import MemoryBroker, MemoryTransport
+
+Connect = Callable[[MakePresence], Transport]
 
 
 class Device:
@@ -88,7 +91,7 @@ class Home:
 
     @asynccontextmanager
     async def coordinator(
-        self, transport: Transport | None = None, calibrator: Calibrator | None = None, **changes: Any
+        self, connect: Connect | None = None, calibrator: Calibrator | None = None, **changes: Any
     ) -> AsyncIterator[Coordinator]:
         settings = {
             "broker": "mqtt://127.0.0.1",
@@ -103,13 +106,14 @@ class Home:
         }
         config = read_coordinator_config(None, settings | changes)
         with CoordinatorState(Path(config.state), config.fleet) as state:
-            transport = transport or MemoryTransport(
-                self.broker, "coordinator", coordinator_presence("home", 1)
-            )
+            signer = state.begin_session(time.time())
+            connect = connect or (lambda presence: MemoryTransport(self.broker, "coordinator", presence))
+            transport = connect(coordinator_presence("home", signer))
             coordinator = Coordinator(
                 config,
                 state,
                 transport,
+                signer=signer,
                 calibrator=calibrator,
                 waits=Waits(poll_s=0.02, settle_s=0.5),
                 observers=(Terminal(lambda event: self.said.append(event.text)), StatusNotes(state.journal)),
@@ -135,8 +139,8 @@ class Home:
     ) -> AsyncIterator[Device]:
         """A device that is not running yet: `await device.client.run()`."""
         config = self.device_config(device_id, **changes)
-        presence = device_presence(config.fleet, device_id, 1)
         with DeviceState(Path(config.state), fresh_memory(config)) as state:
+            presence = device_presence(config.fleet, device_id, state.signer)
             device: Device | None = None
 
             def show(event: Event) -> None:

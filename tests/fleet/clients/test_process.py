@@ -17,7 +17,6 @@ from pathlib import Path
 
 import pytest
 
-from coordinator.announcing import coordinator_presence
 from edge.backends.toy import make_toy_base
 from edge.protocol.topics import Topics
 from edge.settings import write_toml
@@ -109,8 +108,9 @@ def broker(tmp_path):
 
 @asynccontextmanager
 async def serving(home, broker, **settings):
-    transport = broker.client("coordinator", coordinator_presence("home", 1))
-    async with home.coordinator(transport, **{"recipe": RECIPE} | settings) as coordinator:
+    async with home.coordinator(
+        lambda presence: broker.client("coordinator", presence), **{"recipe": RECIPE} | settings
+    ) as coordinator:
         yield coordinator
 
 

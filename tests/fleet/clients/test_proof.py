@@ -12,7 +12,7 @@ from converters.proof.sample import MAX_BYTES
 from edge.device.learning.proof import sample_of
 from edge.device.state import DeviceState, fresh_memory
 from edge.protocol.messages import Blob, Hello, Manifest
-from edge.protocol.signing import open_signed
+from edge.protocol.signing import Keyring, read_signed
 from edge.protocol.topics import Topics
 from edge.transport.memory import MemoryBroker, MemoryTransport
 
@@ -37,7 +37,7 @@ async def hello(home) -> Hello | None:
         try:
             async with asyncio.timeout(0.2):
                 async for message in spy.messages():
-                    found, _ = open_signed(message.payload, Hello)
+                    found = Keyring().open(message.topic, read_signed(message.payload), Hello).record
         except TimeoutError:
             return found
 
@@ -155,7 +155,7 @@ def test_without_a_sample_the_fingerprint_has_to_be_given(fleet):
 
 def test_a_sample_that_is_no_sample_is_refused_before_it_is_fetched(fleet, make_manifest):
     """Also by a coordinator that has signed it."""
-    manifest: Manifest = make_manifest(sketch=Blob(sha256="0" * 64, size_bytes=MAX_BYTES + 1))
+    manifest: Manifest = make_manifest(sketch=Blob(sha256="0" * 64, root="1" * 64, size_bytes=MAX_BYTES + 1))
     with pytest.raises(BaseModelError, match=f"has {MAX_BYTES + 1} bytes, expected at most {MAX_BYTES}"):
         sample_of(manifest, fleet.base)
 
