@@ -49,6 +49,7 @@ class Fleet:
         programs: By name: `coordinator`, `broker`, the devices.
         links: Of the coordinator and the devices.
         shims: Their clocks and disks.
+        broker_port: Where the broker listens, without a link.
     """
 
     def __init__(self, folder: Path, settings: Settings, recorder: Recorder) -> None:
@@ -56,6 +57,7 @@ class Fleet:
         self.programs: dict[str, Program] = {}
         self.links: dict[str, Link] = {}
         self.shims: dict[str, Shim] = {}
+        self.broker_port = 0
         self._stack = AsyncExitStack()
 
     async def __aenter__(self) -> Self:
@@ -89,7 +91,7 @@ class Fleet:
         base = make_toy_base(self.folder / "base", dim=self.settings.dim)
         rows = [{"prompt": f"light {n} on", "completion": f" set({n}, 1)"} for n in range(8)]
         (self.folder / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        port = await self._start_broker()
+        port = self.broker_port = await self._start_broker()
         witness = self._stack.enter_context(Witness(self._see))
         library = compile_shim(self.folder)
         for name in (COORDINATOR, *self.settings.wish.devices):
@@ -192,7 +194,7 @@ class Fleet:
             self.recorder.note(LABORATORY, "entered", device=sight.who, update=header.update, **facts)
             os.link(sight.path / "payload.bin", self.folder / KEPT / header.update)
         except (OSError, msgspec.MsgspecError) as error:  # it has gone again already
-            self.recorder.note(LABORATORY, "missed", who=sight.who, name=sight.path.name, text=str(error))
+            self.recorder.note(LABORATORY, "missed", device=sight.who, name=sight.path.name, text=str(error))
 
     def _ended(self, name: str, status: int) -> None:
         log = (self.folder / "logs" / f"{name}.log").read_bytes()[-2000:].decode(errors="replace")

@@ -82,7 +82,7 @@ class Recorder:
         """Returns how long the run has been going on."""
         return self._clock() - self._began
 
-    def note(self, who: str, event: str, **facts: Any) -> None:
+    def note(self, who: str, event: str, /, **facts: Any) -> None:
         """Writes one thing down; any thread may."""
         entry = Entry(round(self.now_s, 4), who, event, facts)
         self._file.write(msgspec.json.encode(entry) + b"\n")

@@ -47,7 +47,7 @@ async def run(folder: Path, settings: Settings, tell: Callable[[str], None]) -> 
     try:
         async with Fleet(folder, settings, recorder) as fleet:
             devices = settings.wish.devices
-            await _until_all(progress, devices, 0.0, START_S)
+            await until_all(progress, devices, 0.0, START_S)
             recorder.note(LABORATORY, "under-way")
             watching = asyncio.create_task(_watch(progress, settings, recorder, tell))
             try:
@@ -58,7 +58,7 @@ async def run(folder: Path, settings: Settings, tell: Callable[[str], None]) -> 
                 for link in fleet.links.values():
                     link.cut_after = None
                 recorder.note(LABORATORY, "over", cuts=sum(link.num_cuts for link in fleet.links.values()))
-                await _until_all(progress, devices, recorder.now_s, settings.bound_s, is_required=False)
+                await until_all(progress, devices, recorder.now_s, settings.bound_s, is_required=False)
             finally:
                 watching.cancel()
             recorder.note(LABORATORY, "stopping")
@@ -78,7 +78,7 @@ def _arm(fleet: Fleet) -> None:
         fleet.links[name].cut()
 
 
-async def _until_all(
+async def until_all(
     progress: Progress, devices: tuple[str, ...], since_s: float, within_s: float, *, is_required: bool = True
 ) -> None:
     """Waits until an update of every device was receipted since then."""

@@ -9,6 +9,7 @@ from benchmarks.faults.audit.evidence import Evidence, Finding
 from benchmarks.faults.record import LABORATORY
 from benchmarks.faults.schedule import COORDINATOR
 from coordinator.ledger.records import Update
+from edge.device.epochs import FORGOTTEN
 
 
 class Known(NamedTuple):
@@ -74,6 +75,7 @@ def check_fates(evidence: Evidence) -> Iterator[Finding]:
             yield Finding("lost", known.device, told)
     yield from _twice(evidence)
     yield from _contradictions(evidence)
+    yield from _mistaken(evidence)
     yield from _damaged(evidence)
 
 
@@ -111,6 +113,13 @@ def _contradictions(evidence: Evidence) -> Iterator[Finding]:
             )
         if entry.who != COORDINATOR and update in evidence.spooled:
             yield Finding("contradiction", entry.who, f"{update} was told {entry.event} and is still spooled")
+
+
+def _mistaken(evidence: Evidence) -> Iterator[Finding]:
+    """Finds devices that believe in a restore: no laboratory's coordinator is ever restored."""
+    for entry in evidence.said("warning"):
+        if entry.facts.get("text") == FORGOTTEN:
+            yield Finding("contradiction", entry.who, f"believes at {entry.at_s:.1f} s in a restored state")
 
 
 def _damaged(evidence: Evidence) -> Iterator[Finding]:
