@@ -7,7 +7,7 @@ import msgspec
 
 from coordinator.ledger.contract import Facts
 from edge.errors import ConfigError, StateError
-from edge.protocol.enrolment import MAX_USES, Token, draw_token, write_token
+from edge.protocol.enrolment import MAX_USES, Token, draw_token
 from edge.protocol.messages import Id
 from edge.storage.identity import FILE, read_identity
 
@@ -48,20 +48,6 @@ def new_token(
         raise StateError(f"{folder}: holds no {FILE}; `tunefleet serve` makes it at its first start")
     key = read_identity(folder, "restore it: devices have pinned it")
     return draw_token(key, facts.meta("fleet") or "", int(at + (seconds or 0)), uses, device_id)
-
-
-def token_report(token: Token) -> dict[str, object]:
-    """Returns what `tunefleet device token --json` prints."""
-    grant = token.grant
-    return {
-        "token": write_token(token),
-        "fleet": grant.fleet,
-        "device": grant.device_id,
-        "uses": grant.uses,
-        "expires": grant.expires,
-        "nonce": grant.nonce,
-        "coordinator_key": grant.coordinator,
-    }
 
 
 def read_duration(text: str) -> int | None:

@@ -199,13 +199,19 @@ def token(
     """Makes a token that lets a device in, and tells it which coordinator to trust."""
     import time
 
-    from coordinator.access.tokens import new_token, token_report
+    from coordinator.access.tokens import new_token
     from edge.protocol.enrolment import write_token
 
     with _opened(state) as journal:
         made = new_token(state, journal, uses=uses, expires=expires, device_id=device, at=time.time())
     if as_json:
-        _print_json(token_report(made))
+        grant = made.grant
+        _print_json(
+            {
+                "token": write_token(made), "fleet": grant.fleet, "device": grant.device_id,
+                "uses": grant.uses, "expires": grant.expires, "nonce": grant.nonce, "coordinator_key": grant.coordinator,
+            }
+        )  # fmt: skip
     else:
         typer.echo(write_token(made))
 
