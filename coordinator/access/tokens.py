@@ -3,12 +3,10 @@
 import re
 from pathlib import Path
 
-import msgspec
-
 from coordinator.ledger.contract import Facts
 from edge.errors import ConfigError, StateError
-from edge.protocol.enrolment import MAX_USES, Token, draw_token
-from edge.protocol.messages import Id
+from edge.protocol.enrolment import MAX_USES, Token, draw_token, write_token
+from edge.protocol.messages import is_id
 from edge.storage.identity import FILE, read_identity
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -50,16 +48,21 @@ def new_token(
     return draw_token(key, facts.meta("fleet") or "", int(at + (seconds or 0)), uses, device_id)
 
 
+def token_report(token: Token) -> dict[str, object]:
+    """Returns what `tunefleet device token --json` prints."""
+    grant = token.grant
+    return {
+        "token": write_token(token),
+        "fleet": grant.fleet,
+        "device": grant.device_id,
+        "uses": grant.uses,
+        "expires": grant.expires,
+        "nonce": grant.nonce,
+        "coordinator_key": grant.coordinator,
+    }
+
+
 def read_duration(text: str) -> int | None:
     """Returns the seconds of `90s`, `30m`, `24h` or `7d`; None where it is none of these."""
     found = re.fullmatch(r"([0-9]{1,9})([smhd])", text.strip())
     return int(found[1]) * _UNITS[found[2]] if found else None
-
-
-def is_id(text: str) -> bool:
-    """Tells whether a device may have this id."""
-    try:
-        msgspec.convert(text, Id)
-    except msgspec.ValidationError:
-        return False
-    return True
