@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from coordinator.access.certificates import Certificates, Issued
 
 EXAMPLES = examples(
-    "tunefleet certs certs --fleet home --host broker.lan --device lamp --device pi4",
+    "tunefleet certs certs --fleet home --host broker.lan --device lamp",
     "tunefleet certs certs --device phone",
     "tunefleet certs certs --revoke lamp",
 )
