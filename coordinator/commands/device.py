@@ -199,19 +199,13 @@ def token(
     """Makes a token that lets a device in, and tells it which coordinator to trust."""
     import time
 
-    from coordinator.access.tokens import new_token
+    from coordinator.access.tokens import new_token, token_report
     from edge.protocol.enrolment import write_token
 
     with _opened(state) as journal:
         made = new_token(state, journal, uses=uses, expires=expires, device_id=device, at=time.time())
     if as_json:
-        grant = made.grant
-        _print_json(
-            {
-                "token": write_token(made), "fleet": grant.fleet, "device": grant.device_id,
-                "uses": grant.uses, "expires": grant.expires, "nonce": grant.nonce, "coordinator_key": grant.coordinator,
-            }
-        )  # fmt: skip
+        _print_json(token_report(made))
     else:
         typer.echo(write_token(made))
 
