@@ -3,12 +3,10 @@
 import re
 from pathlib import Path
 
-import msgspec
-
 from coordinator.ledger.contract import Facts
 from edge.errors import ConfigError, StateError
 from edge.protocol.enrolment import MAX_USES, Token, draw_token, write_token
-from edge.protocol.messages import Id
+from edge.protocol.messages import is_id
 from edge.storage.identity import FILE, read_identity
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -68,12 +66,3 @@ def read_duration(text: str) -> int | None:
     """Returns the seconds of `90s`, `30m`, `24h` or `7d`; None where it is none of these."""
     found = re.fullmatch(r"([0-9]{1,9})([smhd])", text.strip())
     return int(found[1]) * _UNITS[found[2]] if found else None
-
-
-def is_id(text: str) -> bool:
-    """Tells whether a device may have this id."""
-    try:
-        msgspec.convert(text, Id)
-    except msgspec.ValidationError:
-        return False
-    return True

@@ -12,6 +12,8 @@ from converters.choices import Format
 from converters.command import FIRST, OUTPUT, AsJson, Command, checks_against, examples, unfold
 from converters.command import FLEET as COMMANDS
 from coordinator.commands import device
+from coordinator.commands.certs import EXAMPLES as CERTS
+from coordinator.commands.certs import certs
 from coordinator.commands.serve import EXAMPLES as SERVE
 from coordinator.commands.serve import ServeCommand, serve
 from coordinator.demo.command import EXAMPLES as DEMO
@@ -49,6 +51,7 @@ app = typer.Typer()
 app.command(cls=Command, epilog=DEMO, rich_help_panel=FIRST)(demo)
 app.command(cls=Command, epilog=WATCH, rich_help_panel=COMMANDS)(unfold(watch))
 app.command(cls=ServeCommand, epilog=SERVE, rich_help_panel=COMMANDS)(unfold(serve))
+app.command(cls=Command, epilog=CERTS, rich_help_panel=COMMANDS)(certs)
 app.add_typer(device.app, rich_help_panel=COMMANDS)
 
 State = Annotated[

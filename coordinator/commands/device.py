@@ -232,7 +232,7 @@ def _checked(device: str, journal: "Journal") -> bool:
     from coordinator.access.device_list import device_faults
     from edge.errors import ConfigError
 
-    if faults := device_faults(device, "0" * 64):
+    if faults := list(device_faults(device, "0" * 64)):
         raise ConfigError.of("device ban", faults)
     known = any(one.device == device for one in journal.devices())
     return known or journal.access.find(device) is not None

@@ -11,7 +11,7 @@ from coordinator.events.records import DeviceBarred
 from coordinator.events.telling import Tell
 from coordinator.intake.roster import Roster
 from coordinator.ledger.contract import Journal
-from edge.errors import DiskFull, EdgeError
+from edge.errors import DiskRefused, EdgeError
 from edge.protocol.topics import Topics
 
 POLL_S = 0.5
@@ -81,7 +81,7 @@ class Doorkeeper:
         if forgotten:
             try:
                 self._journal.access.clear(forgotten)
-            except DiskFull as error:  # they are cleared once more
+            except DiskRefused as error:  # they are cleared once more
                 self._complain(str(error))
 
     def _look(self) -> tuple[int, object]:

@@ -93,7 +93,7 @@ class Register:
 
         Raises:
             Rejected: Its token is none, has ended or was used up, or the name is another device's.
-            DiskFull: Nobody was let in.
+            DiskRefused: Nobody was let in.
         """
         check_claim(claim, fleet, coordinator, device_id, key, at)
         self._refuse_banned(device_id, key)
@@ -114,7 +114,7 @@ class Register:
 
         Raises:
             Rejected: Nothing leads from the key that it has.
-            DiskFull: It has the key that it had.
+            DiskRefused: It has the key that it had.
         """
         expected = self._expected(device_id, pinned)
         if expected is None:

@@ -228,6 +228,15 @@ class Signed(Record, frozen=True):
 R = TypeVar("R", bound=Struct)
 
 
+def is_id(text: str) -> bool:
+    """Tells whether a fleet, a device or a tier may have this name."""
+    try:
+        msgspec.convert(text, Id)
+    except msgspec.ValidationError:
+        return False
+    return True
+
+
 def encode_message(message: Struct) -> bytes:
     """Encodes a message as JSON, fields in the order of their declaration."""
     return msgspec.json.encode(message)
