@@ -172,7 +172,7 @@ class Place:
         else:
             self._doubt.set()
 
-    async def keep(self, publish: Callable[..., Awaitable[None]]) -> None:
+    async def keep(self, publish: Callable[..., Awaitable[bool]]) -> None:
         """Watches over the place for ever: what is said of it and not so is put right.
 
         Where brokers are bridged another may be there without throwing this one out; the earlier one yields.

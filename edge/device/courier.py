@@ -70,7 +70,8 @@ class Courier:
         self._greeted = capability_card(
             config.device_id, self._session.backend, config.max_rank, memory.tokens_per_s, memory.base
         )
-        await self._session.publish("hello", self._greeted, retain=True)
+        if not await self._session.publish("hello", self._greeted, retain=True):
+            self._greeted = None
 
     def _remember(self, receipt: Receipt) -> None:
         """Notes the verdict's place in the coordinator's journal, to see when it is forgotten there."""

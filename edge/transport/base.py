@@ -57,10 +57,12 @@ class Transport(Protocol):
 
     async def publish(
         self, topic: str, payload: bytes, *, retain: bool = False, expiry_s: int | None = None
-    ) -> None:
+    ) -> bool:
         """Publishes at least once; returns when the broker has acknowledged, over reconnections if need be.
 
-        At most `limits.max_in_flight` are under way at a time; further callers wait for their turn.
+        What the broker refuses (rights, size, quota) ends nobody: it is told and counted here, False is
+        returned, and the message counts as lost on its way. At most `limits.max_in_flight` are under way at a
+        time; further callers wait for their turn.
         """
         ...
 

@@ -5,6 +5,7 @@ connection, and a queue per session that drops what does not fit without a word.
 """
 
 import asyncio
+import logging
 import random
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -12,6 +13,8 @@ from typing import Self
 
 from edge.errors import TransportError
 from edge.transport.base import BirthAndWill, Limits, MakePresence, Message
+
+LOG = logging.getLogger(__name__)
 
 
 class BrokerSession:
@@ -170,21 +173,21 @@ class MemoryTransport:
 
     async def publish(
         self, topic: str, payload: bytes, *, retain: bool = False, expiry_s: int | None = None
-    ) -> None:
+    ) -> bool:
         """See `Transport.publish`; nothing expires here.
 
         Raises:
-            TransportError: The packet is too large, or the transport has been left or killed.
+            TransportError: The transport has been left or killed.
         """
         if len(payload) + len(topic) > self.limits.max_packet_bytes:
-            raise TransportError(
-                f"{topic}: {len(payload)} bytes, the broker takes {self.limits.max_packet_bytes}"
-            )
+            LOG.warning("%s: %d bytes, it takes %d", topic, len(payload), self.limits.max_packet_bytes)
+            return False
         async with self._window:
             await asyncio.sleep(0)
             await self._broker.is_up.wait()
             self._connected()
             self._broker.route(Message(topic, bytes(payload)), retain=retain)
+        return True
 
     async def subscribe(self, topic_filter: str) -> None:
         """See `Transport.subscribe`."""

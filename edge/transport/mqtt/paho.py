@@ -12,7 +12,7 @@ import ssl
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from paho.mqtt.client import Client, MQTTMessage
+from paho.mqtt.client import Client, DisconnectFlags, MQTTMessage
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
@@ -21,6 +21,7 @@ from paho.mqtt.subscribeoptions import SubscribeOptions
 from edge.errors import BrokerRefused, TransportError
 from edge.transport.base import BirthAndWill, Limits, Message
 from edge.transport.mqtt.dial import Unanswered, dial, new_client, refusal, unanswered
+from edge.transport.mqtt.refusals import SIZE, advice
 from edge.transport.settings import MqttSettings
 
 MAX_READS = 4  # packets in a row, before others have their turn
@@ -30,6 +31,10 @@ HEADER_BYTES = 32  # of a publish besides topic and payload: fixed header, packe
 
 class LinkLost(TransportError):  # noqa: N818
     """The connection broke; what was not acknowledged is to be published again."""
+
+
+class PublishRefused(BrokerRefused):
+    """The broker does not take a message, or it is larger than the broker takes; told with what to do."""
 
 
 class Incoming(NamedTuple):
@@ -78,6 +83,8 @@ class Link:
         self._socket: socket.socket | None = None  # while the event loop watches it
         self._is_adopted = False
         self.was_taken = False
+        self.ended = ""  # why, in the broker's words
+        self.num_published = 0  # that the broker has acknowledged
         self._is_writing = False
         self._num_events = 0
         self._client = self._new_client(presence)
@@ -119,14 +126,11 @@ class Link:
 
         Raises:
             LinkLost: The connection broke before it came.
-            BrokerRefused: The broker takes no such message.
-            TransportError: It is larger than the broker takes.
+            PublishRefused: The broker takes no such message.
         """
         size = len(payload) + len(topic.encode()) + HEADER_BYTES
         if size > self.limits.max_packet_bytes:
-            raise TransportError(
-                f"{topic}: {size} bytes, the broker takes {self.limits.max_packet_bytes} in a packet"
-            )
+            raise PublishRefused(f"it takes {self.limits.max_packet_bytes:,} bytes in a packet; {SIZE}")
         properties = None
         if self._is_v5 and expiry_s is not None:
             properties = Properties(PacketTypes.PUBLISH)
@@ -134,18 +138,24 @@ class Link:
         self._check_alive()
         info = self._client.publish(topic, payload, qos=1, retain=retain, properties=properties)
         await self._acknowledged(info.mid, f"publishing to {topic}")
+        self.num_published += 1
 
-    async def subscribe(self, topic_filter: str) -> None:
-        """Subscribes at QoS 1; raises as `publish` does."""
+    async def subscribe(self, *topic_filters: str) -> None:
+        """Subscribes at QoS 1, to all in one packet.
+
+        Raises:
+            LinkLost: The connection broke before the answer came.
+            BrokerRefused: The broker does not allow one of them.
+        """
+        if not topic_filters:
+            return
         self._check_alive()
-        if self._is_v5:
-            _, packet_id = self._client.subscribe(topic_filter, options=SubscribeOptions(qos=1))
-        else:
-            _, packet_id = self._client.subscribe(topic_filter, qos=1)
-        await self._acknowledged(packet_id, f"subscribing to {topic_filter}")
+        asked: list[Any] = [(one, SubscribeOptions(qos=1) if self._is_v5 else 1) for one in topic_filters]
+        _, packet_id = self._client.subscribe(asked)
+        await self._acknowledged(packet_id, f"subscribing to {', '.join(topic_filters)}")
 
     async def unsubscribe(self, topic_filter: str) -> None:
-        """Ends a subscription; raises as `publish` does."""
+        """Ends a subscription; raises as `subscribe` does."""
         self._check_alive()
         _, packet_id = self._client.unsubscribe(topic_filter)
         await self._acknowledged(packet_id, f"unsubscribing from {topic_filter}")
@@ -266,11 +276,14 @@ class Link:
         self,
         client: Client,
         userdata: object,
-        flags: object,
+        flags: DisconnectFlags,
         reason: ReasonCode,
         properties: Properties | None,
     ) -> None:
-        self.was_taken = reason.packetType == PacketTypes.DISCONNECT and reason.value == TAKEN_OVER
+        is_told = flags.is_disconnect_packet_from_server
+        self.was_taken = is_told and reason.value == TAKEN_OVER
+        if is_told and reason.is_failure and not self.was_taken:
+            self.ended = f"{reason}; {advice(reason)}"
         if self._is_adopted:  # else the connecting thread's own failure, which `open` sees
             self._lose(str(reason))
 
@@ -283,25 +296,25 @@ class Link:
     def _published(
         self, client: Client, userdata: object, packet_id: int, reason: ReasonCode, properties: object
     ) -> None:
-        self._settle(packet_id, [reason])
+        told = f"{reason}; {advice(reason)}"
+        self._settle(packet_id, PublishRefused(told) if reason.is_failure else None)
 
     def _subscribed(
         self, client: Client, userdata: object, packet_id: int, reasons: list[ReasonCode], properties: object
     ) -> None:
-        self._settle(packet_id, reasons)
+        refused = [str(reason) for reason in reasons if reason.is_failure]
+        told = f"broker {self._settings.place} refused: {', '.join(refused)}"
+        self._settle(packet_id, BrokerRefused(told) if refused else None)
 
-    def _settle(self, packet_id: int, reasons: list[ReasonCode]) -> None:
+    def _settle(self, packet_id: int, refusal: BrokerRefused | None) -> None:
         self._num_events += 1
         future = self._pending.pop(packet_id, None)
         if future is None or future.done():
             return
-        refused = [str(reason) for reason in reasons if reason.is_failure]
-        if refused:
-            future.set_exception(
-                BrokerRefused(f"broker {self._settings.place} refused: {', '.join(refused)}")
-            )
-        else:
+        if refusal is None:
             future.set_result(None)
+        else:
+            future.set_exception(refusal)
 
     async def _acknowledged(self, packet_id: int | None, what: str) -> None:
         self._flush()
@@ -313,6 +326,8 @@ class Link:
         self._pending[packet_id] = future
         try:
             await future
+        except PublishRefused:
+            raise
         except BrokerRefused as error:
             raise BrokerRefused(f"{error} ({what})") from error
         finally:

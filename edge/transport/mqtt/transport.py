@@ -16,10 +16,13 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from types import TracebackType
 from typing import Self
 
+from edge.complaints import Complaints
 from edge.errors import BrokerRefused, PlaceTaken, TlsFailure, TransportError
 from edge.transport.base import BirthAndWill, Limits, MakePresence, Message
 from edge.transport.mqtt.dial import ProtocolRefused, Unanswered
-from edge.transport.mqtt.paho import Incoming, Link, LinkLost
+from edge.transport.mqtt.paho import Incoming, Link, LinkLost, PublishRefused
+from edge.transport.mqtt.refusals import Refusals
+from edge.transport.mqtt.window import Window
 from edge.transport.settings import MqttSettings
 
 LOG = logging.getLogger(__name__)
@@ -67,10 +70,13 @@ class MqttTransport:
         self._filters: dict[str, None] = {}  # in order of subscription
         self._queue: asyncio.Queue[Incoming | None] = asyncio.Queue()
         self._link: Link | None = None
-        self._window = asyncio.Semaphore(0)
+        self._window = Window(settings.max_in_flight)
+        self._complain = Complaints(LOG.warning, clock)
+        self._refusals = Refusals(settings.place, self._complain)
         self._changed = asyncio.Event()  # connected, or left
         self._lost = asyncio.Event()
         self._was_taken = False
+        self._num_before = 0  # published on the present connection by the time that it was ready
         self._connected_at = float("-inf")
         self._fault: PlaceTaken | None = None
         self._is_left = False
@@ -119,23 +125,32 @@ class MqttTransport:
 
     async def publish(
         self, topic: str, payload: bytes, *, retain: bool = False, expiry_s: int | None = None
-    ) -> None:
+    ) -> bool:
         """See `Transport.publish`.
 
         Raises:
-            BrokerRefused: The broker takes no such message.
             PlaceTaken: As `claim` said; nothing goes out any more.
-            TransportError: It is larger than the broker takes, or the transport has been left.
+            TransportError: The transport has been left.
         """
-        while True:
+        sending = self._refusals.sending(topic)
+        while not sending.is_hopeless:
             link, window = await self._connected()
-            async with window:
+            async with window.place(is_alone=sending.is_alone):
+                if not link.is_alive:
+                    continue
                 LOG.debug("to %s: %d bytes%s", topic, len(payload), ", retained" if retain else "")
                 try:
                     await link.publish(topic, payload, retain=retain, expiry_s=expiry_s)
                 except LinkLost:
-                    continue
-                return
+                    sending.cut()
+                except PublishRefused as error:
+                    self._refusals.tell(topic, len(payload), str(error))
+                    return False
+                else:
+                    self._refusals.forget(topic)
+                    return True
+        self._refusals.tell_cut(topic, len(payload))
+        return False
 
     async def subscribe(self, topic_filter: str) -> None:
         """See `Transport.subscribe`.
@@ -197,8 +212,10 @@ class MqttTransport:
         attempt = 0
         while True:
             await self._lost.wait()
-            LOG.warning("broker %s: the connection is lost; connecting again", self._settings.place)
-            if self._clock() - self._connected_at >= STABLE_S:
+            why = f" ({self._link.ended})" if self._link and self._link.ended else ""
+            told = f"broker {self._settings.place}: the connection is lost{why}; connecting again"
+            self._complain(told)
+            if self._clock() - self._connected_at >= STABLE_S or self._has_progressed:
                 attempt = 0
             while self._lost.is_set():
                 await self._sleep(self._backoff_s(attempt))
@@ -226,16 +243,28 @@ class MqttTransport:
         self._presence = presence
         self._lost.clear()
         try:
-            for topic_filter in list(self._filters):
-                await link.subscribe(topic_filter)
+            await link.subscribe(*self._filters)
             if presence is not None:
-                await link.publish(presence.topic, presence.birth, retain=True, expiry_s=None)
+                await self._give_birth(link, presence)
         except BaseException:
             link.close()
             raise
         self._connected_at = self._clock()
-        self._link, self._window = link, asyncio.Semaphore(link.limits.max_in_flight)
+        self._num_before = link.num_published
+        self._link, self._window = link, Window(link.limits.max_in_flight)
         self._changed.set()
+
+    async def _give_birth(self, link: Link, presence: BirthAndWill) -> None:
+        """Says that the client is there; a broker that does not take it is no reason to be nowhere."""
+        try:
+            await link.publish(presence.topic, presence.birth, retain=True, expiry_s=None)
+        except PublishRefused as error:
+            self._refusals.tell(presence.topic, len(presence.birth), str(error))
+
+    @property
+    def _has_progressed(self) -> bool:
+        """Tells whether the last connection took more than the presence: a link that is only bad."""
+        return self._link is not None and self._link.num_published > self._num_before
 
     async def _open_link(self, presence: BirthAndWill | None) -> Link:
         """Opens a link in the first version of MQTT that the broker takes; later ones are not tried again."""
@@ -262,7 +291,7 @@ class MqttTransport:
             with contextlib.suppress(LinkLost):
                 return await ask(link)
 
-    async def _connected(self) -> tuple[Link, asyncio.Semaphore]:
+    async def _connected(self) -> tuple[Link, Window]:
         while self._link is None or not self._link.is_alive:
             if self._is_left:
                 break
