@@ -2,7 +2,8 @@
 
 Each child writes to log files of its own, and leads a process group with all that it starts. When the block
 is left, by its end, an error or Ctrl-C, every child that still runs is asked to stop; after a grace time, or
-when the waiting for it is cancelled, its group is killed: nothing outlives the block.
+when the waiting for it is cancelled, its group is killed: nothing outlives the block. Where this process
+itself is killed, `coordinator.demo.guard` does the same.
 """
 
 import asyncio
@@ -10,7 +11,7 @@ import contextlib
 import os
 import signal
 import sys
-from asyncio.subprocess import DEVNULL, Process
+from asyncio.subprocess import DEVNULL, PIPE, Process
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -22,6 +23,7 @@ from edge.transport.settings import ENVIRONMENT as BROKER
 GRACE_S = 3.0  # all is on disk already, so that a kill loses a few seconds of training
 LAST_LINES = 6
 TUNEFLEET = (sys.executable, "-P", "-m", "tunefleet")
+GUARD = (sys.executable, "-P", "-m", "coordinator.demo.guard")
 
 
 def as_arguments(options: Mapping[str, object]) -> list[str]:
@@ -57,16 +59,26 @@ class Children:
         self._running: dict[str, Process] = {}
         self._known: set[str] = set()  # names of all that were started
         self._is_over = False
+        self._guard: Process | None = None
 
     async def __aenter__(self) -> Self:
         self._folder.mkdir(parents=True, exist_ok=True)
+        self._guard = await asyncio.create_subprocess_exec(
+            *GUARD, str(self._grace_s), stdin=PIPE, start_new_session=True
+        )
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._is_over = True
-        await asyncio.gather(*(self.stop(name) for name in list(self._running)))
+        try:
+            await asyncio.gather(*(self.stop(name) for name in list(self._running)))
+        finally:
+            assert self._guard is not None
+            assert self._guard.stdin is not None
+            self._guard.stdin.close()
+            await self._guard.wait()
 
     async def start(self, name: str, arguments: Sequence[str]) -> None:
         """Starts a child: what it prints goes to `<name>.out`, what it reports to `<name>.log`.
@@ -84,6 +96,7 @@ class Children:
                 stdin=DEVNULL, stdout=out, stderr=log, env=self._environment,
                 start_new_session=True,  # Ctrl-C reaches the demo alone, which then ends them in order
             )  # fmt: skip
+        self._tell_guard("+", self._running[name])
         if self._is_over:
             await self.stop(name)
             raise ChildFailed(f"{name} was stopped with the others")
@@ -96,7 +109,7 @@ class Children:
         """
         if await self._running[name].wait() != 0 or name not in self._running:
             self.check(name)
-        del self._running[name]
+        self._tell_guard("-", self._running.pop(name))
         return self._path(name, "out").read_bytes()
 
     async def run(self, name: str, arguments: Sequence[str]) -> bytes:
@@ -135,11 +148,23 @@ class Children:
                     async with asyncio.timeout(self._grace_s):
                         await process.wait()
         finally:
-            await _kill_group(process)
+            await self._kill_group(process)
 
     async def kill(self, name: str) -> None:
         """Kills a child and what it started, without a word; it may be started again."""
-        await _kill_group(self._running.pop(name))
+        await self._kill_group(self._running.pop(name))
+
+    async def _kill_group(self, process: Process) -> None:
+        # macOS answers with a PermissionError where only the dead are left of a group.
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)
+        await process.wait()
+        self._tell_guard("-", process)
+
+    def _tell_guard(self, mark: str, process: Process) -> None:
+        assert self._guard is not None
+        assert self._guard.stdin is not None
+        self._guard.stdin.write(f"{mark} {process.pid}\n".encode())
 
     def _path(self, name: str, ending: str) -> Path:
         return self._folder / f"{name}.{ending}"
@@ -150,10 +175,3 @@ class Children:
             filter(None, ([line for line in text.splitlines() if line.strip()] for text in said)), []
         )
         return "\n".join(f"  {line}" for line in lines[-LAST_LINES:]) or "  (it said nothing)"
-
-
-async def _kill_group(process: Process) -> None:
-    # macOS answers with a PermissionError where only the dead are left of a group.
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(process.pid, signal.SIGKILL)
-    await process.wait()

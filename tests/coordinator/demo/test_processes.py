@@ -1,6 +1,8 @@
 import asyncio
 import contextlib
 import os
+import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -64,6 +66,36 @@ def test_a_child_that_does_not_listen_is_killed_with_all_that_it_started(tmp_pat
         for _ in range(200):
             os.killpg(group, 0)
             time.sleep(0.05)
+        pytest.fail("it is still there")
+
+
+DEMO = f"""
+import asyncio, sys
+from pathlib import Path
+from coordinator.demo.processes import Children
+
+async def run(folder):
+    async with Children(folder, 1, command=(sys.executable, "-c"), grace_s=0.5) as children:
+        await children.run("gone", ["pass"])
+        await children.start("deaf", [{PARENT!r}])
+        print(children.pid("deaf"), flush=True)
+        await asyncio.sleep(600)
+
+asyncio.run(run(Path(sys.argv[1])))
+"""
+
+
+def test_nothing_outlives_a_demo_that_was_killed(tmp_path):
+    command = [sys.executable, "-c", DEMO, str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as demo:
+        group = int(demo.stdout.readline())
+        asyncio.run(until_ready(tmp_path / "deaf.out"))
+        demo.kill()
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        for _ in range(200):
+            os.killpg(group, 0)
+            time.sleep(0.05)
+        os.killpg(group, signal.SIGKILL)
         pytest.fail("it is still there")
 
 
