@@ -88,7 +88,7 @@ class Router:
                 topic = message.topic.removeprefix(f"{self._topics.root}/")[:200]
                 self._complain(f"{topic}: {error}", kind=f"{_kind(topic)}: {type(error).__name__}")
             except (DiskRefused, OSError) as error:
-                self._complain(f"{error}; {NOT_RECEIPTED}")
+                self._complain(f"{error}; {NOT_RECEIPTED}", kind="disk")
 
     async def _receive(self, message: Message) -> None:
         offices, at, payload = self._offices, self._clock(), message.payload

@@ -6,7 +6,7 @@ import signal
 from benchmarks.faults.fleet import Fleet
 from benchmarks.faults.links import Link
 from benchmarks.faults.record import LABORATORY
-from benchmarks.faults.schedule import Fault
+from benchmarks.faults.schedule import DISKS, Fault
 
 
 async def do_all(fleet: Fleet) -> None:
@@ -47,7 +47,7 @@ async def _strike(fleet: Fleet, fault: Fault) -> bool:
             program.signal_group(signal.SIGSTOP)
         case "clock":
             fleet.shims[fault.target].set_clock(fault.amount)
-        case "disk-full" | "disk-failing" | "disk-read-only":
+        case kind if kind in DISKS:
             fleet.shims[fault.target].break_disk(fault.kind.removeprefix("disk-"))
         case _:
             assert link
@@ -84,7 +84,7 @@ async def _lift(fleet: Fleet, fault: Fault) -> None:
             program.signal_group(signal.SIGCONT)
         case "clock":
             fleet.shims[fault.target].set_clock(0.0)
-        case "disk-full" | "disk-failing" | "disk-read-only":
+        case kind if kind in DISKS:
             fleet.shims[fault.target].mend_disk()
         case _:
             assert link

@@ -26,12 +26,16 @@ Kind = Literal[
     "disk-full",
     "disk-failing",
     "disk-read-only",
+    "disk-denied",
+    "disk-too-many-files",
     "clock",  # jumps by `amount` seconds, and back after `lasts_s`
 ]
 COORDINATOR, BROKER = "coordinator", "broker"
 KILLS: tuple[Kind, ...] = ("kill", "kill-alone", "kill-worker", "forget")
 LINKS: tuple[Kind, ...] = ("cut", "freeze", "refuse", "block-up", "block-down", "delay", "throttle")
-DISKS: tuple[Kind, ...] = ("disk-full", "disk-failing", "disk-read-only")
+DISKS: tuple[Kind, ...] = (
+    "disk-full", "disk-failing", "disk-read-only", "disk-denied", "disk-too-many-files",
+)  # fmt: skip
 DAY_S = 86400.0
 
 

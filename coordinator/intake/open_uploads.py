@@ -127,7 +127,7 @@ class Uploads:
             DiskRefused: Its files are still there; `recover` of the next process clears them away.
         """
         upload = self._open.pop(update)
-        with room_for("to forget an update", self._incoming):
+        with room_for("the removal of an update", self._incoming):
             self._header(update).unlink(missing_ok=True)
         if upload.part is not None:
             upload.part.discard()

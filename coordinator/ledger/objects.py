@@ -32,18 +32,18 @@ class FileObjects:
             return path.stat().st_size
 
     def names(self) -> set[str]:
-        with room_for("to be read", self.folder):
+        with room_for("reading", self.folder):
             return {path.name for path in self.folder.iterdir()} if self.folder.is_dir() else set()
 
     def remove(self, names: Iterable[str]) -> None:
-        with room_for("to forget a version", self.folder):
+        with room_for("the removal of what is needless", self.folder):
             for name in names:
                 (self.folder / name).unlink(missing_ok=True)
 
     @contextmanager
     def _found(self, name: str) -> Iterator[Path]:
         path = self.folder / name
-        with room_for("to be read", self.folder):
+        with room_for("reading", self.folder):
             try:
                 yield path
             except FileNotFoundError as error:

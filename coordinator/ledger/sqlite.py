@@ -376,7 +376,10 @@ class SqliteJournal:
             # sqlite3's own errors, as of a connection that was closed, have no name.
             name = getattr(error, "sqlite_errorname", "")
             if name in _FULL:
-                raise DiskFull(f"{self.path}: no room to journal; free some, nothing was lost") from error
+                cause = "" if name == "SQLITE_FULL" else ", or the disk fails"
+                raise DiskFull(
+                    f"{self.path}: no room to journal{cause}; free some, nothing was lost"
+                ) from error
             if name.startswith(_LOCKED):
                 raise DiskRefused(
                     f"{self.path}: another process holds its lock; end that one, nothing was lost"

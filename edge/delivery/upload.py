@@ -69,7 +69,7 @@ class Uploader:
             tree = await asyncio.to_thread(read_tree, entry.payload, header.size_bytes, header.chunk_bytes)
         self._entry, self._push = entry, Push(tree.num_chunks, self._patience_s)
         try:
-            with room_for("to be read", entry.folder):
+            with room_for("reading", entry.folder):
                 file = entry.payload.open("rb")
             with file:
                 return await self._send(entry, tree, file, self._push)
@@ -84,7 +84,7 @@ class Uploader:
             if part == "header":
                 content = self._signer.seal_body(topic, entry.body)
             else:
-                with room_for("to be read", entry.folder):
+                with room_for("reading", entry.folder):
                     file.seek(part * header.chunk_bytes)
                     content = tree.proof(part) + file.read(header.chunk_bytes)
             await self._transport.publish(topic, content)

@@ -161,7 +161,7 @@ class DeviceState:
         return read_identity(self.folder, "restore it, or join as a new device")
 
     def _recall(self) -> None:
-        with room_for("to be tidied", self.folder):
+        with room_for("tidying up", self.folder):
             for leftover in self.folder.glob(".*.partial"):  # of a client that was killed while writing
                 leftover.unlink()
         path = self.folder / "state.json"
@@ -198,7 +198,7 @@ def _agreed(path: Path, fresh: Memory) -> Memory:
 
 
 def _read(path: Path) -> Memory:
-    with room_for("to be read", path.parent):
+    with room_for("reading", path.parent):
         content = path.read_bytes()
     try:
         number = msgspec.json.decode(content, type=_Format).format

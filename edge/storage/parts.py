@@ -107,7 +107,7 @@ class PartFile:
         Raises:
             DiskRefused: It is still there.
         """
-        with room_for("to forget what was received", self.path):
+        with room_for("the removal of what was received", self.path):
             self.path.unlink(missing_ok=True)
 
     def _found(self) -> bytes | None:

@@ -56,7 +56,7 @@ class Spool:
     def __init__(self, folder: Path, residual: Path) -> None:
         self._folder = folder
         self._residual = residual
-        with room_for("to be tidied", folder):
+        with room_for("tidying up", folder):
             for leftover in folder.glob(".*"):  # of a client that was killed while adding or dropping
                 shutil.rmtree(leftover)
 
@@ -67,7 +67,7 @@ class Spool:
             StateError: A header is damaged.
             DiskRefused: One cannot be read now.
         """
-        with room_for("to be read", self._folder):
+        with room_for("reading", self._folder):
             return [_read(path) for path in sorted(self._folder.iterdir()) if not path.name.startswith(".")]
 
     def holds(self, version: int, attempt: int, epoch: int = 0) -> bool:
@@ -124,7 +124,7 @@ class Spool:
             DiskRefused: It is still here, and is receipted again when it is sent again.
         """
         left = entry.folder / RESIDUAL
-        with room_for("to forget an update", self._folder):
+        with room_for("the removal of an update", self._folder):
             if left.exists():
                 left.replace(self._residual)
                 sync_folder(self._residual.parent)
@@ -137,7 +137,7 @@ class Spool:
             DiskRefused: As `accept`.
         """
         leaving = self._folder / f".{entry.folder.name}"
-        with room_for("to forget an update", self._folder):
+        with room_for("the removal of an update", self._folder):
             if entry.folder.exists():  # else it was gone already when the disk refused the rest
                 entry.folder.rename(leaving)
             sync_folder(self._folder)

@@ -143,7 +143,7 @@ def _read(path: Path) -> tuple[_Header, Snapshot]:
             )
         header = msgspec.json.decode(metadata, type=_Header)
     except OSError as error:
-        raise disk_error("to be read", path, error) from error
+        raise disk_error("reading", path, error) from error
     except (SafetensorError, KeyError, msgspec.MsgspecError) as error:
         raise StateError(f"{path}: is damaged ({error}); remove it to begin anew") from error
     if LOSSES not in tensors or _digest(tensors) != header.tensors:

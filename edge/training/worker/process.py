@@ -60,7 +60,7 @@ class WorkerProcess:
         chosen = resolve_backend(backend, Path(base))
         # Not from this folder: a file of the user's that is called `random.py` must not be imported.
         command = (sys.executable, "-P", "-m", "edge.training.worker.main", base, chosen.name, precision)
-        with room_for("to start the training process", Path(sys.executable).parent):  # too many open files
+        with room_for("starting the training process", Path(sys.executable).parent):  # too many open files
             process = await asyncio.create_subprocess_exec(
                 *command,
                 stdin=asyncio.subprocess.PIPE,
