@@ -37,10 +37,10 @@ class Session(NamedTuple):
 
     async def publish(
         self, kind: str, record: Struct, *, retain: bool = False, expiry_s: int | None = None
-    ) -> None:
-        """Publishes a signed record on the device's topic of that kind."""
+    ) -> bool:
+        """Publishes a signed record on the device's topic of that kind; False where the broker refused it."""
         topic = self.topics.device(self.config.device_id, kind)
-        await self.transport.publish(
+        return await self.transport.publish(
             topic, self.state.signer.seal(topic, record), retain=retain, expiry_s=expiry_s
         )
 

@@ -84,7 +84,6 @@ class Link:
         self._is_adopted = False
         self.was_taken = False
         self.ended = ""  # why, in the broker's words
-        self.num_published = 0  # that the broker has acknowledged
         self._is_writing = False
         self._num_events = 0
         self._client = self._new_client(presence)
@@ -138,7 +137,6 @@ class Link:
         self._check_alive()
         info = self._client.publish(topic, payload, qos=1, retain=retain, properties=properties)
         await self._acknowledged(info.mid, f"publishing to {topic}")
-        self.num_published += 1
 
     async def subscribe(self, *topic_filters: str) -> None:
         """Subscribes at QoS 1, to all in one packet.

@@ -30,6 +30,7 @@ MAX_QUEUED = 1000  # QoS 0 messages that no window bounds are dropped beyond thi
 FAREWELL_S = 5.0
 MAX_CLAIMS = 3
 STABLE_S = 10.0  # a connection that broke sooner adds to the back-off: two clients of one id must not race
+AFTER_PROGRESS = -1  # attempts that count for less than none: a bad link must not be waited for, too
 PROBE_S = 2.0  # amqtt leaves MQTT 5 unanswered; a broker that is only slow is spoken to in 3.1.1 then
 
 
@@ -76,8 +77,8 @@ class MqttTransport:
         self._changed = asyncio.Event()  # connected, or left
         self._lost = asyncio.Event()
         self._was_taken = False
-        self._num_before = 0  # published on the present connection by the time that it was ready
         self._connected_at = float("-inf")
+        self._num_moved = 0  # messages that got through, in either direction: a link that moves is only bad
         self._fault: PlaceTaken | None = None
         self._is_left = False
         self._mending: asyncio.Task[None] | None = None
@@ -147,6 +148,7 @@ class MqttTransport:
                     self._refusals.tell(topic, len(payload), str(error))
                     return False
                 else:
+                    self._num_moved += 1
                     self._refusals.forget(topic)
                     return True
         self._refusals.tell_cut(topic, len(payload))
@@ -183,6 +185,7 @@ class MqttTransport:
             LOG.debug("from %s: %d bytes%s", message.topic, len(message.payload), retained)
             yield message
             incoming.acknowledge()
+            self._num_moved += not message.retained
         if self._fault is not None:
             raise self._fault
 
@@ -209,15 +212,17 @@ class MqttTransport:
 
     async def _mend(self) -> None:
         """Connects again whenever the connection has broken, for as long as the transport is used."""
-        attempt = 0
+        attempt = num_moved = 0
         while True:
             await self._lost.wait()
             why = f" ({self._link.ended})" if self._link and self._link.ended else ""
             told = f"broker {self._settings.place}: the connection is lost{why}; connecting again"
             self._complain(told)
-            if self._clock() - self._connected_at >= STABLE_S or self._has_progressed:
+            if self._clock() - self._connected_at >= STABLE_S:
                 attempt = 0
             while self._lost.is_set():
+                if self._num_moved > num_moved:
+                    attempt, num_moved = AFTER_PROGRESS, self._num_moved
                 await self._sleep(self._backoff_s(attempt))
                 attempt += 1
                 try:
@@ -250,7 +255,6 @@ class MqttTransport:
             link.close()
             raise
         self._connected_at = self._clock()
-        self._num_before = link.num_published
         self._link, self._window = link, Window(link.limits.max_in_flight)
         self._changed.set()
 
@@ -260,11 +264,6 @@ class MqttTransport:
             await link.publish(presence.topic, presence.birth, retain=True, expiry_s=None)
         except PublishRefused as error:
             self._refusals.tell(presence.topic, len(presence.birth), str(error))
-
-    @property
-    def _has_progressed(self) -> bool:
-        """Tells whether the last connection took more than the presence: a link that is only bad."""
-        return self._link is not None and self._link.num_published > self._num_before
 
     async def _open_link(self, presence: BirthAndWill | None) -> Link:
         """Opens a link in the first version of MQTT that the broker takes; later ones are not tried again."""

@@ -19,10 +19,12 @@ class Picky:
     Args:
         protocol: Spoken.
         word: What it sends before it cuts; empty is nothing.
+        most: Publishes that it takes on one connection; then it cuts, too.
     """
 
-    def __init__(self, protocol, word=b""):
-        self.protocol, self.word = protocol, word
+    def __init__(self, protocol, word=b"", most=1000):
+        self.protocol, self.word, self.most = protocol, word, most
+        self.pauses = []
         self.num_connections = 0
         self.seen = []
         self.handlers = set()
@@ -32,11 +34,16 @@ class Picky:
         async with await asyncio.start_server(self._serve, "127.0.0.1", 0) as server:
             port = server.sockets[0].getsockname()[1]
             settings = MqttSettings(host="127.0.0.1", port=port, client_id="d1", protocol=self.protocol)
-            async with MqttTransport(settings, sleep=lambda pause_s: asyncio.sleep(0)) as client:
+            async with MqttTransport(settings, sleep=self._sleep) as client:
                 yield client
         await asyncio.gather(*self.handlers)
 
+    async def _sleep(self, pause_s):
+        self.pauses.append(pause_s)
+        await asyncio.sleep(0)
+
     async def _serve(self, reader, writer):
+        num_taken = 0
         self.handlers.add(asyncio.current_task())
         with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
             while True:
@@ -52,6 +59,9 @@ class Picky:
                     start = int.from_bytes(body[:2], "big") + 2
                     self.seen.append(body[2:start].decode())
                     writer.write(b"\x40\x02" + body[start : start + 2])
+                    num_taken += 1
+                    if num_taken == self.most:
+                        break
         writer.close()
         with contextlib.suppress(ConnectionError):
             await writer.wait_closed()
@@ -105,6 +115,18 @@ def test_a_broker_that_says_why_it_disconnects_is_quoted_with_what_to_do(code, t
         f"the connection is lost ({'Packet too large' if code == 0x95 else 'Quota exceeded'}; " in caplog.text
     )
     assert told in caplog.text
+
+
+def test_a_link_that_breaks_after_each_step_forward_is_not_waited_for_longer_and_longer():
+    async def scenario():
+        broker = Picky("5", most=2)
+        async with broker.served() as client, asyncio.timeout(20):
+            for number in range(60):
+                assert await client.publish(f"step/{number}", b"")
+        assert len(broker.pauses) >= 25
+        assert max(broker.pauses) <= 0.25
+
+    asyncio.run(scenario())
 
 
 @pytest.mark.broker
