@@ -206,7 +206,8 @@ def shown(one: Outcome) -> str:
     return (
         f"{one.receipts_per_s:.1f} receipts/s, p50 {one.p50_s:.2f} s, p99 {one.p99_s:.2f} s, worst "
         f"{one.worst_s:.2f} s; {one.verdicts}; {one.headers} headers, {one.chunks} chunks, "
-        f"{one.updates} updates; unanswered {one.unanswered}, lost {one.lost}, broken {one.broken}; {one.versions} versions; "
+        f"{one.updates} updates; unanswered {one.unanswered}, lost {one.lost}, broken {one.broken}; "
+        f"{one.versions} versions; "
         f"{one.cpu_share:.2f} of a core; {', '.join(f'{mb:.0f}' for mb in one.memory_mb)} MB"
     )
 
