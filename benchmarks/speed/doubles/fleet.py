@@ -149,7 +149,7 @@ class Double:
             base_version=manifest.version, base=manifest.base, attempt=attempt, sha256=course.sha256,
             size_bytes=len(course.payload), chunk_bytes=course.settings.chunk_bytes,
             encoding=manifest.encoding, num_examples=20, num_tokens=1000, num_steps=20, seconds=10.0,
-            loss_before=2.0, loss_after=1.0, base_sha256=base_sha256, 
+            loss_before=2.0, loss_after=1.0, base_sha256=base_sha256,
             **voice.facts(course.payload, course.settings.chunk_bytes),
         )  # fmt: skip
 
