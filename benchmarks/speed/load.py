@@ -54,6 +54,7 @@ class Load(NamedTuple):
     warmup_s: float
     seconds: float
     buffer: int | None  # updates of a version; None: as a fleet has it by default
+    space: str | None  # in which versions are merged; None: the strategy's own
 
 
 class Sample(NamedTuple):
@@ -117,7 +118,7 @@ async def run_once(checkout: Path, folder: Path, load: Load) -> Outcome:
         Children(folder / "logs", 1, python, grace_s=30.0) as children,
     ):
         options = {"fleet": FLEET, "broker": broker.url, "base": base, "state": folder / "state"}
-        options |= {"rank": RANK, "attempts": 0, "buffer-size": load.buffer}
+        options |= {"rank": RANK, "attempts": 0, "buffer-size": load.buffer, "space": load.space}
         given = [
             text for name, value in options.items() if value is not None for text in (f"--{name}", value)
         ]
@@ -206,7 +207,8 @@ def shown(one: Outcome) -> str:
     return (
         f"{one.receipts_per_s:.1f} receipts/s, p50 {one.p50_s:.2f} s, p99 {one.p99_s:.2f} s, worst "
         f"{one.worst_s:.2f} s; {one.verdicts}; {one.headers} headers, {one.chunks} chunks, "
-        f"{one.updates} updates; unanswered {one.unanswered}, lost {one.lost}, broken {one.broken}; {one.versions} versions; "
+        f"{one.updates} updates; unanswered {one.unanswered}, lost {one.lost}, broken {one.broken}; "
+        f"{one.versions} versions; "
         f"{one.cpu_share:.2f} of a core; {', '.join(f'{mb:.0f}' for mb in one.memory_mb)} MB"
     )
 
@@ -237,11 +239,14 @@ def main() -> None:
     parser.add_argument("--warmup", type=float, default=5.0, help="seconds that are not counted")
     parser.add_argument("--seconds", type=float, default=20.0)
     parser.add_argument("--buffer", type=int, help="updates of a version; by default as the fleet has it")
+    parser.add_argument("--space", help="factors: merges take next to nothing; by default the strategy's own")
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--folder", type=Path, help="new; keeps states and logs")
     parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args()
-    load = Load(options.devices, options.processes, options.warmup, options.seconds, options.buffer)
+    load = Load(
+        options.devices, options.processes, options.warmup, options.seconds, options.buffer, options.space
+    )
     sides = ({"before": options.before.resolve()} if options.before else {}) | {"after": HERE}
     try:
         with tempfile.TemporaryDirectory() as name:

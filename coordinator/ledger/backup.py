@@ -84,7 +84,8 @@ def _copy_state(
             current, waiting = versions.current(), copied.waiting()
             copied.note(PACE, None)  # nobody runs there
             names = [f"{OBJECTS}/{sha256}" for one in versions.kept() for sha256 in one.files]
-            names += [f"{UPDATES}/{update.id}" for update in waiting]
+            inside = copied.payloads()
+            names += [f"{UPDATES}/{update.id}" for update in waiting if update.id not in inside]
         wanted = dict.fromkeys([KEY, *names])
         gone = _copy_files(state, draft, wanted, copy)
         if not gone:

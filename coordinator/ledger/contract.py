@@ -1,6 +1,6 @@
 """What a coordinator's memory must do, whatever keeps it: a journal of what happened, and blobs.
 
-The journal is four small contracts in one; who needs only devices, or only facts, asks for no more. What it
+The journal is five small contracts in one; who needs only devices, or only facts, asks for no more. What it
 has taken is kept over a kill before a call returns, every call is all or nothing, and other processes
 (`status`, `rollback`) may read and write at the same time. An update's id stands in it at most once, and
 what was accepted stays in the buffer until the version that holds it is committed in the same step.
@@ -13,7 +13,17 @@ be sent.
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Protocol
 
-from coordinator.ledger.records import Access, Device, DiscardReason, Refusal, Spent, Tally, Update, Version
+from coordinator.ledger.records import (
+    Access,
+    Device,
+    DiscardReason,
+    Refusal,
+    Spent,
+    Tally,
+    Update,
+    Verdict,
+    Version,
+)
 from coordinator.strategies.contract import Account
 from edge.errors import Rejected
 from edge.protocol.messages import UpdateHeader
@@ -44,6 +54,10 @@ class Updates(Protocol):
 
     def record(self, header: UpdateHeader, at: float, rejected: Rejected | None = None) -> int:
         """Writes an update down, where it is not there already, and returns its `seq`."""
+        ...
+
+    def record_all(self, verdicts: Sequence[Verdict]) -> list[int]:
+        """Writes many down in one step, which costs the disk no more than one; returns the `seq` of each."""
         ...
 
     def update(self, update_id: str) -> Update | None:
@@ -78,6 +92,20 @@ class Updates(Protocol):
     def refusals(self, limit: int = 100) -> list[Refusal]:
         """Returns the latest messages that were refused, newest first."""
         ...
+
+
+class Payloads(Protocol):
+    """Payloads that were written down with their updates, because they are small."""
+
+    def payload(self, update_id: str) -> bytes | None:
+        """Returns one, where it is here."""
+
+    def payloads(self) -> set[str]:
+        """Returns the ids of all that are here."""
+        ...
+
+    def drop(self, updates: Collection[str]) -> None:
+        """Forgets some; their updates stay."""
 
 
 class Devices(Protocol):
@@ -188,7 +216,7 @@ class AccessRecords(Protocol):
         ...
 
 
-class Journal(Facts, Updates, Devices, Lineage, Protocol):
+class Journal(Facts, Updates, Payloads, Devices, Lineage, Protocol):
     """What happened."""
 
     def hurry(self) -> None:

@@ -7,7 +7,8 @@ from msgspec import Struct
 
 from converters.formats.about import NOTHING, About
 from coordinator.strategies.contract import Account, Report
-from edge.protocol.messages import Hello, Reason, Telemetry
+from edge.errors import Rejected
+from edge.protocol.messages import Hello, Reason, Telemetry, UpdateHeader
 from edge.protocol.signing import Stamp
 
 Status = Literal["accepted", "rejected", "discarded"]
@@ -42,6 +43,15 @@ class Update(NamedTuple):
     staleness: int | None  # when merged
     weight: float | None  # when merged
     seq: int = 0  # in order of arrival, over all devices
+
+
+class Verdict(NamedTuple):
+    """What became of an update, to be written down."""
+
+    header: UpdateHeader
+    at: float  # Unix time
+    rejected: Rejected | None = None
+    payload: bytes | None = None  # of a small one that counts; None: it lies in a file
 
 
 class Refusal(NamedTuple):

@@ -3,10 +3,14 @@
 `journal.sqlite` is written ahead (WAL) and through to the disk (synchronous=FULL): what a receipt says is
 here before the receipt is sent. Every change is one transaction, and other processes may read and write at
 the same time. A journal of an older schema is brought up to date when it is opened.
+
+What reads has a connection of its own: with one for both, an event loop that looks an update up would wait
+for the disk of the thread that writes others down. Any thread may call anything.
 """
 # ruff: noqa: D102 - `contract` says what the methods do
 
 import sqlite3
+import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -16,9 +20,10 @@ import msgspec
 from msgspec import Struct, structs
 
 from coordinator.ledger import records
-from coordinator.ledger.access import ACCESS_TABLES, AccessBook
+from coordinator.ledger.access import AccessBook
 from coordinator.ledger.contract import EVERYTHING, MAX_REFUSALS
-from coordinator.ledger.records import Device, DiscardReason, Refusal, Tally, Update, Version
+from coordinator.ledger.records import Device, DiscardReason, Refusal, Tally, Update, Verdict, Version
+from coordinator.ledger.schema import MIGRATIONS, NEW, SCHEMA
 from coordinator.strategies.contract import Account, Report
 from edge.errors import DiskFull, DiskRefused, Rejected, StateError
 from edge.protocol.messages import Hello, Telemetry, UpdateHeader
@@ -26,7 +31,6 @@ from edge.protocol.signing import Stamp
 from edge.storage.disk import room_for, sync_folder
 
 T = TypeVar("T")
-SCHEMA = 4
 FILE = "journal.sqlite"
 _BUSY_S = 30.0  # another process may write for so long; a command waits for it
 _HURRY_S = 0.1  # an event loop does not: its messages and its presence would wait, too
@@ -35,51 +39,6 @@ _FULL = frozenset({"SQLITE_FULL", "SQLITE_IOERR_WRITE", "SQLITE_IOERR_FSYNC", "S
 _LOCKED = ("SQLITE_BUSY", "SQLITE_LOCKED")
 _REFUSED = ("SQLITE_IOERR", "SQLITE_READONLY", "SQLITE_CANTOPEN", "SQLITE_PERM", "SQLITE_NOMEM")
 
-# Version 1; what is made anew takes the same way to the present one as what is old.
-_TABLES = """
-CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
-CREATE TABLE devices (
-    device TEXT PRIMARY KEY, key TEXT NOT NULL, first_seen REAL NOT NULL, last_seen REAL NOT NULL,
-    online INTEGER NOT NULL DEFAULT 0, epoch INTEGER NOT NULL DEFAULT 0, hello TEXT, telemetry TEXT
-);
-CREATE TABLE updates (
-    seq INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, device TEXT NOT NULL, tier TEXT NOT NULL,
-    base_version INTEGER NOT NULL, attempt INTEGER NOT NULL, sha256 TEXT NOT NULL, encoding TEXT NOT NULL,
-    size_bytes INTEGER NOT NULL, num_examples INTEGER NOT NULL, num_tokens INTEGER NOT NULL,
-    num_steps INTEGER NOT NULL, seconds REAL NOT NULL, loss_before REAL, loss_after REAL,
-    received_at REAL NOT NULL, status TEXT NOT NULL, reason TEXT, detail TEXT NOT NULL DEFAULT '',
-    merged_into INTEGER, staleness INTEGER, weight REAL
-);
-CREATE INDEX updates_waiting ON updates (status, merged_into);
-CREATE TABLE refusals (
-    seq INTEGER PRIMARY KEY, at REAL NOT NULL, device TEXT NOT NULL, id TEXT NOT NULL, reason TEXT NOT NULL,
-    detail TEXT NOT NULL
-);
-CREATE TABLE versions (
-    version INTEGER PRIMARY KEY, parent INTEGER, depth INTEGER NOT NULL, created_at REAL NOT NULL,
-    master TEXT NOT NULL, remainder TEXT, tiers TEXT NOT NULL, report TEXT, kept INTEGER NOT NULL DEFAULT 1,
-    loss REAL, exact REAL
-);
-"""
-# What a journal of version 1 lacks; the accounts begin with what was merged of each device.
-_FROM_1 = """
-ALTER TABLE devices ADD COLUMN held TEXT NOT NULL DEFAULT '[]';
-ALTER TABLE versions ADD COLUMN carried TEXT NOT NULL DEFAULT '{}';
-CREATE TABLE accounts (
-    device TEXT PRIMARY KEY, uploads INTEGER NOT NULL, weight REAL NOT NULL, credit REAL NOT NULL,
-    cosine REAL NOT NULL, num_cosines INTEGER NOT NULL
-);
-INSERT INTO accounts
-    SELECT device, count(*), total(weight), 0.0, 0.0, 0 FROM updates
-    WHERE merged_into IS NOT NULL GROUP BY device;
-"""
-# What one of version 2 lacks: the adapter that version 0 was made of, and devices that follow another state.
-_FROM_2 = "ALTER TABLE versions ADD COLUMN origin TEXT; ALTER TABLE devices ADD COLUMN astray REAL;"
-# What one of version 3 lacks: who was let in, banned or has another key now, and the tokens that were used;
-# and how far each device's signatures have come.
-_FROM_3 = f"{ACCESS_TABLES} ALTER TABLE devices ADD COLUMN stamps TEXT NOT NULL DEFAULT '{{}}';"
-_MIGRATIONS = {1: _FROM_1, 2: _FROM_2, 3: _FROM_3}
-_NEW = f"BEGIN; {_TABLES}{_FROM_1}{_FROM_2}{_FROM_3} PRAGMA user_version = {SCHEMA}; COMMIT;"
 # Of SQLite's bare columns in a row with max(), num_tokens and seconds are those of that row.
 _TALLIES = """
 SELECT device, sum(status = 'accepted'), sum(status = 'rejected'), sum(status = 'discarded'),
@@ -121,22 +80,26 @@ class SqliteJournal:
             )
         if folder and not self.path.exists():
             self._make()
+        self._writing = threading.RLock()
+        self._data_version = 0
         with self._told():
-            # Any thread may use it, one at a time.
-            self._db = connect(self.path, timeout=_BUSY_S, isolation_level=None, check_same_thread=False)
-            self._db.execute("PRAGMA synchronous = FULL")
+            self._db = self._looking = self._open(connect)
             if not folder:
-                self._db.executescript(_NEW)
+                self._db.executescript(NEW)
         self.access = AccessBook(self._rows, self._transaction)
+        self._reading = self._writing
         try:
+            if folder:
+                self._reading, self._looking = threading.RLock(), self._open(connect)
             self._check_schema()
             if fleet is not None:
                 self.agree({"fleet": fleet})
         except BaseException:
-            self._db.close()
+            self.close()
             raise
 
     def close(self) -> None:
+        self._looking.close()
         self._db.close()
 
     def hurry(self) -> None:
@@ -148,8 +111,8 @@ class SqliteJournal:
         Raises:
             DiskRefused: There is no room; something may be at `path`.
         """
-        with self._told(), closing(sqlite3.connect(path)) as copied:
-            self._db.backup(copied)
+        with self._told(), closing(sqlite3.connect(path)) as copied, self._reading:
+            self._looking.backup(copied)
 
     # Facts.
 
@@ -177,23 +140,24 @@ class SqliteJournal:
             db.executemany("INSERT OR IGNORE INTO meta VALUES (?, ?)", facts.items())
 
     def data_version(self) -> int:
-        return int(self._rows("PRAGMA data_version")[0][0])
+        # Our own changes do not count, so the connection that makes them is asked; while it makes one, the
+        # answer is the last one, and the next has what came meanwhile.
+        if self._writing.acquire(blocking=False):
+            try:
+                with self._told():
+                    self._data_version = int(self._db.execute("PRAGMA data_version").fetchone()[0])
+            finally:
+                self._writing.release()
+        return self._data_version
 
     # Updates.
 
     def record(self, header: UpdateHeader, at: float, rejected: Rejected | None = None) -> int:
-        shared = structs.asdict(header)
-        row = {name: shared[name] for name in Update._fields if name in shared} | {
-            "id": header.update,
-            "device": header.device_id,
-            "received_at": at,
-            "status": "rejected" if rejected else "accepted",
-            "reason": rejected.reason if rejected else None,
-            "detail": rejected.detail if rejected else "",
-        }
+        return self.record_all([Verdict(header, at, rejected)])[0]
+
+    def record_all(self, verdicts: Sequence[Verdict]) -> list[int]:
         with self._transaction() as db:
-            db.execute(_insert("updates", row, "OR IGNORE"), list(row.values()))
-            return int(db.execute("SELECT seq FROM updates WHERE id = ?", (header.update,)).fetchone()[0])
+            return [_record(db, verdict) for verdict in verdicts]
 
     def update(self, update_id: str) -> Update | None:
         return next(iter(self._updates("WHERE id = ?", update_id)), None)
@@ -231,6 +195,19 @@ class SqliteJournal:
     def refusals(self, limit: int = 100) -> list[Refusal]:
         query = f"SELECT {', '.join(Refusal._fields)} FROM refusals ORDER BY seq DESC LIMIT ?"  # noqa: S608
         return [Refusal(*row) for row in self._rows(query, limit)]
+
+    # Payloads.
+
+    def payload(self, update_id: str) -> bytes | None:
+        found = self._rows("SELECT content FROM payloads WHERE id = ?", update_id)
+        return bytes(found[0][0]) if found else None
+
+    def payloads(self) -> set[str]:
+        return {update_id for (update_id,) in self._rows("SELECT id FROM payloads")}
+
+    def drop(self, updates: Collection[str]) -> None:
+        with self._transaction() as db:
+            db.executemany("DELETE FROM payloads WHERE id = ?", [(update,) for update in updates])
 
     # Devices.
 
@@ -319,13 +296,13 @@ class SqliteJournal:
         return [_version(Version(*row)) for row in self._rows(query, *values)]
 
     def _rows(self, query: str, *values: Any) -> list[tuple[Any, ...]]:
-        with self._told(), closing(self._db.execute(query, values)) as cursor:
+        with self._reading, self._told(), closing(self._looking.execute(query, values)) as cursor:
             return cursor.fetchall()
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
         """Makes one change, all of it or nothing, on the disk when it returns."""
-        with self._told():
+        with self._writing, self._told():
             self._db.execute("BEGIN IMMEDIATE")
             try:
                 yield self._db
@@ -335,6 +312,12 @@ class SqliteJournal:
                     self._db.execute("ROLLBACK")
                 raise
 
+    def _open(self, connect: Callable[..., sqlite3.Connection]) -> sqlite3.Connection:
+        # Any thread may use it, one at a time: each connection has its lock.
+        opened = connect(self.path, timeout=_BUSY_S, isolation_level=None, check_same_thread=False)
+        opened.execute("PRAGMA synchronous = FULL")
+        return opened
+
     def _make(self) -> None:
         """Makes the file, whole from the start: others may open it as soon as its name is there."""
         draft = self.path.with_name(f".{FILE}.partial")
@@ -342,13 +325,13 @@ class SqliteJournal:
             draft.unlink(missing_ok=True)
             with self._told(), closing(sqlite3.connect(draft, isolation_level=None)) as db:
                 db.execute("PRAGMA journal_mode = WAL")
-                db.executescript(_NEW)
+                db.executescript(NEW)
             draft.replace(self.path)
             sync_folder(self.path.parent)
 
     def _check_schema(self) -> None:
         number = self._rows("PRAGMA user_version")[0][0]
-        if number in _MIGRATIONS:
+        if number in MIGRATIONS:
             self._migrate()
         elif number > SCHEMA:
             raise StateError(
@@ -363,7 +346,7 @@ class SqliteJournal:
         with self._transaction() as db:
             begun = db.execute("PRAGMA user_version").fetchone()[0]
             for number in range(begun, SCHEMA):
-                for statement in _MIGRATIONS[number].split(";"):
+                for statement in MIGRATIONS[number].split(";"):
                     db.execute(statement)
             db.execute(f"PRAGMA user_version = {SCHEMA}")
 
@@ -390,6 +373,24 @@ class SqliteJournal:
                     "limit of open files, nothing was lost"
                 ) from error
             raise StateError(f"{self.path}: {error}; expected a coordinator's journal") from error
+
+
+def _record(db: sqlite3.Connection, verdict: Verdict) -> int:
+    """Writes one verdict down within a transaction, where it is not there already, and returns its `seq`."""
+    header, rejected = verdict.header, verdict.rejected
+    shared = structs.asdict(header)
+    row = {name: shared[name] for name in Update._fields if name in shared} | {
+        "id": header.update,
+        "device": header.device_id,
+        "received_at": verdict.at,
+        "status": "rejected" if rejected else "accepted",
+        "reason": rejected.reason if rejected else None,
+        "detail": rejected.detail if rejected else "",
+    }
+    is_new = db.execute(_insert("updates", row, "OR IGNORE"), list(row.values())).rowcount > 0
+    if is_new and verdict.payload is not None:
+        db.execute("INSERT OR REPLACE INTO payloads VALUES (?, ?)", (header.update, verdict.payload))
+    return int(db.execute("SELECT seq FROM updates WHERE id = ?", (header.update,)).fetchone()[0])
 
 
 def _insert(table: str, names: Collection[str], manner: str = "") -> str:

@@ -3,7 +3,7 @@
     journal.sqlite   devices, updates, versions (`coordinator.ledger.sqlite`)
     objects/         adapters by their sha256 (`coordinator.ledger.versions`)
     incoming/        headers and parts of updates under way (`coordinator.intake.open_uploads`)
-    updates/         payloads of accepted updates that are in no version yet, by their id
+    updates/         large payloads of accepted updates that are in no version yet, by their id
     identity.key     the coordinator's private key, readable by its owner only
     lock             held while a coordinator runs
 
@@ -19,6 +19,7 @@ from types import TracebackType
 from typing import Self
 
 from coordinator.ledger.objects import FileObjects
+from coordinator.ledger.payloads import Payloads
 from coordinator.ledger.sqlite import SqliteJournal
 from coordinator.ledger.versions import VersionStore
 from edge.errors import MissingObject
@@ -57,7 +58,6 @@ class CoordinatorState:
         self.folder = folder
         self.incoming = folder / "incoming"
         self.updates = folder / UPDATES
-        self.payloads = FileObjects(self.updates)
         self._fleet = fleet
 
     def __enter__(self) -> Self:
@@ -70,6 +70,7 @@ class CoordinatorState:
         except BaseException:
             self._lock.close()
             raise
+        self.payloads = Payloads(self.journal, FileObjects(self.updates))
         self.versions = VersionStore(self.journal, FileObjects(self.folder / OBJECTS))
         return self
 

@@ -8,6 +8,7 @@ from typing import BinaryIO
 from edge.delivery.window import Sending, heard, send_all
 from edge.protocol.merkle import Tree
 from edge.protocol.messages import Receipt
+from edge.protocol.patience import Patience
 from edge.protocol.sending import Part, Push
 from edge.protocol.signing import Signer
 from edge.protocol.topics import Topics
@@ -24,7 +25,8 @@ class Uploader:
         transport: A connected one.
         topics: The fleet's.
         signer: Of this device: an envelope is never sent twice.
-        patience_s: Without a receipt for this long, the header is sent again.
+        patience_s: Without a receipt for this long, the header is sent again; once receipts have come, it is
+            as long as they take here.
         clock: Seconds of any beginning.
     """
 
@@ -39,7 +41,7 @@ class Uploader:
         self._transport = transport
         self._topics = topics
         self._signer = signer
-        self._patience_s = patience_s
+        self._patience = Patience(patience_s)
         self._clock = clock
         self._entry: Entry | None = None
         self._push: Push | None = None
@@ -67,7 +69,7 @@ class Uploader:
         header = entry.header
         with room_for("to be read", entry.folder):
             tree = await asyncio.to_thread(read_tree, entry.payload, header.size_bytes, header.chunk_bytes)
-        self._entry, self._push = entry, Push(tree.num_chunks, self._patience_s)
+        self._entry, self._push = entry, Push(tree.num_chunks, self._patience)
         try:
             with room_for("reading", entry.folder):
                 file = entry.payload.open("rb")

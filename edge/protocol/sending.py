@@ -10,9 +10,9 @@ from typing import Literal
 
 from edge.protocol.chunks import first_chunks, merge_ranges, without_chunk
 from edge.protocol.messages import WINDOW, Range, Receipt, Want
+from edge.protocol.patience import Patience
 
 Part = int | Literal["header"]  # a chunk's number, or what goes before all chunks
-MAX_PATIENCE = 8  # a silent coordinator is asked ever more rarely, up to this many times `patience_s`
 
 
 class Outgoing:
@@ -66,35 +66,37 @@ class Push:
     """One update on its way: the header, then all chunks, then the header again until the verdict is there.
 
     What the other side has is not known here after a restart: sending begins at the beginning, and a receipt
-    that comes meanwhile (`missing`, or the verdict) cuts it short.
+    that comes meanwhile (`missing`, or the verdict) cuts it short. Who was told `busy` begins anew after a
+    while. Of an update that is one chunk, the chunk goes with a header that is sent again where nothing at
+    all was heard: to ask first would take a round trip for 64 KiB at most.
 
     Args:
         total: How many chunks the update has.
-        patience_s: How long to wait for a receipt when all is sent.
+        patience: How long to wait for a receipt when all is sent; the sender's, over all its updates.
 
     Attributes:
         verdict: The final receipt; nothing is sent after it.
     """
 
-    def __init__(self, total: int, patience_s: float) -> None:
+    def __init__(self, total: int, patience: Patience) -> None:
         self.verdict: Receipt | None = None
         self._chunks = Outgoing(total)
-        self._chunks.replace([(0, total)])
         self._total = total
-        self._is_held_back = False
-        self._patience_s = patience_s
-        self._patience = 1
+        self._patience = patience
         self._moved_at = 0.0
+        self._num_headers = 0  # sent since something was heard
+        self._is_held_back = False
+        self._was_heard = False
         self._is_header_due = True
         self._is_header_under_way = False
+        self._send_all()
 
     def next(self, now: float, window: int) -> Part | None:
         """Returns the part to send now, at most `window` of them at a time; None where there is none yet."""
         if self.verdict is not None:
             return None
         if self._is_quiet and now >= self._due_at:
-            self._is_header_due, self._patience = True, min(2 * self._patience, MAX_PATIENCE)
-            self._go_on()
+            self._ask_again()
         if self._is_header_under_way:  # before it nobody would know whose the chunks are
             return None
         if not self._is_header_due:
@@ -102,6 +104,7 @@ class Push:
         if self._chunks.num_in_flight >= max(window, 1):
             return None
         self._is_header_due, self._is_header_under_way = False, True
+        self._num_headers += 1
         return "header"
 
     def sent(self, part: Part, now: float) -> None:
@@ -114,31 +117,42 @@ class Push:
 
     def receive(self, receipt: Receipt, now: float) -> None:
         """Takes a receipt whose signature was checked."""
-        self._moved_at = now
-        if receipt.status == "busy":  # begins anew after a while, which is longer each time
+        was_quiet_s = now - self._moved_at if self._is_quiet and self._num_headers <= 1 else None
+        self._moved_at, self._num_headers, self._was_heard = now, 0, True
+        if receipt.status == "busy":
             self._is_held_back = True
             self._chunks.replace([])
             return
-        self._patience, self._is_held_back = 1, False
+        self._is_held_back = False
         if receipt.status == "missing":
+            self._patience.restore()
             self._chunks.replace(receipt.missing)
         else:
             self.verdict = receipt
+            if was_quiet_s is not None:  # the header was asked about once: this is its answer
+                self._patience.measure(was_quiet_s)
 
     def interrupt(self) -> None:
         """Sends the header again at once: the coordinator may have forgotten the update."""
-        self._is_header_due, self._patience = True, 1
-        self._go_on()
+        self._is_header_due = True
+        self._patience.restore()
+        if self._is_held_back:
+            self._send_all()
 
     def wait_s(self, now: float) -> float | None:
         """Returns how long there is nothing to send, unless a receipt comes; None while parts fly."""
         return max(0.0, self._due_at - now) if self._is_quiet else None
 
-    def _go_on(self) -> None:
-        """Has all chunks sent behind the header, where there was no room for them."""
-        if self._is_held_back:
-            self._is_held_back = False
-            self._chunks.replace([(0, self._total)])
+    def _ask_again(self) -> None:
+        self._is_header_due = True
+        self._patience.wear()
+        if self._is_held_back or (self._total == 1 and not self._was_heard):
+            self._send_all()
+
+    def _send_all(self) -> None:
+        """Has all chunks sent behind the header."""
+        self._is_held_back = False
+        self._chunks.replace([(0, self._total)])
 
     @property
     def _is_quiet(self) -> bool:
@@ -146,4 +160,4 @@ class Push:
 
     @property
     def _due_at(self) -> float:
-        return self._moved_at + self._patience * self._patience_s
+        return self._moved_at + self._patience.wait_s

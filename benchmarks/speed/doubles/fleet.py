@@ -18,7 +18,7 @@ import msgspec
 from msgspec import Struct
 
 from benchmarks.speed.doubles.mqtt import Ears, Mqtt, Will
-from benchmarks.speed.doubles.wire import Voice, new_push, read_manifest
+from benchmarks.speed.doubles.wire import Voice, new_patience, read_manifest
 from edge.protocol.chunks import num_chunks
 from edge.protocol.delta import update_id
 from edge.protocol.messages import Manifest, UpdateHeader
@@ -95,6 +95,7 @@ class Double:
         self._loop = asyncio.get_running_loop()
         self._parts: dict[int, int | str] = {}  # number of the publish to the part
         self._attempts: Counter[int] = Counter()
+        self._patience = new_patience()
         self._push: Push | None = None
         self._timer: asyncio.TimerHandle | None = None
         self.is_idle = asyncio.Event()
@@ -127,7 +128,8 @@ class Double:
             self.is_idle.set()
             return
         self._header = self._make_header()
-        self._push = new_push(num_chunks(self._header.size_bytes, self._header.chunk_bytes))
+        total = num_chunks(self._header.size_bytes, self._header.chunk_bytes)
+        self._push = Push(total, self._patience)
         self._began = self._loop.time()
         self._parts.clear()
         self.is_idle.clear()
@@ -147,7 +149,8 @@ class Double:
             base_version=manifest.version, base=manifest.base, attempt=attempt, sha256=course.sha256,
             size_bytes=len(course.payload), chunk_bytes=course.settings.chunk_bytes,
             encoding=manifest.encoding, num_examples=20, num_tokens=1000, num_steps=20, seconds=10.0,
-            loss_before=2.0, loss_after=1.0, base_sha256=base_sha256, **voice.facts(course.payload),
+            loss_before=2.0, loss_after=1.0, base_sha256=base_sha256,
+            **voice.facts(course.payload, course.settings.chunk_bytes),
         )  # fmt: skip
 
     def _go_on(self) -> None:

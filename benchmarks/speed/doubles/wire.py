@@ -1,77 +1,27 @@
-"""What a double says in the wire of the checkout that it runs with: before and after version 2.
+"""What a double says, in the wire of the checkout that it runs with.
 
 The doubles run with the packages of the checkout whose coordinator is measured (`benchmarks.speed.load`), so
-that headers, signatures and the patience of the sender are that checkout's own.
+that headers, signatures and the patience of the sender are that checkout's own. They check no signature of
+the coordinator's: nobody forges any here, and a double's time is taken from whom it measures.
 """
 
+from importlib.util import find_spec
 from typing import Any
 
-from edge.protocol.chunks import CHUNK_BYTES, split_chunks
-from edge.protocol.merkle import Tree
-from edge.protocol.messages import Hello, Manifest, Presence, Receipt, UpdateHeader, decode_message
-from edge.protocol.sending import Push
-from edge.protocol.signing import Signer, new_key, read_signed
-from edge.protocol.topics import Topics
+if find_spec("edge.protocol.merkle"):
+    from benchmarks.speed.doubles.wire_2 import Voice as Voice
+    from benchmarks.speed.doubles.wire_2 import read_manifest as read_manifest
+else:
+    from benchmarks.speed.doubles.wire_1 import Voice as Voice
+    from benchmarks.speed.doubles.wire_1 import read_manifest as read_manifest
 
 PATIENCE_S = 10.0  # of a device as it is configured by default
 
 
-class Voice:
-    """One device's key and topics.
+def new_patience() -> Any:
+    """Returns what a device keeps over all its updates: before version 2 a number of seconds."""
+    if find_spec("edge.protocol.patience") is None:
+        return PATIENCE_S
+    from edge.protocol.patience import Patience
 
-    Args:
-        fleet: The fleet's name.
-        device_id: The device's.
-    """
-
-    def __init__(self, fleet: str, device_id: str) -> None:
-        self.topics = Topics(fleet)
-        self.device_id = device_id
-        self._signer = Signer(new_key(), 1)
-
-    @property
-    def presence_topic(self) -> str:
-        """Where birth and will go."""
-        return self.topics.device(self.device_id, "state")
-
-    def presence(self, online: bool) -> bytes:
-        """Returns birth or will."""
-        return self._signer.seal(self.presence_topic, Presence(online=online))
-
-    def hello(self, manifest: Manifest) -> tuple[str, bytes]:
-        """Returns topic and capability card."""
-        card = Hello(
-            device_id=self.device_id, backend="none", ranks=(manifest.rank,), encodings=("f32", "f16"),
-            memory_bytes=1 << 30, tokens_per_s=None, base=manifest.base,
-        )  # fmt: skip
-        topic = self.topics.device(self.device_id, "hello")
-        return topic, self._signer.seal(topic, card)
-
-    def header(self, header: UpdateHeader) -> tuple[str, bytes]:
-        """Returns topic and signed header."""
-        topic = self.topics.up(self.device_id, header.update, "header")
-        return topic, self._signer.seal(topic, header)
-
-    def chunk(self, header: UpdateHeader, number: int, payload: bytes) -> tuple[str, bytes]:
-        """Returns topic and chunk, with its proof."""
-        chunks = list(split_chunks(payload, header.chunk_bytes))
-        topic = self.topics.up(self.device_id, header.update, number)
-        return topic, Tree(chunks).proof(number) + chunks[number]
-
-    def receipt(self, payload: bytes) -> Receipt:
-        """Returns a receipt; nobody forges any in a measurement."""
-        return decode_message(bytes(read_signed(payload).body), Receipt)
-
-    def facts(self, payload: bytes) -> dict[str, Any]:
-        """Returns what this wire's header says of a payload beside its sha256."""
-        return {"root": Tree(split_chunks(payload, CHUNK_BYTES)).root}
-
-
-def read_manifest(payload: bytes) -> Manifest:
-    """Returns a manifest; nobody forges any in a measurement."""
-    return decode_message(bytes(read_signed(payload).body), Manifest)
-
-
-def new_push(total: int) -> Push:
-    """Returns the sender's machine for one update."""
-    return Push(total, PATIENCE_S)
+    return Patience(PATIENCE_S)

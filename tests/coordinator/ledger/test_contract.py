@@ -6,7 +6,8 @@ import pytest
 
 from coordinator.ledger.contract import MAX_REFUSALS
 from coordinator.ledger.objects import FileObjects, MemoryObjects
-from coordinator.ledger.records import Device, Refusal, Tally
+from coordinator.ledger.payloads import Payloads
+from coordinator.ledger.records import Device, Refusal, Tally, Verdict
 from coordinator.ledger.sqlite import SqliteJournal
 from edge.errors import MissingObject, Rejected, StateError
 from edge.protocol.messages import Hello, Telemetry
@@ -25,9 +26,13 @@ def journal(request, tmp_path):
         yield opened
 
 
-@pytest.fixture(params=["files", "memory"])
+@pytest.fixture(params=["files", "memory", "payloads"])
 def objects(request, tmp_path):
-    return FileObjects(tmp_path / "objects") if request.param == "files" else MemoryObjects()
+    if request.param == "payloads":
+        with closing(SqliteJournal(None, "home")) as rows:
+            yield Payloads(rows, MemoryObjects())
+    else:
+        yield FileObjects(tmp_path / "objects") if request.param == "files" else MemoryObjects()
 
 
 @pytest.fixture
@@ -41,6 +46,31 @@ def test_an_update_is_written_down_once(journal, header):
     journal.record(header(), at=3.0, rejected=Rejected("too-stale", "late"))
     (update,) = journal.waiting()
     assert (update.received_at, update.status, update.num_steps) == (1.0, "accepted", 5)
+
+
+def test_many_are_written_down_in_one_step_and_each_once(journal, header):
+    late = Rejected("too-stale", "late")
+    first = [Verdict(header(5), 1.0, None, b"five"), Verdict(header(3), 1.0, late), Verdict(header(5), 1.0)]
+    assert journal.record_all(first) == [1, 2, 1]
+    assert journal.record_all([Verdict(header(5), 2.0, None, b"other"), Verdict(header(7), 2.0)]) == [1, 3]
+    assert [(one.attempt, one.status) for one in reversed(journal.updates())] == [
+        (5, "accepted"), (3, "rejected"), (7, "accepted"),
+    ]  # fmt: skip
+    assert (journal.payload(header(5).update), journal.payload(header(7).update)) == (b"five", None)
+
+
+def test_a_payload_in_the_journal_is_read_as_one_in_a_file_and_forgotten_with_it(journal, header):
+    files, small, large = MemoryObjects(), header(1), header(2)
+    payloads = Payloads(journal, files)
+    journal.record_all([Verdict(small, 1.0, None, b"0123456789"), Verdict(large, 1.0)])
+    payloads.put(large.update, b"abcdefghij")
+    assert payloads.names() == {small.update, large.update}
+    assert [payloads.get(one.update, 2, 3) for one in (small, large)] == [b"234", b"cde"]
+    assert [payloads.size(one.update) for one in (small, large)] == [10, 10]
+    payloads.remove([small.update, large.update])
+    assert (payloads.names(), journal.payloads(), files.names()) == (set(), set(), set())
+    with pytest.raises(MissingObject):
+        payloads.get(small.update)
 
 
 def test_a_rejection_keeps_its_reason(journal, header):

@@ -1,11 +1,14 @@
+import functools
 import sqlite3
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 
 import pytest
 
-from coordinator.ledger.records import Carried
+from coordinator.ledger.records import Carried, Verdict
 from coordinator.ledger.sqlite import FILE, SqliteJournal
 from coordinator.ledger.state import CoordinatorState, open_ledger
 from coordinator.strategies.contract import Account
@@ -31,6 +34,46 @@ def test_another_process_sees_what_was_committed(tmp_path, journal, header):
         other.discard([header().update], "rolled-back", "gone")
     assert journal.data_version() != before
     assert journal.update(header().update).status == "discarded"
+
+
+def test_who_reads_waits_for_nobody_who_writes(tmp_path, header):
+    in_hand, goes_on = threading.Event(), threading.Event()
+
+    class Slow(sqlite3.Connection):
+        def execute(self, statement, *values):
+            if statement == "COMMIT":
+                in_hand.set()
+                assert goes_on.wait(10)
+            return super().execute(statement, *values)
+
+    goes_on.set()  # while it is made
+    with closing(
+        SqliteJournal(tmp_path, "home", functools.partial(sqlite3.connect, factory=Slow))
+    ) as journal:
+        goes_on.clear()
+        in_hand.clear()
+        with ThreadPoolExecutor(1) as beside:
+            writing = beside.submit(journal.record, header(), 1.0)
+            assert in_hand.wait(10)
+            assert (journal.update(header().update), journal.data_version()) == (None, journal.data_version())
+            goes_on.set()
+            assert writing.result() == 1
+        assert journal.update(header().update).seq == 1
+
+
+def test_what_this_process_writes_is_no_other_processs_change(journal, header):
+    before = journal.data_version()
+    journal.record(header(), at=1.0)
+    assert journal.data_version() == before
+
+
+def test_of_many_updates_all_are_written_down_or_none(journal, header):
+    what_sqlite_cannot_hold = object()
+    with pytest.raises(StateError, match="type 'object' is not supported"):
+        journal.record_all(
+            [Verdict(header(1), 1.0, None, b"one"), Verdict(header(2), what_sqlite_cannot_hold)]
+        )
+    assert (journal.updates(), journal.payloads()) == ([], set())
 
 
 def test_a_folder_of_another_fleet_is_refused(tmp_path, journal):
@@ -104,6 +147,7 @@ def test_a_journal_of_version_2_gets_what_it_lacks(tmp_path):
             "DROP TABLE access; DROP TABLE spent_tokens; DROP TABLE forgotten;"
             "ALTER TABLE devices DROP COLUMN stamps;"
         )
+        db.executescript("DROP TABLE payloads;")
         db.execute("PRAGMA user_version = 2")
         db.execute("INSERT INTO devices (device, key, first_seen, last_seen) VALUES ('x', 'ab', 1.0, 2.0)")
         db.commit()
