@@ -1,6 +1,7 @@
 """Real brokers with the configuration that `broker-config` writes, and clients that try things with them."""
 
 import shutil
+import signal
 import socket
 import ssl
 import subprocess
@@ -161,9 +162,11 @@ class Site:
         self._broker.terminate()
         self._broker.wait()
 
-    def restart(self):
-        self.stop()
-        self.start()
+    def reload(self):
+        """Writes the configuration anew, and has the broker read it and its lists again while it runs."""
+        self.write()
+        self._broker.send_signal(signal.SIGHUP)
+        time.sleep(0.5)
 
     def member(self, name, certs=None, **options):
         """A client with somebody's certificate; NATS lets who was thrown out wait a little."""

@@ -175,11 +175,11 @@ def test_a_certificate_that_was_taken_back_opens_nothing_and_a_new_one_does(site
     shutil.copytree(site.folder_of("lamp"), old)
     held = site.certificates()
     assert held.revoke("lamp") == 1
-    site.restart()
+    site.reload()
     assert not site.stranger("lamp", old).connect()
     site.member("pi4").leave()
     held.add_device("lamp", 30)
-    site.restart()
+    site.reload()
     site.member("lamp").leave()
     assert not site.stranger("lamp", old).connect()
 
