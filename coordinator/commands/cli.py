@@ -12,6 +12,8 @@ from converters.choices import Format
 from converters.command import FIRST, OUTPUT, AsJson, Command, checks_against, examples, unfold
 from converters.command import FLEET as COMMANDS
 from coordinator.commands import device
+from coordinator.commands.broker_config import EXAMPLES as BROKER_CONFIG
+from coordinator.commands.broker_config import broker_config
 from coordinator.commands.certs import EXAMPLES as CERTS
 from coordinator.commands.certs import certs
 from coordinator.commands.serve import EXAMPLES as SERVE
@@ -52,6 +54,7 @@ app.command(cls=Command, epilog=DEMO, rich_help_panel=FIRST)(demo)
 app.command(cls=Command, epilog=WATCH, rich_help_panel=COMMANDS)(unfold(watch))
 app.command(cls=ServeCommand, epilog=SERVE, rich_help_panel=COMMANDS)(unfold(serve))
 app.command(cls=Command, epilog=CERTS, rich_help_panel=COMMANDS)(certs)
+app.command(cls=Command, epilog=BROKER_CONFIG, rich_help_panel=COMMANDS)(broker_config)
 app.add_typer(device.app, rich_help_panel=COMMANDS)
 
 State = Annotated[

@@ -1,8 +1,14 @@
-"""The private key of a device or a coordinator, made at first use and readable by its owner only."""
+"""The private key of a device or a coordinator, made at first use and readable by its owner only.
+
+The first line of the file is the key. Where it has replaced another, the next lines are the words of the keys
+before it, oldest first (`edge.protocol.enrolment`): they change with the key in one step, and stay with it.
+"""
 
 from pathlib import Path
 
-from edge.errors import StateError
+from edge.errors import ProtocolError, StateError
+from edge.protocol.enrolment import MAX_ROTATIONS, Rotation, make_rotation
+from edge.protocol.messages import decode_message, encode_message
 from edge.protocol.signing import new_key
 from edge.storage.disk import room_for, sync_folder, write_through
 
@@ -21,16 +27,67 @@ def read_identity(folder: Path, advice: str) -> bytes:
         DiskRefused: There is no room to make one, or it cannot be read.
     """
     path = folder / FILE
+    if not path.exists():
+        _write(folder, new_key(), ())
+    return _read(path, advice)[0]
+
+
+def read_rotations(folder: Path, advice: str) -> tuple[Rotation, ...]:
+    """Returns how the key in `folder` follows from those before it, oldest first; empty for the first.
+
+    Raises:
+        StateError: The file is damaged.
+    """
+    path = folder / FILE
+    return _read(path, advice)[1] if path.exists() else ()
+
+
+def rotate_identity(folder: Path, fleet: str, device_id: str, advice: str) -> tuple[Rotation, ...]:
+    """Replaces the key in `folder` by a new one that the old one has signed for, in one step.
+
+    Args:
+        folder: A state folder, which no other process uses.
+        fleet: The fleet's name.
+        device_id: The device's.
+        advice: What to do when the key is damaged.
+
+    Returns:
+        How the new key follows from those before it.
+
+    Raises:
+        StateError: There is no key yet, or the file is damaged.
+        DiskRefused: The key is the old one.
+    """
+    path = folder / FILE
+    if not path.exists():
+        raise StateError(f"{folder}: holds no key that another could replace")
+    old, before = _read(path, advice)
+    new = new_key()
+    rotations = (*before, make_rotation(fleet, device_id, old, new))[-MAX_ROTATIONS:]
+    _write(folder, new, rotations)
+    return rotations
+
+
+def _write(folder: Path, key: bytes, rotations: tuple[Rotation, ...]) -> None:
+    draft, path = folder / f".{FILE}.partial", folder / FILE
+    lines = [key.hex().encode(), *(encode_message(rotation) for rotation in rotations)]
     with room_for("a key", folder):
-        if not path.exists():
-            draft = folder / f".{FILE}.partial"
-            write_through(draft, new_key().hex().encode(), mode=0o600)
-            draft.replace(path)
-            sync_folder(folder)
-        try:
-            key = bytes.fromhex(path.read_text("ascii"))
-        except ValueError:
-            key = b""
+        draft.unlink(missing_ok=True)  # its mode would stay
+        write_through(draft, b"\n".join(lines), mode=0o600)
+        draft.replace(path)
+        sync_folder(folder)
+
+
+def _read(path: Path, advice: str) -> tuple[bytes, tuple[Rotation, ...]]:
+    with room_for("a key", path.parent):
+        first, *words = path.read_bytes().splitlines() or [b""]
+    try:
+        key = bytes.fromhex(first.decode("ascii"))
+    except ValueError:
+        key = b""
     if len(key) != 32:
         raise StateError(f"{path}: is damaged, expected 64 hex digits; {advice}")
-    return key
+    try:
+        return key, tuple(decode_message(word, Rotation) for word in words if word)
+    except ProtocolError as error:
+        raise StateError(f"{path}: is damaged behind its key: {error}; {advice}") from error

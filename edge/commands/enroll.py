@@ -1,0 +1,114 @@
+"""The command `tunefleet enroll`: a device's key, and how it is let into a fleet."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from typer import Option
+
+from converters.command import AsJson, examples
+
+if TYPE_CHECKING:
+    from edge.protocol.enrolment import Token
+
+EXAMPLES = examples(
+    "tunefleet enroll --state lamp --device-id lamp",
+    "tunefleet enroll --state lamp --device-id lamp --token-file token.txt",
+    "tunefleet enroll --state lamp --rotate",
+)
+MAX_CHARACTERS = 1 << 16  # of a file that holds a token
+DEVICE, TOKEN, KEY = "This device", "Token", "Another key"
+
+
+def enroll(
+    state: Annotated[
+        Path,
+        Option(
+            metavar="FOLDER", rich_help_panel=DEVICE, help="Where this device keeps its key; for it alone."
+        ),
+    ],
+    device_id: Annotated[
+        str | None,
+        Option(
+            metavar="NAME", rich_help_panel=DEVICE, help="This device's name in the fleet, where it is new."
+        ),
+    ] = None,
+    fleet: Annotated[
+        str | None, Option(metavar="NAME", rich_help_panel=DEVICE, help="The fleet's name; a token knows it.")
+    ] = None,
+    token: Annotated[
+        str | None,
+        Option(
+            metavar="TOKEN",
+            rich_help_panel=TOKEN,
+            help="What `tunefleet device token` has printed; every user of this machine can see it here.",
+        ),
+    ] = None,
+    token_file: Annotated[
+        Path | None,
+        Option(metavar="FILE", rich_help_panel=TOKEN, help="A file that holds it, or - for stdin."),
+    ] = None,
+    rotate: Annotated[
+        bool, Option("--rotate", rich_help_panel=KEY, help="Make a new key, for which the old one signs.")
+    ] = False,
+    out: Annotated[
+        Path | None,
+        Option(
+            metavar="FILE",
+            rich_help_panel=KEY,
+            help="Write its word there too, for `tunefleet device rotate`; `join` brings it by itself.",
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Makes this device's key, and shows what the fleet's owner has to know of it."""
+    import msgspec
+
+    from edge.device import enrolling
+    from edge.errors import ConfigError
+    from edge.storage.disk import write_file
+
+    if rotate and (token or token_file):
+        raise ConfigError("enroll: --rotate goes without a token; the old key lets the new one in")
+    if out and not rotate:
+        raise ConfigError("enroll: --out goes with --rotate")
+    if rotate:
+        report, rotated = enrolling.rotate(state, device_id, fleet)
+        if out:
+            write_file(out, msgspec.json.encode(rotated))
+    else:
+        report = enrolling.enroll(state, device_id, fleet, _token(token, token_file))
+    if as_json:
+        typer.echo(msgspec.json.encode(report))
+    elif rotate:
+        typer.echo(f"{report.device} has a new key, which `join` tells the coordinator:\n{report.key}")
+    elif report.coordinator_key:
+        typer.echo(
+            f"{report.device} {report.key}\nlet in by its token when it joins fleet {report.fleet}:\n"
+            f"  tunefleet join --fleet {report.fleet} --device-id {report.device} --state {state} …"
+        )
+    else:
+        typer.echo(
+            f"{report.device} {report.key}\nthe fleet's owner lets it in:\n"
+            f"  tunefleet device allow {report.device} {report.key} --state coordinator"
+        )
+
+
+def _token(token: str | None, file: Path | None) -> "Token | None":
+    import sys
+
+    from edge.errors import ConfigError
+    from edge.protocol.enrolment import read_token
+
+    if token and file:
+        raise ConfigError("enroll: give --token or --token-file, not both")
+    if file is None:
+        return read_token(token) if token else None
+    try:
+        text = (
+            sys.stdin.read(MAX_CHARACTERS) if str(file) == "-" else file.read_text("utf-8")[:MAX_CHARACTERS]
+        )
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not UTF-8"
+        raise ConfigError(f"{file}: the token cannot be read: {reason}") from error
+    return read_token(text)
