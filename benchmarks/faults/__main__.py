@@ -86,7 +86,7 @@ def _settings(options: argparse.Namespace, number: int) -> Settings:
         cut_bytes=tuple(options.cut_bytes) if options.cuts else (0, 0),
         cuts=options.cuts // options.pieces,
         bound_s=options.bound,
-        dim=options.dim,
+        dim=options.dim or (64, 128)[seed % 2],
     )
 
 
@@ -112,9 +112,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, default=0.0, help=f"for all; else {SECONDS_A_KILL} s a kill")
     parser.add_argument("--pieces", type=int, default=1, help="runs, each with the next seed")
     parser.add_argument("--devices", type=int, default=4)
-    parser.add_argument(
-        "--dim", type=int, default=128, help="of the toy base: an update has 512 times as many bytes"
-    )
+    parser.add_argument("--dim", type=int, default=0, help="of the toy base; 64 or 128, by the seed")
     parser.add_argument(
         "--cuts", type=int, default=0, help="connections of devices that are cut at random bytes"
     )

@@ -27,6 +27,9 @@ class Program:
         ended: Gets its exit status when it ends by itself.
         environment: Beside this process's own.
         given: Its standard input.
+
+    Attributes:
+        num_starts: How often it was started; each is heard as an event of its own.
     """
 
     def __init__(
@@ -44,6 +47,7 @@ class Program:
         self._log = log
         self._heard = heard
         self._ended = ended
+        self.num_starts = 0
         self._environment = {**os.environ, **(environment or {})}
         self._given = given
         self._process: Process | None = None
@@ -68,6 +72,8 @@ class Program:
                 env=self._environment, start_new_session=True, limit=LINE_BYTES,
             )  # fmt: skip
         self._process = process
+        self.num_starts += 1
+        self._heard(self.name, b'{"event":"started"}\n')
         if process.stdin is not None:
             process.stdin.write(self._given)
             with contextlib.suppress(ConnectionError):

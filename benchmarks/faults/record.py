@@ -43,7 +43,7 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True):
     cuts: int = 0  # until so many are cut
     bound_s: float = 60.0  # within which every device goes on after the last fault
     patience_s: float = 2.0  # of devices
-    dim: int = 128  # of the toy base; with rank 16 an update has 66 kB, two chunks
+    dim: int = 128  # of the toy base; with rank 16 an update has 66 kB, two chunks; with 64 it is half
     rank: int = 16
     attempts: int = 2
     steps: int = 2

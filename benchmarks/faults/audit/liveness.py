@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from benchmarks.faults.audit.evidence import Evidence, Finding
 from benchmarks.faults.record import LABORATORY, Entry
-from benchmarks.faults.schedule import BROKER, COORDINATOR
+from benchmarks.faults.schedule import BROKER, COORDINATOR, DISKS
 
 
 class GoneOn(NamedTuple):
@@ -79,8 +79,23 @@ def check_liveness(evidence: Evidence) -> Iterator[Finding]:
     for entry in evidence.said("hung"):
         yield Finding("stuck", entry.who, entry.facts["text"])
     for entry in evidence.said("exit"):
+        if _is_refused_start(evidence, entry):
+            continue
         told = f"ended by itself at {entry.at_s:.1f} s with {entry.facts['status']}: {entry.facts['text']}"
         yield Finding("ended", entry.who, told)
+
+
+def _is_refused_start(evidence: Evidence, ending: Entry) -> bool:
+    """Tells whether a program did not start since its disk failed, and said so: its user is told at once."""
+    since: list[str] = []  # what it said since it was started
+    num_broken = 0
+    for one in evidence.entries[: evidence.entries.index(ending)]:
+        if one.who == ending.who:
+            since = [] if one.event == "started" else [*since, one.event]
+        elif one.facts.get("target") == ending.who and one.facts.get("kind") in DISKS:
+            num_broken += 1 if one.event == "fault" else -1
+    is_told = ending.facts["text"].startswith("tunefleet: ")
+    return is_told and num_broken > 0 and not {"joined", "serving"} & set(since)
 
 
 def receipts_per_s(evidence: Evidence, window_s: float = 10.0) -> tuple[float, float]:
