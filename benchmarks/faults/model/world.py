@@ -9,11 +9,10 @@ import hashlib
 from collections import deque
 from typing import Any, NamedTuple
 
-from edge.protocol.merkle import Tree, proof_bytes, proven_chunk
-
 from edge.errors import ProtocolError
 from edge.protocol.chunks import num_chunks, split_chunks
 from edge.protocol.delta import update_id
+from edge.protocol.merkle import Tree, proof_bytes, proven_chunk
 from edge.protocol.messages import WINDOW, Receipt, UpdateHeader, Want, encode_message
 from edge.protocol.receiving import Pull, Received
 from edge.protocol.sending import Outgoing, Part, Push
