@@ -60,6 +60,9 @@ class Terms(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_
         return mu_of(self.noise, num_steps if self.unit == "example" else 1)
 
 
+NO_TERMS = Terms()
+
+
 class Wishes(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The least privacy that a device trains for.
 
