@@ -15,6 +15,7 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import msgspec
 from msgspec import Struct
@@ -173,6 +174,28 @@ def total_mu(spendings: list[Spending], unit: Unit) -> float:
     if unit == "device" and any(one.unit == "example" for one in spendings):
         return math.inf
     return compose(one.mu for one in spendings)
+
+
+def sum_up(spendings: list[Spending], delta: float) -> dict[str, Any]:
+    """Reports an account.
+
+    Returns:
+        Counts of updates, and epsilon for one example and for all that the device has; None where nothing
+        bounds it.
+    """
+    epsilons: dict[Unit, float] = {
+        "example": epsilon_of(total_mu(spendings, "example"), delta),
+        "device": epsilon_of(total_mu(spendings, "device"), delta),
+    }
+    return {
+        "num_updates": len(spendings),
+        "num_hiding_device": sum(one.unit == "device" for one in spendings),
+        "num_hiding_example": sum(one.unit == "example" for one in spendings),
+        "num_plain": sum(one.unit == "none" for one in spendings),
+        "num_noised_at_coordinator": sum(one.place == "coordinator" for one in spendings),
+        "delta": delta,
+        **{f"epsilon_{unit}": epsilon if epsilon < math.inf else None for unit, epsilon in epsilons.items()},
+    }
 
 
 def _append(path: Path, line: bytes) -> None:

@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from edge.device.budget import FILE, Budget
+from edge.device.budget import FILE, Budget, sum_up
 from edge.errors import StateError
 from edge.privacy.accounting import epsilon_of
 from edge.privacy.terms import Terms, Wishes
@@ -107,3 +107,21 @@ def test_hiding_examples_does_not_hide_a_device(tmp_path):
     spend(budget(tmp_path), 1, EXAMPLE)
     assert budget(tmp_path, Wishes(unit="device")).mu == math.inf
     assert budget(tmp_path, Wishes(unit="example")).mu == 0.25
+
+
+def test_an_account_is_summed_up_for_an_example_and_for_a_device(tmp_path):
+    account = budget(tmp_path)
+    assert sum_up(account.spendings, 1e-5)["epsilon_device"] == 0.0
+    spend(account, 1, DEVICE)
+    spend(account, 2, Terms(unit="device", noise=2.0, at="coordinator"))
+    report = sum_up(account.spendings, 1e-5)
+    assert (report["num_updates"], report["num_hiding_device"], report["num_noised_at_coordinator"]) == (
+        2,
+        2,
+        1,
+    )
+    assert report["epsilon_device"] == report["epsilon_example"] == epsilon_of(math.sqrt(0.5), 1e-5)
+    spend(account, 3, EXAMPLE)
+    report = sum_up(account.spendings, 1e-5)
+    assert report["epsilon_device"] is None
+    assert report["epsilon_example"] > epsilon_of(math.sqrt(0.5), 1e-5)
