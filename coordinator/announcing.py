@@ -89,6 +89,7 @@ class Announcer:
                 recipe=config.recipe_in_force(rank),
                 sketch=await self._blob(sketch) if sketch else None,
                 epoch=self._signer.epoch,
+                privacy=config.privacy,
                 known=self._known,
             )
 

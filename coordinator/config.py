@@ -14,9 +14,11 @@ from converters.faults import Fault
 from coordinator.errors import CoordinatorError
 from coordinator.strategies.choice import own_method
 from coordinator.strategies.method import Method, fleet_faults
+from coordinator.strategies.privacy import privacy_faults
 from coordinator.strategies.tiers import train_rank
 from coordinator.strategies.written import method_lines, method_table, read_method, written_changes
 from edge.choices import RANK, AskedPrecision, EncodingName, Enrolment, Space
+from edge.privacy.terms import Terms, terms_faults
 from edge.protocol.messages import Id, Recipe, Sha256
 from edge.settings import checked, laid_over, path_faults, read_toml, write_toml
 from edge.transport.settings import BrokerConfig, MqttSettings, from_environment, tls_faults
@@ -61,6 +63,7 @@ class CoordinatorConfig(BrokerConfig, frozen=True, kw_only=True):
         encoding: Of updates.
         chunk_bytes: Of versions.
         recipe: How devices are to train; what the strategy's stages ask for is added to it.
+        privacy: How updates are made private; a device that wants more than this does no task.
         enrolment: `open` pins a device's key at first sight; `closed` knows those that are listed here, were
             let in by `tunefleet device allow` or came with a token.
         devices: Device id to public key, 64 hex digits.
@@ -100,6 +103,7 @@ class CoordinatorConfig(BrokerConfig, frozen=True, kw_only=True):
     encoding: EncodingName = "f16"
     chunk_bytes: int = 65536
     recipe: Recipe = Recipe(steps=20)
+    privacy: Terms = Terms()
     enrolment: Enrolment = "open"
     devices: dict[Id, Sha256] = {}  # noqa: RUF012
     devices_file: str | None = None
@@ -168,13 +172,14 @@ def config_text(config: CoordinatorConfig) -> str:
     """
     table = structs.asdict(config)
     recipe, devices, changed = table.pop("recipe"), table.pop("devices"), table.pop("stages")
+    privacy = structs.asdict(table.pop("privacy"))
     in_force = method_table(config.method_in_force)
     others = method_lines({name: value for name, value in in_force.items() if name not in changed})
     own = "".join(f"# {line}\n" for line in others.splitlines())
     return (
         f"{write_toml(table)}\n[stages]\n{method_lines({name: in_force[name] for name in changed})}"
         f"# Of {config.strategy_in_force}:\n{own}\n"
-        f"{write_toml({'recipe': recipe, 'devices': devices})}"
+        f"{write_toml({'recipe': recipe, 'privacy': privacy, 'devices': devices})}"
     )
 
 
@@ -213,6 +218,7 @@ def _value_faults(config: CoordinatorConfig) -> Iterator[Fault | str]:
         yield f"chunk_bytes is {config.chunk_bytes}, expected 1024 to {MIB}"
     if config.recipe.steps == 0 and config.recipe.seconds == 0:
         yield "recipe.steps and recipe.seconds are both 0, expected one of them"
+    yield from terms_faults(config.privacy, steps=config.recipe.steps)
     for name, value in structs.asdict(config.recipe).items():
         if isinstance(value, float) and not math.isfinite(value):
             yield f"recipe.{name} is {value}, expected a finite number"
@@ -227,6 +233,7 @@ def _strategy_faults(config: CoordinatorConfig) -> Iterator[str]:
     """Finds what keeps the strategy from serving this fleet."""
     method = config.method_in_force
     yield from fleet_faults(method, config.ranks, config.remainder_rank)
+    yield from privacy_faults(config.privacy, method, pull=config.recipe.pull or method.pull)
     plain = Recipe(steps=1)
     given = {name: getattr(config.recipe, name) for name in ("trains", "keeps", "train_rank")}
     changed = [f"{name} {value!r}" for name, value in given.items() if value != getattr(plain, name)]

@@ -24,7 +24,9 @@ from coordinator.strategies.papers import (
     tunefleet,
 )
 from coordinator.strategies.pipeline import Pipeline
+from coordinator.strategies.privacy import is_central
 from coordinator.strategies.stages.contract import Stage
+from edge.privacy.terms import Terms
 
 METHODS: Mapping[str, Method] = {
     "fedavg": fedavg.METHOD,
@@ -81,6 +83,11 @@ class StrategySettings(Protocol):
         """See `Pipeline`."""
         ...
 
+    @property
+    def privacy(self) -> Terms:
+        """See `Pipeline`."""
+        ...
+
 
 def own_method(name: str) -> Method:
     """Returns the method of the strategy of a name; of one that is no row of stages, that of an empty row.
@@ -115,6 +122,7 @@ def choose_strategy(settings: StrategySettings, calibrator: Calibrator | None = 
         server_lr=settings.server_lr,
         remainder_rank=settings.remainder_rank,
         calibrator=calibrator,
+        terms=settings.privacy,
     )
 
 
@@ -127,8 +135,13 @@ def as_strategy(asked: object, settings: StrategySettings, name: str = "") -> St
         name: What a function is called, if not by its own name.
 
     Raises:
-        CoordinatorError: It is neither.
+        CoordinatorError: It is neither, or cannot keep what the settings promise.
     """
+    if is_central(settings.privacy):
+        raise CoordinatorError(
+            'privacy.at = "coordinator" adds noise to a sum of increments, and this strategy is no row of '
+            "stages: take fedbuff, fedavg or fedasync in space factors"
+        )
     if callable(getattr(asked, "merge", None)) and callable(getattr(asked, "pace", None)):
         return asked  # type: ignore[return-value]
     if callable(asked):

@@ -18,6 +18,7 @@ from coordinator.strategies.held import HELD_BYTES, HeldDeltas
 from coordinator.strategies.method import Method
 from coordinator.strategies.optimizers import Run, restart
 from coordinator.strategies.pipeline_state import PipelineState, begin
+from coordinator.strategies.privacy import merge_of
 from coordinator.strategies.sharing import keep_shared
 from coordinator.strategies.stages.weights import Examples
 from coordinator.strategies.triggers import (
@@ -27,6 +28,8 @@ from coordinator.strategies.triggers import (
     pace_round,
 )
 from edge.choices import Space
+from edge.privacy.noise import SYSTEM, Draw
+from edge.privacy.terms import NO_TERMS, Terms
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,8 @@ class Pipeline:
         server_lr: η, by which the merged step is multiplied.
         remainder_rank: Rank of what is carried from version to version.
         calibrator: For the stages that ask for the calibration set.
+        terms: Of privacy; where noise is added here, it goes on the sum.
+        draw: Gives the noise's random bytes.
         held_bytes: What the deltas of a buffer may take in memory, where they are read more than once.
     """
 
@@ -55,6 +60,8 @@ class Pipeline:
     server_lr: float = 1.0
     remainder_rank: int = 32
     calibrator: Calibrator | None = None
+    terms: Terms = NO_TERMS
+    draw: Draw = SYSTEM
     held_bytes: int = HELD_BYTES
 
     @property
@@ -111,7 +118,8 @@ class Pipeline:
             return refuse(pipeline)
         method, guard = self.method, self.method.guard
         longest, tries = (guard.longest, guard.tries) if guard else (1.0, 1)
-        run = Run(pipeline, method.merge, longest, tries, self.server_lr, self.remainder_rank)
+        merge = merge_of(method, self.terms, self.draw)
+        run = Run(pipeline, merge, longest, tries, self.server_lr, self.remainder_rank)
         step = method.optimizer.prepare(run)
         return guard.choose(pipeline, step) if guard else step(1.0)
 

@@ -15,10 +15,12 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import msgspec
 from msgspec import Struct
 
+from edge.device.task import TaskKey
 from edge.errors import StateError
 from edge.privacy.accounting import compose, epsilon_of
 from edge.privacy.terms import Place, Terms, Unit, Wishes
@@ -41,7 +43,7 @@ class Spending(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     num_steps: int
 
     @property
-    def task(self) -> tuple[int, int, int]:
+    def task(self) -> TaskKey:
         """Returns which task it was."""
         return self.epoch, self.version, self.attempt
 
@@ -88,11 +90,23 @@ class Budget:
         most = "" if self._wishes.epsilon is None else f" of {self._wishes.epsilon:g}"
         return f"privacy spent: epsilon {self.epsilon:.3g}{most} at delta {self._wishes.delta:g}"
 
-    def refusal(self, terms: Terms, num_steps: int) -> str | None:
-        """Tells why a task is not done: it asks for too little privacy, or costs more than is left."""
+    def facts(self) -> dict[str, float]:
+        """Returns the same as numbers."""
+        if not self.spendings:
+            return {}
+        return {"epsilon": self.epsilon, "delta": self._wishes.delta}
+
+    def refusal(self, task: TaskKey, terms: Terms, num_steps: int) -> str | None:
+        """Tells why a task is not done: it asks for too little privacy, or costs more than is left.
+
+        Args:
+            task: Which one; one that is paid for already costs nothing.
+            terms: That it asks for.
+            num_steps: Of its recipe; 0 where time bounds it.
+        """
         reason = self._wishes.refusal(terms)
         most = self._wishes.epsilon
-        if reason is not None or most is None:
+        if reason is not None or most is None or self._is_paid(task):
             return reason
         after = epsilon_of(compose((self.mu, terms.mu(num_steps))), self._wishes.delta)
         if after <= most:
@@ -102,7 +116,7 @@ class Budget:
             f"and the budget is {most:g} at delta {self._wishes.delta:g} (privacy.epsilon)"
         )
 
-    def spend(self, terms: Terms, *, epoch: int, version: int, attempt: int, num_steps: int) -> None:
+    def spend(self, task: TaskKey, terms: Terms, num_steps: int) -> None:
         """Writes down what an update costs; returns when it is on the disk. A task costs once.
 
         What has no privacy is written down where there is an account, or a wish for one.
@@ -112,6 +126,9 @@ class Budget:
         """
         if not (terms.is_on or self.spendings or self._wishes.are_any):
             return
+        if self._is_paid(task):
+            return
+        epoch, version, attempt = task
         spending = Spending(
             at=self._clock(),
             epoch=epoch,
@@ -123,10 +140,11 @@ class Budget:
             place=terms.at,
             num_steps=num_steps,
         )
-        if self.spendings and self.spendings[-1].task == spending.task:
-            return
         _append(self._path, msgspec.json.encode(spending) + b"\n")
         self.spendings.append(spending)
+
+    def _is_paid(self, task: TaskKey) -> bool:
+        return bool(self.spendings) and self.spendings[-1].task == task
 
 
 def read_spendings(path: Path) -> list[Spending]:
@@ -156,6 +174,28 @@ def total_mu(spendings: list[Spending], unit: Unit) -> float:
     if unit == "device" and any(one.unit == "example" for one in spendings):
         return math.inf
     return compose(one.mu for one in spendings)
+
+
+def sum_up(spendings: list[Spending], delta: float) -> dict[str, Any]:
+    """Reports an account.
+
+    Returns:
+        Counts of updates, and epsilon for one example and for all that the device has; None where nothing
+        bounds it.
+    """
+    epsilons: dict[Unit, float] = {
+        "example": epsilon_of(total_mu(spendings, "example"), delta),
+        "device": epsilon_of(total_mu(spendings, "device"), delta),
+    }
+    return {
+        "num_updates": len(spendings),
+        "num_hiding_device": sum(one.unit == "device" for one in spendings),
+        "num_hiding_example": sum(one.unit == "example" for one in spendings),
+        "num_plain": sum(one.unit == "none" for one in spendings),
+        "num_noised_at_coordinator": sum(one.place == "coordinator" for one in spendings),
+        "delta": delta,
+        **{f"epsilon_{unit}": epsilon if epsilon < math.inf else None for unit, epsilon in epsilons.items()},
+    }
 
 
 def _append(path: Path, line: bytes) -> None:

@@ -10,6 +10,7 @@ import asyncio
 
 from edge.delivery.download import Downloader
 from edge.delivery.upload import Uploader
+from edge.device.budget import Budget
 from edge.device.config import DeviceConfig
 from edge.device.courier import Courier
 from edge.device.inbox import Inbox
@@ -67,6 +68,7 @@ class Client:
             config=config,
             backend=backend,
             state=state,
+            budget=Budget(state.folder, config.privacy),
             spool=spool or Spool(state.spool, state.residual),
             inbox=inbox,
             transport=transport,

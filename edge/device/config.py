@@ -9,6 +9,7 @@ from msgspec import Meta
 from converters.bases.name import is_hub_name
 from edge.choices import CHECKPOINT_EVERY_S, BackendName, Precision
 from edge.errors import ConfigError
+from edge.privacy.terms import Wishes
 from edge.protocol.messages import Count, Id, Seconds, Sha256
 from edge.settings import checked, laid_over, path_faults, read_toml
 from edge.training.data.source import DataSource
@@ -36,6 +37,7 @@ class DeviceConfig(BrokerConfig, frozen=True, kw_only=True):
         patience_s: Without progress for this long, a request is made again.
         max_pending: Updates that may wait for their receipt before another task begins.
         max_tasks: The client ends after this many tasks are receipted; 0 goes on for ever.
+        privacy: The least privacy that this device trains for, and what it may spend.
         coordinator_key: The coordinator's public key; by default the first one seen is pinned.
     """
 
@@ -55,6 +57,7 @@ class DeviceConfig(BrokerConfig, frozen=True, kw_only=True):
     max_pending: Positive = 2
     max_tasks: Count = 0
     coordinator_key: Sha256 | None = None
+    privacy: Wishes = Wishes()
 
 
 def read_config(path: Path | None, overrides: Mapping[str, Any]) -> DeviceConfig:

@@ -6,6 +6,7 @@ from msgspec import Struct
 
 from edge.delivery.download import Downloader
 from edge.delivery.upload import Uploader
+from edge.device.budget import Budget
 from edge.device.config import DeviceConfig
 from edge.device.inbox import Inbox
 from edge.device.state import DeviceState
@@ -22,6 +23,7 @@ class Session(NamedTuple):
     config: DeviceConfig
     backend: str  # as the capability card shows it
     state: DeviceState
+    budget: Budget  # of its privacy
     spool: Spool
     inbox: Inbox
     transport: Transport

@@ -2,20 +2,26 @@
 
 import hashlib
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from converters.adapter import Factors, LoraAdapter
 from converters.formats.canonical import load_adapter
 from converters.masking import leading_rows, train_mask
 from edge.errors import ConfigError
+from edge.privacy.hiding import hide_device
+from edge.privacy.noise import SYSTEM, Draw
+from edge.privacy.terms import NO_TERMS, Terms
 from edge.protocol.chunks import CHUNK_BYTES, split_chunks
 from edge.protocol.delta import encode_delta, update_id
 from edge.protocol.merkle import Tree
-from edge.protocol.messages import Manifest, Recipe, UpdateHeader
+from edge.protocol.messages import Facts, Manifest, Recipe, UpdateHeader
+from edge.protocol.sealing import Context, seal_update
 from edge.training.plan import Plan
 from edge.training.requests import Result
+
+TaskKey = tuple[int, int, int]  # epoch, version, attempt
 
 
 class Task(Struct, frozen=True, forbid_unknown_fields=True):
@@ -23,6 +29,11 @@ class Task(Struct, frozen=True, forbid_unknown_fields=True):
 
     manifest: Manifest
     attempt: int
+
+    @property
+    def key(self) -> TaskKey:
+        """Tells it from every other task of this device."""
+        return self.manifest.epoch, self.manifest.version, self.attempt
 
     def yielded(self, header: UpdateHeader) -> bool:
         """Tells whether that update came of this task."""
@@ -36,7 +47,7 @@ class Learnt(NamedTuple):
 
     header: UpdateHeader
     payload: bytes
-    residual: LoraAdapter  # what the encoding left over
+    residual: LoraAdapter | None  # what the encoding left over; None where it must be forgotten
     personal: LoraAdapter | None  # whose b the device keeps for its next task, where the recipe says so
 
 
@@ -46,12 +57,19 @@ def task_seed(device_id: str, task: Task) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") >> 1
 
 
-def make_plan(recipe: Recipe, seed: int, micro_batch_tokens: int, checkpoint_every_s: float) -> Plan:
-    """Joins the coordinator's recipe with what is this device's own.
+def make_plan(
+    recipe: Recipe,
+    seed: int,
+    micro_batch_tokens: int,
+    checkpoint_every_s: float,
+    terms: Terms = NO_TERMS,
+) -> Plan:
+    """Joins the coordinator's recipe and its terms of privacy with what is this device's own.
 
     Raises:
         ConfigError: The recipe cannot be followed.
     """
+    hides_examples = terms.unit == "example"
     if recipe.keeps == "b" == recipe.trains:
         raise ConfigError(
             "recipe: keeps b and trains nothing but b, so nothing would be sent; train both, or a"
@@ -62,6 +80,8 @@ def make_plan(recipe: Recipe, seed: int, micro_batch_tokens: int, checkpoint_eve
         lr=recipe.lr,
         weight_decay=recipe.weight_decay,
         clip_norm=recipe.clip_norm,
+        example_clip_norm=terms.clip_norm if hides_examples else 0.0,
+        example_noise=terms.noise if hides_examples else 0.0,
         pull=recipe.pull,
         trains=recipe.trains,
         train_rank=recipe.train_rank,
@@ -93,9 +113,14 @@ def start_adapter(recipe: Recipe, dispatched: LoraAdapter, personal: LoraAdapter
 
 
 def make_update(
-    device_id: str, task: Task, dispatched: Path, result: Result, residual: LoraAdapter | None
+    device_id: str,
+    task: Task,
+    dispatched: Path,
+    result: Result,
+    residual: LoraAdapter | None,
+    draw: Draw = SYSTEM,
 ) -> Learnt:
-    """Encodes trained minus dispatched, with `residual` added, as the manifest asks.
+    """Encodes trained minus dispatched, with `residual` added, as the manifest asks: hidden, and sealed.
 
     Of what the recipe leaves untrained, or lets the device keep, nothing is sent.
 
@@ -104,21 +129,43 @@ def make_update(
         task: What was trained.
         dispatched: The version's adapter as it was downloaded.
         result: Of the worker.
-        residual: What the device's last encoding left over.
+        residual: What the device's last encoding left over; where the terms ask for noise, of updates with
+            noise alone.
+        draw: Gives the noise's random bytes.
 
     Raises:
         AdapterError: Training diverged: the adapter is not finite.
+        ProtocolError: The manifest's sealing key is none.
     """
-    manifest, recipe = task.manifest, task.manifest.recipe
+    manifest, recipe, terms = task.manifest, task.manifest.recipe, task.manifest.privacy
     trained = load_adapter(Path(result.adapter))
     rows = leading_rows(trained, recipe.train_rank)
     began = leading_rows(load_adapter(dispatched), recipe.train_rank)
     sent = train_mask(rows, "a" if recipe.keeps == "b" else recipe.trains, 0)
-    payload, left = encode_delta(rows, began, residual, manifest.encoding, mask=sent)
-    sha256 = hashlib.sha256(payload).hexdigest()
+    is_bare = terms.is_on and not terms.noised_here  # clipped only: what is left over would tell more
+    delta, left = encode_delta(
+        rows,
+        began,
+        None if is_bare else residual,
+        manifest.encoding,
+        mask=sent,
+        hide=lambda bare: hide_device(bare, terms, draw, sent),
+    )
+    facts = told_facts(result, recipe, terms)
+    payload, is_sealed = delta, manifest.seal is not None
+    if manifest.seal is not None:
+        context = Context(manifest.fleet, device_id, manifest.version, task.attempt, manifest.sha256)
+        payload = seal_update(facts, delta, manifest.seal, context)
+    header = _header(device_id, task, payload, {} if is_sealed else structs.asdict(facts))
+    kept = trained if recipe.keeps == "b" else None
+    return Learnt(structs.replace(header, is_sealed=is_sealed), payload, None if is_bare else left, kept)
+
+
+def _header(device_id: str, task: Task, payload: bytes, facts: dict[str, Any]) -> UpdateHeader:
+    manifest, sha256 = task.manifest, hashlib.sha256(payload).hexdigest()
     # A coordinator that tells no epoch is of an older tunefleet, and takes no header that names the blob.
     base_sha256 = manifest.sha256 if manifest.epoch else None
-    header = UpdateHeader(
+    return UpdateHeader(
         update=update_id(device_id, manifest.version, task.attempt, sha256, base_sha256),
         fleet=manifest.fleet,
         device_id=device_id,
@@ -131,12 +178,18 @@ def make_update(
         size_bytes=len(payload),
         chunk_bytes=CHUNK_BYTES,
         encoding=manifest.encoding,
-        num_examples=result.num_examples,
-        num_tokens=result.num_tokens,
-        num_steps=result.num_steps,
-        seconds=result.seconds,
-        loss_before=result.loss_before,
-        loss_after=result.loss_after,
         base_sha256=base_sha256,
+        **facts,
     )
-    return Learnt(header, payload, left, trained if recipe.keeps == "b" else None)
+
+
+def told_facts(result: Result, recipe: Recipe, terms: Terms) -> Facts:
+    """Returns what the coordinator is told of a training.
+
+    Losses and counts are exact functions of the data. Where the data is hidden they would tell what the noise
+    hides, so that the recipe's own number stands for the examples, and nothing for the rest.
+    """
+    if terms.is_on:
+        steps = recipe.steps
+        return Facts(num_examples=max(1, steps), num_tokens=0, num_steps=steps, seconds=result.seconds)
+    return Facts(**{name: getattr(result, name) for name in Facts.__struct_fields__})

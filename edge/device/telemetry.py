@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 
 from edge.device.session import Session
-from edge.protocol.messages import Telemetry
+from edge.protocol.messages import Manifest, Telemetry
 from edge.training.requests import Progress
 
 EVERY_S = 1.0
@@ -21,15 +21,16 @@ class ProgressReporter:
         self._sending: asyncio.Task[None] | None = None
         self._sent_at = float("-inf")
 
-    def of(self, version: int) -> Callable[[Progress], None]:
-        """Returns what takes the progress of a task on `version`."""
+    def of(self, manifest: Manifest) -> Callable[[Progress], None]:
+        """Returns what takes the progress of a task; a sealed or hidden one's loss is told here alone."""
+        version, tells_loss = manifest.version, manifest.seal is None and not manifest.privacy.is_on
 
         def report(progress: Progress) -> None:
             self._show(version, progress)
             now = self._clock()
             is_idle = self._sending is None or self._sending.done()
             if is_idle and now - self._sent_at >= EVERY_S:
-                self._sending = asyncio.create_task(self._send(version, progress))
+                self._sending = asyncio.create_task(self._send(version, progress, tells_loss))
                 self._sent_at = now
 
         return report
@@ -53,12 +54,12 @@ class ProgressReporter:
             memory_bytes=progress.memory_bytes,
         )
 
-    async def _send(self, version: int, progress: Progress) -> None:
+    async def _send(self, version: int, progress: Progress, tells_loss: bool) -> None:
         telemetry = Telemetry(
             base_version=version,
             step=progress.step,
             steps=progress.steps,
-            loss=progress.loss,
+            loss=progress.loss if tells_loss else None,
             tokens_per_s=progress.tokens_per_s,
             memory_bytes=progress.memory_bytes,
         )

@@ -52,12 +52,17 @@ class Terms(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_
         """Returns what one update costs, in Gaussian differential privacy.
 
         Args:
-            num_steps: Of its training. Each may see every example once, so for `example` each one counts:
-                an example is in some of them only, but in which the order of the data decides.
+            num_steps: Of its training; 0 where that is not known beforehand. For `example` every step
+                counts: an example is in some of them only, but the order of the data decides in which.
         """
         if not self.is_on:
             return math.inf
-        return mu_of(self.noise, num_steps if self.unit == "example" else 1)
+        if self.unit == "device":
+            return mu_of(self.noise)
+        return mu_of(self.noise, num_steps) if num_steps else math.inf
+
+
+NO_TERMS = Terms()
 
 
 class Wishes(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

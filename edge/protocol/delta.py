@@ -7,6 +7,7 @@ residual, is kept by the device and added to its next delta, so that over time n
 """
 
 import hashlib
+from collections.abc import Callable
 
 from converters.adapter import Factors, LoraAdapter
 from converters.arithmetic import add, select, subtract
@@ -44,8 +45,12 @@ def encode_delta(
     encoding: EncodingName,
     *,
     mask: LoraAdapter | None = None,
+    hide: Callable[[LoraAdapter], LoraAdapter] = lambda delta: delta,
 ) -> tuple[bytes, LoraAdapter]:
     """Encodes the delta with the earlier `residual` added, and returns what is left over now beside it.
+
+    The delta is hidden before the residual is added: what an update with noise left over needs no more of it,
+    and would use the bound up.
 
     Modules of `residual` that no longer fit (another rank, another coverage) are forgotten.
 
@@ -56,11 +61,12 @@ def encode_delta(
         encoding: Of the bytes.
         mask: 1 where entries are sent, in the shapes of `trained`; the others count as unchanged, and what
             was left over of them is forgotten. None sends all.
+        hide: Clips the delta, and adds noise to it.
 
     Raises:
         AdapterError: If `trained` does not fit `base`.
     """
-    delta = make_delta(trained, base)
+    delta = hide(apply_mask(make_delta(trained, base), mask))
     if residual is not None:
         shapes = {name: _shape(factors) for name, factors in delta}
         fitting = [name for name, factors in residual if _shape(factors) == shapes.get(name)]

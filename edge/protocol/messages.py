@@ -16,6 +16,7 @@ from edge.choices import BATCH_TOKENS, CLIP_NORM, LR, SEQ_TOKENS
 from edge.choices import EncodingName as EncodingName
 from edge.choices import Space as Space
 from edge.errors import ProtocolError
+from edge.privacy.terms import NO_TERMS, Terms
 
 MAX_MESSAGE_BYTES = 64 * 1024  # of a control message: before it is looked into
 MAX_RANGES = 256
@@ -140,6 +141,8 @@ class Manifest(Record, frozen=True, omit_defaults=True):
     recipe: Recipe
     sketch: Blob | None = None  # a sample of the base model, to prove a quantised copy by
     epoch: Count = 0  # of the coordinator's session, always later than any before; 0: it tells none
+    privacy: Terms = NO_TERMS  # how an update is made private
+    seal: Sha256 | None = None  # the key that updates are sealed for; None: this fleet does not seal them
     known: Count = 0  # the latest `seq` of its journal when the session began; what is beyond it is forgotten
 
 
@@ -178,13 +181,28 @@ class UpdateHeader(Record, frozen=True, omit_defaults=True):
     size_bytes: SizeBytes
     chunk_bytes: ChunkBytes
     encoding: EncodingName
-    num_examples: Count  # trained on, repetitions counted
+    num_examples: Count = 0  # trained on, repetitions counted
+    num_tokens: Count = 0
+    num_steps: Count = 0
+    seconds: Seconds = 0.0
+    loss_before: float | None = None  # first and last step's training loss
+    loss_after: float | None = None
+    base_sha256: Sha256 | None = None  # of the base version's blob; None where the manifest had no epoch
+    is_sealed: bool = False  # the payload is, and its facts are in it (`edge.protocol.sealing`)
+
+
+class Facts(Record, frozen=True):
+    """What an update tells of its training: in its header, or sealed in its payload.
+
+    Of a training with privacy nothing is told that the data decides, but for the time it took.
+    """
+
+    num_examples: Count
     num_tokens: Count
     num_steps: Count
     seconds: Seconds
-    loss_before: float  # first and last step's training loss
-    loss_after: float
-    base_sha256: Sha256 | None = None  # of the base version's blob; None where the manifest had no epoch
+    loss_before: float | None = None
+    loss_after: float | None = None
 
 
 class Receipt(Record, frozen=True):
@@ -210,7 +228,7 @@ class Telemetry(Record, frozen=True):
     base_version: Count
     step: Count
     steps: Count  # 0: bounded by time
-    loss: float
+    loss: float | None  # None where the fleet seals or hides what is learnt
     tokens_per_s: float
     memory_bytes: Count
 

@@ -20,24 +20,13 @@ from cryptography.hazmat.primitives.hpke import AEAD, KDF, KEM, Suite
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from edge.errors import ProtocolError, Rejected
-from edge.protocol.messages import Count, Record, Seconds, decode_message, encode_message
+from edge.protocol.messages import Facts, decode_message, encode_message
 
 FACTS_BYTES = 256
 OVERHEAD_BYTES = 48  # of a sealed part: a public key of 32 bytes, a tag of 16
 SEALED_BYTES = 2 * OVERHEAD_BYTES + FACTS_BYTES  # what sealing adds to a payload
 _LABEL = b"tunefleet/v2 seal"
 _SUITE = Suite(KEM.X25519, KDF.HKDF_SHA256, AEAD.CHACHA20_POLY1305)
-
-
-class Facts(Record, frozen=True):
-    """What a header tells of a training, where it is not sealed."""
-
-    num_examples: Count
-    num_tokens: Count
-    num_steps: Count
-    seconds: Seconds
-    loss_before: float | None
-    loss_after: float | None
 
 
 class Context(NamedTuple):

@@ -6,9 +6,11 @@ An update is one folder, made elsewhere and renamed into place, so it is there w
         header.json           the header, as it is signed each time that it is sent
         payload.bin           the encoded delta
         residual.safetensors  what the encoding left over
+        residual-noised.safetensors  the same of an update with noise, in the place of the other
 
 An accepted update's residual becomes the device's; a refused one's is dropped with it, so what earlier
-encodings left over is still there. Both steps may be repeated after a kill.
+encodings left over is still there. Both steps may be repeated after a kill. What an update without noise left
+over is never added to one with noise: it would tell what the noise hides.
 """
 
 import hashlib
@@ -23,7 +25,8 @@ from edge.protocol.messages import UpdateHeader, decode_message, encode_message
 from edge.storage.disk import room_for, sync_folder, write_through
 from edge.storage.wire_1 import renew_header
 
-HEADER, PAYLOAD, RESIDUAL = "header.json", "payload.bin", "residual.safetensors"
+HEADER, PAYLOAD = "header.json", "payload.bin"
+RESIDUAL, NOISED = "residual.safetensors", "residual-noised.safetensors"
 WIRE_1 = b'{"body":'  # how a signed header begins; now the body lies there alone
 
 
@@ -50,13 +53,18 @@ class Spool:
 
     Args:
         folder: Of the spool alone.
-        residual: Where the device's residual lies between updates.
+        residual: Where the device's residual lies between updates; one with noise lies beside it.
     """
 
     def __init__(self, folder: Path, residual: Path) -> None:
         self._folder = folder
         self._residual = residual
+<<<<<<< HEAD
         with room_for("tidying up", folder):
+=======
+        self._noised = residual.with_name(NOISED)
+        with room_for("to be tidied", folder):
+>>>>>>> privacy
             for leftover in folder.glob(".*"):  # of a client that was killed while adding or dropping
                 shutil.rmtree(leftover)
 
@@ -80,6 +88,8 @@ class Spool:
         payload: bytes,
         residual: LoraAdapter | None,
         epoch: int = 0,
+        *,
+        is_noised: bool = False,
     ) -> None:
         """Takes an update in; afterwards it survives a power cut.
 
@@ -88,6 +98,7 @@ class Spool:
             payload: The encoded delta.
             residual: What the encoding left over.
             epoch: Of the task's manifest: a restored coordinator's versions fall, epochs always rise.
+            is_noised: Whether the update, and what was left over before it, had noise.
 
         Raises:
             DiskRefused: Nothing was added.
@@ -101,7 +112,7 @@ class Spool:
                 write_through(draft / HEADER, encode_message(header))
                 write_through(draft / PAYLOAD, payload)
                 if residual is not None:
-                    write_through(draft / RESIDUAL, dump_adapter(residual))
+                    write_through(draft / (NOISED if is_noised else RESIDUAL), dump_adapter(residual))
                 sync_folder(draft)
                 draft.rename(self._folder / _name(epoch, header.base_version, header.attempt))
             except OSError:
@@ -109,12 +120,16 @@ class Spool:
                 raise
             sync_folder(self._folder)
 
-    def residual(self) -> LoraAdapter | None:
-        """Returns what the latest encoding left over: of the newest update, else of the last accepted."""
-        waiting = [entry.folder / RESIDUAL for entry in reversed(self.entries())]
-        for path in (*waiting, self._residual):
+    def residual(self, *, is_noised: bool = False) -> LoraAdapter | None:
+        """Returns what the latest encoding left over: of the newest update, else of the last accepted.
+
+        Args:
+            is_noised: What an update without noise left over is not returned.
+        """
+        waiting = [entry.folder / name for entry in reversed(self.entries()) for name in (NOISED, RESIDUAL)]
+        for path in (*waiting, self._noised, self._residual):
             if path.exists():
-                return load_adapter(path)
+                return load_adapter(path) if path.name == NOISED or not is_noised else None
         return None
 
     def accept(self, entry: Entry) -> None:
@@ -123,11 +138,17 @@ class Spool:
         Raises:
             DiskRefused: It is still here, and is receipted again when it is sent again.
         """
+<<<<<<< HEAD
         left = entry.folder / RESIDUAL
         with room_for("the removal of an update", self._folder):
             if left.exists():
                 left.replace(self._residual)
                 sync_folder(self._residual.parent)
+=======
+        with room_for("to forget an update", self._folder):
+            self._keep(entry.folder / RESIDUAL, self._residual, instead_of=self._noised)
+            self._keep(entry.folder / NOISED, self._noised, instead_of=self._residual)
+>>>>>>> privacy
         self.drop(entry)
 
     def drop(self, entry: Entry) -> None:
@@ -143,6 +164,12 @@ class Spool:
             sync_folder(self._folder)
             if leaving.exists():
                 shutil.rmtree(leaving)
+
+    def _keep(self, left: Path, kept: Path, *, instead_of: Path) -> None:
+        if left.exists():
+            left.replace(kept)
+            instead_of.unlink(missing_ok=True)
+            sync_folder(kept.parent)
 
 
 def _name(epoch: int, version: int, attempt: int) -> str:

@@ -168,3 +168,32 @@ def test_without_a_name_the_strategy_goes_by_whether_there_is_a_calibration_set(
     data = tmp_path / "calibration.jsonl"
     data.touch()
     assert read_config(None, given | {"calibration_data": str(data)}).strategy_in_force == "tunefleet"
+
+
+def test_terms_of_privacy_are_a_table_and_stand_in_what_is_printed(tmp_path, given):
+    table = {"unit": "device", "clip_norm": 0.3, "noise": 0.8, "at": "coordinator"}
+    config = read_config(None, given | {"privacy": table, "space": "factors"})
+    (tmp_path / "c.toml").write_text(config_text(config))
+    assert read_config(tmp_path / "c.toml", {}) == config
+    assert tomllib.loads((tmp_path / "c.toml").read_text())["privacy"] == table
+    plain = tomllib.loads(config_text(read_config(None, given)))["privacy"]
+    assert plain == {"unit": "none", "clip_norm": 1.0, "noise": 1.0, "at": "device"}
+
+
+@pytest.mark.parametrize(
+    ("privacy", "fault"),
+    [
+        ({"unit": "person"}, "unit"),
+        ({"noise": -1.0}, "noise"),
+        ({"clip_norm": 0.0}, "clip_norm"),
+        ({"clip_norm": math.inf}, "privacy.clip_norm is inf, expected a finite number"),
+        ({"unit": "example", "at": "coordinator"}, "privacy.unit example needs noise in every step"),
+        ({"unit": "device", "at": "coordinator"}, "stages.merge is product: set space = "),
+        ({"sigma": 1.0}, "sigma"),
+    ],
+)
+def test_terms_that_cannot_be_kept_are_told_in_one_line(given, privacy, fault):
+    with pytest.raises(ConfigError) as caught:
+        read_config(None, given | {"privacy": privacy})
+    assert fault in caught.value.whole
+    assert "\n" not in str(caught.value)

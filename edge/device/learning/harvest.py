@@ -24,7 +24,8 @@ class Harvest:
         Raises:
             DiskRefused: The task is open still, and may be brought in again.
         """
-        device_id, residual = self._session.config.device_id, self._session.spool.residual()
+        device_id, terms = self._session.config.device_id, task.manifest.privacy
+        residual = self._session.spool.residual(is_noised=terms.noised_here)
         try:
             learnt = await asyncio.to_thread(make_update, device_id, task, dispatched, result, residual)
         except AdapterError as error:
@@ -32,7 +33,8 @@ class Harvest:
         else:
             if learnt.personal is not None:  # before the spool: a task that is in there is never done again
                 write_file(self._state.personal, dump_adapter(learnt.personal))
-            self._spool(learnt, task.manifest.epoch)
+            self._session.budget.spend(task.key, terms, result.num_steps)  # before it may leave
+            self._spool(learnt, task, result)
         self._close(
             task,
             tokens_per_s=result.num_tokens / result.seconds if result.seconds else None,
@@ -50,21 +52,29 @@ class Harvest:
             self._close(task)
         return is_spooled
 
-    def _spool(self, learnt: Learnt, epoch: int) -> None:
-        header = learnt.header
-        self._session.spool.add(header, learnt.payload, learnt.residual, epoch)
+    def _spool(self, learnt: Learnt, task: Task, result: Result) -> None:
+        header, manifest, budget = learnt.header, task.manifest, self._session.budget
+        spent = f"; {budget.told}" if budget.told else ""
+        self._session.spool.add(
+            header,
+            learnt.payload,
+            learnt.residual,
+            manifest.epoch,
+            is_noised=manifest.privacy.noised_here,
+        )
         self._session.say(
             "spooled",
             f"update {header.update[:8]} on version {header.base_version}: {header.size_bytes:,} bytes, "
-            f"{header.num_tokens:,} tokens in {header.seconds:.1f} s, "
-            f"loss {header.loss_before:.4f} to {header.loss_after:.4f}",
+            f"{result.num_tokens:,} tokens in {result.seconds:.1f} s, "
+            f"loss {result.loss_before:.4f} to {result.loss_after:.4f}{spent}",
             update=header.update,
             base_version=header.base_version,
             size_bytes=header.size_bytes,
-            num_tokens=header.num_tokens,
-            seconds=header.seconds,
-            loss_before=header.loss_before,
-            loss_after=header.loss_after,
+            num_tokens=result.num_tokens,
+            seconds=result.seconds,
+            loss_before=result.loss_before,
+            loss_after=result.loss_after,
+            **budget.facts(),
         )
 
     def _close(self, task: Task, **measured: float | None) -> None:

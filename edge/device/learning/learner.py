@@ -14,7 +14,7 @@ from edge.device.disk_wait import until_the_disk_takes
 from edge.device.epochs import Epochs
 from edge.device.learning.blobs import Blobs
 from edge.device.learning.harvest import Harvest
-from edge.device.learning.offers import Offers
+from edge.device.learning.offers import Offers, refusal
 from edge.device.learning.proof import Proof
 from edge.device.learning.runner import TaskRunner
 from edge.device.session import Session
@@ -91,6 +91,9 @@ class Learner:
         task = self._state.memory.task
         if task is None:
             task, is_ours = await self._offers.next_task(), True
+        elif reason := refusal(self._session.budget, task):  # the settings are others than before a restart
+            self._session.say("dropped", f"version {task.manifest.version}: {reason}")
+            return self._drop(task)
         else:  # the model may be another than before a restart
             is_ours = await self._proof.holds(task.manifest)
         dispatched = await self._fetch(task) if is_ours else None

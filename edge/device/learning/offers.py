@@ -3,6 +3,7 @@
 import asyncio
 
 from edge.delivery.window import heard
+from edge.device.budget import Budget
 from edge.device.learning.proof import Proof
 from edge.device.session import Session
 from edge.device.task import Task
@@ -11,12 +12,18 @@ from edge.protocol.messages import Manifest
 SETTLE_S = 0.2  # the tiers of a version are announced one after the other
 
 
+def refusal(budget: Budget, task: Task) -> str | None:
+    """Tells in one line why this device does not do a task, for its privacy's sake; None where it does."""
+    return budget.refusal(task.key, task.manifest.privacy, task.manifest.recipe.steps)
+
+
 class Offers:
     """What the fleet offers this device."""
 
     def __init__(self, session: Session, proof: Proof) -> None:
         self._session = session
         self._proof = proof
+        self._refusal = ""  # why the version on offer is not trained on
 
     async def next_task(self) -> Task:
         """Waits for a version that may be trained on; the task is in the state folder when it returns.
@@ -53,16 +60,23 @@ class Offers:
         memory, config = self._session.state.memory, self._session.config
         if not await self._proof.holds(manifest):
             return None
+        self._refusal = ""
         is_known = manifest.epoch == memory.session or memory.sha256 in ("", manifest.sha256)
         attempt = memory.attempts if manifest.version == memory.version and is_known else 0
         is_exhausted = 0 < manifest.recipe.attempts <= attempt
         is_crowded = len(self._session.spool.entries()) >= config.max_pending
-        return None if is_exhausted or is_crowded else Task(manifest, attempt)
+        if is_exhausted or is_crowded:
+            return None
+        task = Task(manifest, attempt)
+        self._refusal = refusal(self._session.budget, task) or ""
+        return None if self._refusal else task
 
     def _waits_for(self, manifest: Manifest | None) -> str:
         config, num_pending = self._session.config, len(self._session.spool.entries())
         if manifest and num_pending >= config.max_pending:
             return f"for the receipts of {num_pending} updates"
+        if manifest and self._refusal:
+            return f"for other terms than version {manifest.version} has: {self._refusal}"
         if manifest:
             return f"for a version after {manifest.version}"
         if ranks := self._session.inbox.ranks():

@@ -48,7 +48,7 @@ class TaskRunner:
             self._is_training = True
             try:
                 order = self._order(task, dispatched)
-                return await self._worker.train(order, self._reporter.of(task.manifest.version))
+                return await self._worker.train(order, self._reporter.of(task.manifest))
             except (MissingExtra, OutOfMemory, UnsupportedRecipe):
                 raise
             except (BackendError, StateError) as error:
@@ -86,6 +86,7 @@ class TaskRunner:
             task_seed(config.device_id, task),
             min(sizes, default=0),
             config.checkpoint_every_s,
+            task.manifest.privacy,
         )
         folder = self._state.task_folder(task)
         return Training(

@@ -156,7 +156,7 @@ def test_the_command_line_has_the_defaults_of_the_records():
         field.name: field.default
         for kind in (Plan, Run)
         for field in structs.fields(kind)
-        if not field.required
+        if not field.required and not field.name.startswith("example_")  # which fleets ask for
     }
     records["targets"] = ",".join(records["targets"])
     assert {name: options[name].default for name in records} == records

@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from edge.device.budget import FILE, Budget
+from edge.device.budget import FILE, Budget, sum_up
 from edge.errors import StateError
 from edge.privacy.accounting import epsilon_of
 from edge.privacy.terms import Terms, Wishes
@@ -16,7 +16,7 @@ def budget(folder, wishes=WISHES):
 
 
 def spend(account, version, terms=DEVICE, num_steps=4, attempt=0):
-    account.spend(terms, epoch=7, version=version, attempt=attempt, num_steps=num_steps)
+    account.spend((7, version, attempt), terms, num_steps)
 
 
 def test_every_update_costs_and_a_restart_forgets_none(tmp_path):
@@ -66,16 +66,31 @@ def test_a_damaged_account_is_one_line_and_never_nothing_spent(tmp_path, line):
 def test_a_task_beyond_the_budget_is_refused_and_nothing_is_spent(tmp_path):
     account = budget(tmp_path)
     version = 0
-    while account.refusal(DEVICE, 4) is None:
+    while account.refusal((7, 99, 0), DEVICE, 4) is None:
         spend(account, version)
         version += 1
     assert version > 0
     assert account.epsilon <= 3.0 < epsilon_of(math.sqrt(version + 1) / 2, 1e-5)
-    reason = account.refusal(DEVICE, 4)
+    reason = account.refusal((7, 99, 0), DEVICE, 4)
     assert "the budget is 3 at delta 1e-05" in reason
     assert "\n" not in reason
     # What costs less still fits, if there is room for it.
-    assert account.refusal(Terms(unit="device", noise=1000.0), 4) is None
+    assert account.refusal((7, 99, 0), Terms(unit="device", noise=1000.0), 4) is None
+
+
+def test_a_task_that_is_paid_for_is_not_refused_after_a_restart(tmp_path):
+    account = budget(tmp_path)
+    version = 0
+    while account.refusal((7, version, 0), DEVICE, 4) is None:
+        spend(account, version)
+        version += 1
+    again = budget(tmp_path)
+    assert again.refusal((7, version - 1, 0), DEVICE, 4) is None
+    assert again.refusal((7, version - 2, 0), DEVICE, 4) is not None
+
+
+def test_a_budget_needs_to_know_the_steps_of_a_task_that_hides_examples(tmp_path):
+    assert "to inf" in budget(tmp_path).refusal((7, 1, 0), EXAMPLE, 0)
 
 
 def test_what_went_out_without_protection_is_told_as_no_privacy_at_all(tmp_path):
@@ -92,3 +107,21 @@ def test_hiding_examples_does_not_hide_a_device(tmp_path):
     spend(budget(tmp_path), 1, EXAMPLE)
     assert budget(tmp_path, Wishes(unit="device")).mu == math.inf
     assert budget(tmp_path, Wishes(unit="example")).mu == 0.25
+
+
+def test_an_account_is_summed_up_for_an_example_and_for_a_device(tmp_path):
+    account = budget(tmp_path)
+    assert sum_up(account.spendings, 1e-5)["epsilon_device"] == 0.0
+    spend(account, 1, DEVICE)
+    spend(account, 2, Terms(unit="device", noise=2.0, at="coordinator"))
+    report = sum_up(account.spendings, 1e-5)
+    assert (report["num_updates"], report["num_hiding_device"], report["num_noised_at_coordinator"]) == (
+        2,
+        2,
+        1,
+    )
+    assert report["epsilon_device"] == report["epsilon_example"] == epsilon_of(math.sqrt(0.5), 1e-5)
+    spend(account, 3, EXAMPLE)
+    report = sum_up(account.spendings, 1e-5)
+    assert report["epsilon_device"] is None
+    assert report["epsilon_example"] > epsilon_of(math.sqrt(0.5), 1e-5)

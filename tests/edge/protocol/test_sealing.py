@@ -3,13 +3,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge.errors import ProtocolError, Rejected
-from edge.protocol.messages import encode_message
+from edge.protocol.messages import Facts, encode_message
 from edge.protocol.sealing import (
     FACTS_BYTES,
     OVERHEAD_BYTES,
     SEALED_BYTES,
     Context,
-    Facts,
     open_update,
     seal_update,
     sealing_key,

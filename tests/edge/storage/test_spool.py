@@ -117,3 +117,28 @@ def test_a_damaged_header_is_told_by_its_path(folder, header):
     (folder / "0000000000-000000" / "header.json").write_text("{}")
     with pytest.raises(StateError, match=r"header.json: is damaged.*remove .*0000000000-000000"):
         spool.entries()
+
+
+def add_noised(header, spool, version, residual, *, is_noised):
+    head = header(version)
+    spool.add(head, b"payload", residual, is_noised=is_noised)
+
+
+@pytest.mark.parametrize("is_accepted", [False, True])
+def test_what_an_update_without_noise_left_over_is_never_added_to_one_with_noise(folder, header, is_accepted):
+    spool = make(folder)
+    add_noised(header, spool, 1, adapter(1.0), is_noised=False)
+    if is_accepted:
+        spool.accept(spool.entries()[0])
+    assert spool.residual() == adapter(1.0)
+    assert make(folder).residual(is_noised=True) is None
+    add_noised(header, spool, 2, adapter(2.0), is_noised=True)
+    if is_accepted:
+        spool.accept(spool.entries()[0])
+    assert make(folder).residual(is_noised=True) == adapter(2.0)
+    assert make(folder).residual() == adapter(2.0)  # noise may go anywhere
+    add_noised(header, spool, 3, adapter(3.0), is_noised=False)
+    if is_accepted:
+        spool.accept(spool.entries()[0])
+    assert make(folder).residual(is_noised=True) is None
+    assert make(folder).residual() == adapter(3.0)

@@ -118,11 +118,11 @@ class FullAtTheSecond(Spool):
 
     times = 0
 
-    def add(self, *arguments):
+    def add(self, *arguments, **settings):
         self.times += 1
         if self.times == 2:
             raise DiskFull("spool: no room for an update")
-        super().add(*arguments)
+        super().add(*arguments, **settings)
 
 
 def test_a_task_that_is_done_again_begins_with_the_same_b(home):
