@@ -59,12 +59,8 @@ class Spool:
     def __init__(self, folder: Path, residual: Path) -> None:
         self._folder = folder
         self._residual = residual
-<<<<<<< HEAD
-        with room_for("tidying up", folder):
-=======
         self._noised = residual.with_name(NOISED)
-        with room_for("to be tidied", folder):
->>>>>>> privacy
+        with room_for("tidying up", folder):
             for leftover in folder.glob(".*"):  # of a client that was killed while adding or dropping
                 shutil.rmtree(leftover)
 
@@ -138,17 +134,9 @@ class Spool:
         Raises:
             DiskRefused: It is still here, and is receipted again when it is sent again.
         """
-<<<<<<< HEAD
-        left = entry.folder / RESIDUAL
         with room_for("the removal of an update", self._folder):
-            if left.exists():
-                left.replace(self._residual)
-                sync_folder(self._residual.parent)
-=======
-        with room_for("to forget an update", self._folder):
             self._keep(entry.folder / RESIDUAL, self._residual, instead_of=self._noised)
             self._keep(entry.folder / NOISED, self._noised, instead_of=self._residual)
->>>>>>> privacy
         self.drop(entry)
 
     def drop(self, entry: Entry) -> None:
