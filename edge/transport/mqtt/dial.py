@@ -11,6 +11,7 @@ from paho.mqtt.reasoncodes import ReasonCode
 
 from edge.errors import BrokerRefused, TlsFailure, TransportError
 from edge.transport.base import BirthAndWill
+from edge.transport.mqtt.joined import JoiningClient
 from edge.transport.settings import MqttSettings
 
 MAX_UNREAD = 64  # messages the broker may send ahead of the consumer, where it lets us say so (MQTT 5)
@@ -34,7 +35,7 @@ def new_client(settings: MqttSettings, presence: BirthAndWill | None, *, is_v5: 
     Raises:
         TlsFailure: A certificate file cannot be used.
     """
-    client = Client(
+    client = JoiningClient(
         CallbackAPIVersion.VERSION2,
         client_id=settings.client_id,
         clean_session=None if is_v5 else settings.session_expiry_s == 0,

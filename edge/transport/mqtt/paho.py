@@ -198,6 +198,8 @@ class Link:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._socket = connection
         self._is_adopted = True
+        # From here on packets wait for the event loop; until now they were written at once.
+        self._client.on_socket_register_write = lambda *_: self._flush()
         self._loop.add_reader(connection, self._read)
         self._flush()
 
@@ -226,14 +228,18 @@ class Link:
             self._loop.call_soon(self._read)  # decrypted already: the selector does not see it
 
     def _flush(self) -> None:
-        """Has the event loop write what the socket did not take at once."""
+        """Has the event loop write what waits, at the end of its turn: what came up in it leaves together."""
         if self._socket is not None and not self._is_writing and self._client.want_write():
             self._is_writing = True
-            self._loop.add_writer(self._socket, self._write)
+            self._loop.call_soon(self._write)
 
     def _write(self) -> None:
         self._client.loop_write()
-        if self._socket is not None and not self._client.want_write():
+        if self._socket is None:
+            return
+        if self._client.want_write():  # the socket did not take it all at once
+            self._loop.add_writer(self._socket, self._write)
+        else:
             self._is_writing = False
             self._loop.remove_writer(self._socket)
 
