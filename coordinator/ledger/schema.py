@@ -56,4 +56,11 @@ ALTER TABLE devices ADD COLUMN stamps TEXT NOT NULL DEFAULT '{{}}';
 CREATE TABLE payloads (id TEXT PRIMARY KEY, content BLOB NOT NULL);
 """
 MIGRATIONS = {1: _FROM_1, 2: _FROM_2, 3: _FROM_3}
-NEW = f"BEGIN; {_TABLES}{_FROM_1}{_FROM_2}{_FROM_3} PRAGMA user_version = {SCHEMA}; COMMIT;"
+
+
+def tables(number: int = SCHEMA) -> str:
+    """Returns the statements that make an empty journal of a schema."""
+    return _TABLES + "".join(MIGRATIONS[older] for older in range(1, number))
+
+
+NEW = f"BEGIN; {tables()} PRAGMA user_version = {SCHEMA}; COMMIT;"

@@ -3,8 +3,9 @@
 import asyncio
 import hashlib
 import json
+import sqlite3
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import asynccontextmanager, closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from converters.adapter import Factors, LoraAdapter
 from converters.formats.canonical import parse_adapter
 from coordinator.announcing import coordinator_presence
 from coordinator.config import CoordinatorConfig, read_config
+from coordinator.ledger.schema import tables
 from coordinator.ledger.sqlite import SqliteJournal
 from coordinator.ledger.state import CoordinatorState, open_ledger
 from coordinator.ledger.versions import VersionStore
@@ -307,6 +309,33 @@ def base(tmp_path: Path) -> Path:
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
     (folder / "config.json").write_text(json.dumps({"model_type": "llama", "num_hidden_layers": 2}))
     return folder
+
+
+def age_journal(db: sqlite3.Connection, number: int) -> None:
+    """Takes out of a journal what its schema has beyond an older one."""
+    with closing(sqlite3.connect(":memory:")) as old:
+        old.executescript(tables(number))
+        wanted = _parts(old)
+    for kind, table, column in sorted(_parts(db) - wanted, key=lambda part: part[0] == "table"):
+        if kind == "column" and ("table", table, "") in wanted:
+            db.execute(f"ALTER TABLE {table} DROP COLUMN {column}")
+        elif kind != "column":
+            db.execute(f"DROP {kind} {table}")
+    db.execute(f"PRAGMA user_version = {number}")
+
+
+def _parts(db: sqlite3.Connection) -> set[tuple[str, str, str]]:
+    named = db.execute("SELECT type, name FROM sqlite_master WHERE name NOT LIKE 'sqlite_%'").fetchall()
+    tables = [name for kind, name in named if kind == "table"]
+    columns = {
+        ("column", table, one[1]) for table in tables for one in db.execute(f"PRAGMA table_info({table})")
+    }
+    return {(kind, name, "") for kind, name in named} | columns
+
+
+@pytest.fixture(scope="session")
+def age() -> Callable[[sqlite3.Connection, int], None]:
+    return age_journal
 
 
 @pytest.fixture

@@ -139,16 +139,10 @@ def test_a_journal_of_version_1_gets_what_it_lacks_and_loses_nothing(tmp_path):
             assert [update.attempt for update in journal.waiting()] == [0]
 
 
-def test_a_journal_of_version_2_gets_what_it_lacks(tmp_path):
+def test_a_journal_of_version_2_gets_what_it_lacks(tmp_path, age):
     SqliteJournal(tmp_path, "home").close()
     with closing(sqlite3.connect(tmp_path / FILE)) as db:
-        db.executescript("ALTER TABLE devices DROP COLUMN astray; ALTER TABLE versions DROP COLUMN origin;")
-        db.executescript(
-            "DROP TABLE access; DROP TABLE spent_tokens; DROP TABLE forgotten;"
-            "ALTER TABLE devices DROP COLUMN stamps;"
-        )
-        db.executescript("DROP TABLE payloads;")
-        db.execute("PRAGMA user_version = 2")
+        age(db, 2)
         db.execute("INSERT INTO devices (device, key, first_seen, last_seen) VALUES ('x', 'ab', 1.0, 2.0)")
         db.commit()
     for _ in range(2):
