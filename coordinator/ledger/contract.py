@@ -13,7 +13,17 @@ be sent.
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Protocol
 
-from coordinator.ledger.records import Access, Device, DiscardReason, Refusal, Spent, Tally, Update, Version
+from coordinator.ledger.records import (
+    Access,
+    Backlog,
+    Device,
+    DiscardReason,
+    Refusal,
+    Spent,
+    Tally,
+    Update,
+    Version,
+)
 from coordinator.strategies.contract import Account
 from edge.errors import Rejected
 from edge.protocol.messages import UpdateHeader
@@ -42,8 +52,23 @@ class Facts(Protocol):
 class Updates(Protocol):
     """Every update once, and what proved to be nobody's."""
 
-    def record(self, header: UpdateHeader, at: float, rejected: Rejected | None = None) -> int:
-        """Writes an update down, where it is not there already, and returns its `seq`."""
+    def record(
+        self,
+        header: UpdateHeader,
+        at: float,
+        rejected: Rejected | None = None,
+        norm: float | None = None,
+        detail: str = "",
+    ) -> int:
+        """Writes an update down, where it is not there already, and returns its `seq`.
+
+        Args:
+            header: The update's.
+            at: Unix time.
+            rejected: Why it does not count.
+            norm: Of one that counts.
+            detail: What is to be said of one that counts.
+        """
         ...
 
     def update(self, update_id: str) -> Update | None:
@@ -51,6 +76,21 @@ class Updates(Protocol):
 
     def waiting(self) -> list[Update]:
         """Returns the buffer: accepted and in no version yet, in order of arrival."""
+        ...
+
+    def backlog(self, device: str) -> Backlog:
+        """Returns how much is in the buffer, and how much of it is a device's."""
+        ...
+
+    def counted(self, device: str, base_version: int, attempt: int) -> str | None:
+        """Returns the id of the update that was accepted for a device's attempt at a version, if one was."""
+
+    def norms(self, since: int, limit: int) -> list[tuple[str, int, float]]:
+        """Returns device, rank and norm of the latest updates accepted after a `seq`, oldest first."""
+        ...
+
+    def delivered(self) -> set[str]:
+        """Returns the devices that ever had an update accepted."""
         ...
 
     def updates(self, limit: int = 1000) -> list[Update]:
@@ -89,6 +129,9 @@ class Devices(Protocol):
     def devices(self) -> list[Device]:
         """Returns all devices, by name."""
         ...
+
+    def strike(self, devices: Iterable[str]) -> None:
+        """Forgets devices and their keys; their updates stay."""
 
     def save(self, devices: Iterable[Device]) -> None:
         """Writes down what changed of devices; their keys never do."""

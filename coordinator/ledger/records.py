@@ -44,6 +44,14 @@ class Update(NamedTuple):
     seq: int = 0  # in order of arrival, over all devices
 
 
+class Backlog(NamedTuple):
+    """The buffer, in sum."""
+
+    num_updates: int
+    num_bytes: int
+    num_own: int  # updates of the device that asks
+
+
 class Refusal(NamedTuple):
     """A message that did not prove whose it is, and says nothing about the update it names."""
 
@@ -80,6 +88,7 @@ class Device(NamedTuple):
     held: tuple[int, ...] = ()  # versions that it downloaded or trained on last, oldest first
     stamps: Mapping[str, Stamp] = {}  # its latest, by kind of topic
     astray: float | None = None  # when it was at a version that is not here; None: it is not
+    num_unlisted: int = 0  # rejected updates that the journal only counts
 
 
 class Access(NamedTuple):

@@ -18,11 +18,12 @@ from msgspec import Struct, structs
 from coordinator.ledger import records
 from coordinator.ledger.access import ACCESS_TABLES, AccessBook
 from coordinator.ledger.contract import EVERYTHING, MAX_REFUSALS
-from coordinator.ledger.records import Device, DiscardReason, Refusal, Tally, Update, Version
+from coordinator.ledger.records import Backlog, Device, DiscardReason, Refusal, Tally, Update, Version
 from coordinator.strategies.contract import Account, Report
 from edge.errors import DiskFull, DiskRefused, Rejected, StateError
 from edge.protocol.messages import Hello, Telemetry, UpdateHeader
 from edge.protocol.signing import Stamp
+from edge.protocol.tiers import tier_rank
 from edge.storage.disk import room_for, sync_folder
 
 T = TypeVar("T")
@@ -76,8 +77,14 @@ INSERT INTO accounts
 # What one of version 2 lacks: the adapter that version 0 was made of, and devices that follow another state.
 _FROM_2 = "ALTER TABLE versions ADD COLUMN origin TEXT; ALTER TABLE devices ADD COLUMN astray REAL;"
 # What one of version 3 lacks: who was let in, banned or has another key now, and the tokens that were used;
-# and how far each device's signatures have come.
-_FROM_3 = f"{ACCESS_TABLES} ALTER TABLE devices ADD COLUMN stamps TEXT NOT NULL DEFAULT '{{}}';"
+# how far each device's signatures have come; what later updates are measured by, one update for each attempt,
+# and rejections that were counted only.
+_FROM_3 = f"""{ACCESS_TABLES}
+ALTER TABLE devices ADD COLUMN stamps TEXT NOT NULL DEFAULT '{{}}';
+ALTER TABLE updates ADD COLUMN norm REAL;
+ALTER TABLE devices ADD COLUMN num_unlisted INTEGER NOT NULL DEFAULT 0;
+CREATE INDEX updates_attempts ON updates (device, base_version, attempt);
+"""
 _MIGRATIONS = {1: _FROM_1, 2: _FROM_2, 3: _FROM_3}
 _NEW = f"BEGIN; {_TABLES}{_FROM_1}{_FROM_2}{_FROM_3} PRAGMA user_version = {SCHEMA}; COMMIT;"
 # Of SQLite's bare columns in a row with max(), num_tokens and seconds are those of that row.
@@ -181,7 +188,14 @@ class SqliteJournal:
 
     # Updates.
 
-    def record(self, header: UpdateHeader, at: float, rejected: Rejected | None = None) -> int:
+    def record(
+        self,
+        header: UpdateHeader,
+        at: float,
+        rejected: Rejected | None = None,
+        norm: float | None = None,
+        detail: str = "",
+    ) -> int:
         shared = structs.asdict(header)
         row = {name: shared[name] for name in Update._fields if name in shared} | {
             "id": header.update,
@@ -189,7 +203,8 @@ class SqliteJournal:
             "received_at": at,
             "status": "rejected" if rejected else "accepted",
             "reason": rejected.reason if rejected else None,
-            "detail": rejected.detail if rejected else "",
+            "detail": rejected.detail if rejected else detail,
+            "norm": norm,
         }
         with self._transaction() as db:
             db.execute(_insert("updates", row, "OR IGNORE"), list(row.values()))
@@ -200,6 +215,31 @@ class SqliteJournal:
 
     def waiting(self) -> list[Update]:
         return self._updates("WHERE status = 'accepted' AND merged_into IS NULL ORDER BY seq")
+
+    def backlog(self, device: str) -> Backlog:
+        query = (
+            "SELECT count(*), coalesce(sum(size_bytes), 0), coalesce(sum(device = ?), 0) FROM updates "
+            "WHERE status = 'accepted' AND merged_into IS NULL"
+        )
+        return Backlog(*self._rows(query, device)[0])
+
+    def counted(self, device: str, base_version: int, attempt: int) -> str | None:
+        at = "device = ? AND base_version = ? AND attempt = ?"
+        query = f"SELECT id FROM updates WHERE {at} AND status != 'rejected'"  # noqa: S608
+        found = self._rows(query, device, base_version, attempt)
+        return str(found[0][0]) if found else None
+
+    def norms(self, since: int, limit: int) -> list[tuple[str, int, float]]:
+        counted = "norm IS NOT NULL AND status != 'rejected' AND seq > ?"
+        query = f"SELECT device, tier, norm FROM updates WHERE {counted} ORDER BY seq DESC LIMIT ?"  # noqa: S608
+        found = reversed(self._rows(query, since, limit))
+        return [(device, tier_rank(tier), norm) for device, tier, norm in found]
+
+    def delivered(self) -> set[str]:
+        return {
+            device
+            for (device,) in self._rows("SELECT DISTINCT device FROM updates WHERE status != 'rejected'")
+        }
 
     def updates(self, limit: int = 1000) -> list[Update]:
         return self._updates("ORDER BY seq DESC LIMIT ?", limit)
@@ -241,6 +281,10 @@ class SqliteJournal:
     def devices(self) -> list[Device]:
         rows = self._rows(f"SELECT {', '.join(Device._fields)} FROM devices ORDER BY device")  # noqa: S608
         return [_device(Device(*row)) for row in rows]
+
+    def strike(self, devices: Iterable[str]) -> None:
+        with self._transaction() as db:
+            db.executemany("DELETE FROM devices WHERE device = ?", [(device,) for device in devices])
 
     def save(self, devices: Iterable[Device]) -> None:
         names = [name for name in Device._fields if name not in ("device", "key", "first_seen")]
@@ -403,7 +447,7 @@ def _packed(record: Iterable[object]) -> list[object]:
 
 def _device(row: Device) -> Device:
     held = tuple(_read(row.held, list[int]) or ())
-    hello, telemetry = _read(row.hello, Hello), _read(row.telemetry, Telemetry)
+    hello, telemetry = _read_bounded(row.hello, Hello), _read_bounded(row.telemetry, Telemetry)
     stamps = _read(row.stamps, dict[str, Stamp]) or {}
     return row._replace(online=bool(row.online), hello=hello, telemetry=telemetry, held=held, stamps=stamps)
 
@@ -416,6 +460,14 @@ def _version(row: Version) -> Version:
         kept=bool(row.kept),
         origin=_read(row.origin, records.Origin),
     )
+
+
+def _read_bounded(text: object, kind: type[T]) -> T | None:
+    """Reads what a device said of itself; an older journal may hold more than is taken now."""
+    try:
+        return _read(text, kind)
+    except msgspec.ValidationError:
+        return None
 
 
 def _read(text: object, kind: type[T]) -> T | None:

@@ -287,6 +287,11 @@ def test_a_journal_of_the_second_schema_is_brought_up_to_date(fleet):
     with closing(sqlite3.connect(fleet.folder / FILE)) as db:
         db.execute("ALTER TABLE versions DROP COLUMN origin")
         db.execute("ALTER TABLE devices DROP COLUMN astray")
+        db.executescript(
+            "DROP TABLE access; DROP TABLE spent_tokens; DROP TABLE forgotten;"
+            "DROP INDEX updates_attempts; ALTER TABLE updates DROP COLUMN norm;"
+            "ALTER TABLE devices DROP COLUMN num_unlisted;"
+        )
         db.execute("DELETE FROM meta WHERE key = 'base name'")
         db.execute("PRAGMA user_version = 2")
         db.commit()

@@ -6,7 +6,7 @@ import pytest
 
 from coordinator.ledger.contract import MAX_REFUSALS
 from coordinator.ledger.objects import FileObjects, MemoryObjects
-from coordinator.ledger.records import Device, Refusal, Tally
+from coordinator.ledger.records import Backlog, Device, Refusal, Tally
 from coordinator.ledger.sqlite import SqliteJournal
 from edge.errors import MissingObject, Rejected, StateError
 from edge.protocol.messages import Hello, Telemetry
@@ -137,3 +137,39 @@ def test_objects_never_change_and_are_read_in_parts(objects):
     for ask in (objects.get, objects.size):
         with pytest.raises(MissingObject, match="a: is gone"):
             ask("a")
+
+
+def test_the_buffer_is_summed_up_for_a_device(journal, header):
+    for number, device_id in ((0, "x"), (1, "x"), (0, "y")):
+        journal.record(header(number, device_id=device_id, size_bytes=100), 0.0)
+    journal.record(header(2), 0.0, Rejected("too-stale", "late"))
+    journal.discard([header(1, size_bytes=100).update], "unmergeable", "none")
+    assert journal.backlog("x") == Backlog(num_updates=2, num_bytes=200, num_own=1)
+    assert journal.backlog("z") == Backlog(2, 200, 0)
+
+
+def test_who_took_an_attempt_is_known_and_a_rejected_update_takes_none(journal, header):
+    journal.record(header(0), 0.0)
+    journal.record(header(1), 0.0, Rejected("too-stale", "late"))
+    assert journal.counted("x", header().base_version, 0) == header(0).update
+    assert journal.counted("x", header().base_version, 1) is None
+    assert journal.counted("y", header().base_version, 0) is None
+
+
+def test_the_latest_norms_are_those_of_what_counted(journal, header):
+    for number, norm in enumerate((0.5, None, 2.0, 3.0)):
+        journal.record(header(number), 0.0, norm=norm)
+    journal.record(header(9), 0.0, Rejected("norm-too-large", "99"), norm=99.0)
+    assert journal.norms(0, 2) == [("x", 4, 2.0), ("x", 4, 3.0)]
+    assert journal.norms(3, 9) == [("x", 4, 3.0)]
+
+
+def test_who_delivered_is_remembered_and_who_is_struck_is_forgotten(journal, header):
+    journal.record(header(0), 0.0)
+    journal.record(header(0, device_id="y"), 0.0, Rejected("too-stale", "late"))
+    assert journal.delivered() == {"x"}
+    for name in "xyz":
+        journal.enrol(Device(name, "ab", 1.0, 1.0))
+    journal.strike(["x", "z", "nobody"])
+    assert [device.device for device in journal.devices()] == ["y"]
+    assert journal.delivered() == {"x"}

@@ -99,10 +99,12 @@ def test_a_journal_of_version_1_gets_what_it_lacks_and_loses_nothing(tmp_path):
 def test_a_journal_of_version_2_gets_what_it_lacks(tmp_path):
     SqliteJournal(tmp_path, "home").close()
     with closing(sqlite3.connect(tmp_path / FILE)) as db:
-        db.executescript("ALTER TABLE devices DROP COLUMN astray; ALTER TABLE versions DROP COLUMN origin;")
         db.executescript(
+            "ALTER TABLE devices DROP COLUMN astray; ALTER TABLE versions DROP COLUMN origin;"
             "DROP TABLE access; DROP TABLE spent_tokens; DROP TABLE forgotten;"
             "ALTER TABLE devices DROP COLUMN stamps;"
+            "DROP INDEX updates_attempts; ALTER TABLE updates DROP COLUMN norm;"
+            "ALTER TABLE devices DROP COLUMN num_unlisted;"
         )
         db.execute("PRAGMA user_version = 2")
         db.execute("INSERT INTO devices (device, key, first_seen, last_seen) VALUES ('x', 'ab', 1.0, 2.0)")
