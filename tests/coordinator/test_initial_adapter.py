@@ -289,6 +289,7 @@ def test_a_journal_of_the_second_schema_is_brought_up_to_date(fleet):
         db.execute("ALTER TABLE devices DROP COLUMN astray")
         db.executescript(
             "DROP TABLE access; DROP TABLE spent_tokens; DROP TABLE forgotten;"
+            "ALTER TABLE devices DROP COLUMN stamps;"
             "DROP INDEX updates_attempts; ALTER TABLE updates DROP COLUMN norm;"
             "ALTER TABLE devices DROP COLUMN num_unlisted;"
         )
