@@ -55,6 +55,12 @@ class Announcer:
         self._known = state.journal.last_seq()
         self._announced_at = float("-inf")
 
+    @property
+    def largest_bytes(self) -> int:
+        """Returns the size of the largest file that is announced."""
+        objects = self._state.versions.objects
+        return max(objects.size(sha256) for sha256 in self._head.version.tiers.values())
+
     async def announce(self) -> None:
         """Publishes a manifest for every rank tier, retained."""
         async for manifest in self._manifests():

@@ -12,6 +12,7 @@ from converters.bases.name import is_hub_name
 from converters.bases.targets import ALL_LAYERS
 from converters.faults import Fault
 from coordinator.errors import CoordinatorError
+from coordinator.limits import Limits
 from coordinator.strategies.choice import own_method
 from coordinator.strategies.method import Method, fleet_faults
 from coordinator.strategies.privacy import privacy_faults
@@ -69,8 +70,9 @@ class CoordinatorConfig(BrokerConfig, frozen=True, kw_only=True):
         devices: Device id to public key, 64 hex digits.
         devices_file: More of them, a line each; read again when it changes.
         max_update_bytes: Larger updates are rejected at their header.
-        max_norm: Largest Frobenius norm of an update's increments of A and B together.
+        max_norm: Largest Frobenius norm of an update's increments of A and B together, whatever the fleet's.
         max_open_uploads: Updates under way at a time; the one longest without progress makes room.
+        limits: What one device, one key and all together may ask for.
         keep_versions: Older versions lose their files, and can be neither exported nor rolled back to; but
             while a device holds one, its files stay until its update would be too stale.
         hold_s: A device of which nothing was heard for so long holds no version.
@@ -109,7 +111,8 @@ class CoordinatorConfig(BrokerConfig, frozen=True, kw_only=True):
     devices_file: str | None = None
     max_update_bytes: int = 256 * MIB
     max_norm: float = 1000.0
-    max_open_uploads: int = 64
+    max_open_uploads: int = 256
+    limits: Limits = Limits()
     keep_versions: int = 100
     hold_s: float = 7 * 86400.0
     max_versions: int = 0
@@ -171,15 +174,16 @@ def config_text(config: CoordinatorConfig) -> str:
     another strategy with the same file has its own.
     """
     table = structs.asdict(config)
-    recipe, devices, changed = table.pop("recipe"), table.pop("devices"), table.pop("stages")
-    privacy = structs.asdict(table.pop("privacy"))
+    tables = {name: table.pop(name) for name in ("limits", "recipe")}
+    tables |= {"privacy": structs.asdict(table.pop("privacy")), "devices": table.pop("devices")}
+    changed = table.pop("stages")
     in_force = method_table(config.method_in_force)
     others = method_lines({name: value for name, value in in_force.items() if name not in changed})
     own = "".join(f"# {line}\n" for line in others.splitlines())
     return (
         f"{write_toml(table)}\n[stages]\n{method_lines({name: in_force[name] for name in changed})}"
         f"# Of {config.strategy_in_force}:\n{own}\n"
-        f"{write_toml({'recipe': recipe, 'privacy': privacy, 'devices': devices})}"
+        f"{write_toml(tables)}"
     )
 
 

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 from coordinator.announcing import Announcer
 from coordinator.events.telling import Complaints
+from coordinator.intake.allowance import Allowance
 from coordinator.intake.arrivals import Arrivals
 from coordinator.intake.gate import Gate
 from coordinator.intake.roster import Roster
@@ -12,7 +13,7 @@ from coordinator.intake.updates import NOT_RECEIPTED, Intake
 from coordinator.ledger.head import Head
 from coordinator.place import Place
 from edge.delivery.publisher import Publisher
-from edge.errors import DiskRefused, ProtocolError, Repeated
+from edge.errors import DiskRefused, ProtocolError, Rejected, Repeated
 from edge.protocol.messages import Hello, Presence, Telemetry, UpdateHeader, Want
 from edge.protocol.topics import (
     ChallengeTopic,
@@ -38,6 +39,7 @@ class Offices(NamedTuple):
     intake: Intake
     arrivals: Arrivals
     roster: Roster
+    allowance: Allowance
     publisher: Publisher
     announcer: Announcer
     gate: Gate
@@ -86,7 +88,7 @@ class Router:
                 continue
             except ProtocolError as error:
                 topic = message.topic.removeprefix(f"{self._topics.root}/")[:200]
-                self._complain(f"{topic}: {error}", kind=f"{_kind(topic)}: {type(error).__name__}")
+                self._complain(f"{topic}: {error}", kind=f"{_kind(topic)}: {_fault(error)}")
             except (DiskRefused, OSError) as error:
                 self._complain(f"{error}; {NOT_RECEIPTED}", kind="disk")
 
@@ -126,12 +128,17 @@ class Router:
 
     def _follow(self, device_id: str, telemetry: Telemetry, at: float) -> None:
         roster, current = self._offices.roster, self._offices.head.version.version
+        if not self._offices.allowance.hears_telemetry(device_id):
+            return
         roster.follow(device_id, telemetry, at)
         roster.stray(device_id, at if telemetry.base_version > current else None)
 
     async def _serve(self, device_id: str, want: Want, at: float) -> None:
         """Has the wanted chunks published; where there are none, the device is told what there is instead."""
         offices = self._offices
+        if not offices.allowance.serves(device_id, want):
+            self._complain(f"{device_id} asks for more than its share of downloads, and waits", "wants")
+            return
         if offices.publisher.ask(want):
             offices.roster.stray(device_id, None)
             version = offices.head.standing.newest_with(want.sha256)
@@ -142,8 +149,13 @@ class Router:
         if await offices.announcer.repeat(AGAIN_S):
             self._complain(
                 f"{device_id} asks for {want.sha256[:16]}…, which is not here; "
-                f"version {offices.head.version.version} is announced again"
+                f"version {offices.head.version.version} is announced again",
+                "asks for what is not here",
             )
+
+
+def _fault(error: ProtocolError) -> str:
+    return error.reason if isinstance(error, Rejected) else type(error).__name__
 
 
 def _kind(topic: str) -> str:

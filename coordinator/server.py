@@ -22,9 +22,12 @@ from coordinator.events.telling import Complaints, Observer, teller
 from coordinator.first_version import make_first_version
 from coordinator.initial_adapter import GivenAdapter, coverage_line, describe, settle
 from coordinator.intake.admission import Rules
+from coordinator.intake.allowance import Allowance
 from coordinator.intake.arrivals import Arrivals
+from coordinator.intake.attempts import Attempts, Making
 from coordinator.intake.doorkeeper import Doorkeeper
 from coordinator.intake.gate import Gate
+from coordinator.intake.norms import open_norms
 from coordinator.intake.open_uploads import Uploads
 from coordinator.intake.roster import Roster
 from coordinator.intake.updates import Desk, Intake
@@ -97,13 +100,23 @@ class Coordinator:
         trees = Trees(versions.objects, config.chunk_bytes)
         announcer = Announcer(config, state, trees, self._head, signer, transport, timer)
         rules = _rules(config, base)
-        uploads = Uploads(state.incoming, state.updates, config.max_open_uploads)
+        journal, limits = state.journal, config.limits
         listed = DeviceList(config.devices, Path(config.devices_file) if config.devices_file else None)
-        self._roster = Roster(state.journal, listed, config.enrolment == "open", clock, timer)
+        self._roster = Roster(
+            journal, listed, config.enrolment == "open", clock, timer, limits=limits,
+            delivered=journal.delivered(),
+        )  # fmt: skip
+        uploads = Uploads(state.incoming, state.updates, config.max_open_uploads, limits, self._roster, timer)
+        allowance = Allowance(
+            limits, journal, timer, buffer_size=config.buffer_size, chunk_bytes=config.chunk_bytes,
+            largest_bytes=announcer.largest_bytes,
+        )  # fmt: skip
         desk = Desk(
-            transport=transport, topics=topics, signer=signer, journal=state.journal, roster=self._roster,
-            uploads=uploads, rules=rules, head=self._head, clock=clock, tell=self._tell,
-            complain=self._complain, timer=timer,
+            transport=transport, topics=topics, signer=signer, journal=journal, roster=self._roster,
+            uploads=uploads, rules=rules, allowance=allowance,
+            attempts=Attempts(journal, Making(config.recipe, limits.max_steps_per_s)),
+            norms=open_norms(journal, config.recipe_in_force(config.ranks[0]), limits.max_norm_ratio),
+            head=self._head, clock=clock, tell=self._tell, complain=self._complain, timer=timer,
         )  # fmt: skip
         self._intake = Intake(desk)
         self._doorkeeper = Doorkeeper(
@@ -118,8 +131,8 @@ class Coordinator:
         self._scorer = Scorer(score, versions, config.eval_every, self._tell, self._complain)
         offices = Offices(
             intake=self._intake, arrivals=Arrivals(self._roster, self._tell), roster=self._roster,
-            publisher=self._publisher, announcer=announcer, gate=Gate(self._roster), head=self._head,
-            place=place,
+            allowance=allowance, publisher=self._publisher, announcer=announcer, gate=Gate(self._roster),
+            head=self._head, place=place,
         )  # fmt: skip
         self._router = Router(transport, topics, offices, self._complain, clock)
         held, receiving = self._roster.held, uploads.base_versions

@@ -6,6 +6,7 @@ taken: a header may promise no more bytes than its encoding needs for the tier i
 """
 
 import hashlib
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -28,6 +29,14 @@ class Rules(NamedTuple):
     max_staleness: int
     max_update_bytes: int
     max_norm: float  # Frobenius, increments of A and B together
+    fleet_norm: float = math.inf  # the same, by what is usual in this fleet
+
+
+class Sound(NamedTuple):
+    """A payload that may count."""
+
+    delta: LoraAdapter
+    norm: float
 
 
 def check_id(header: UpdateHeader, update: str) -> None:
@@ -68,8 +77,8 @@ def check_header(header: UpdateHeader, rules: Rules, standing: Standing) -> None
         raise Rejected("too-large", f"{header.size_bytes} bytes, expected at most {bound}")
 
 
-def check_payload(header: UpdateHeader, payload: bytes, rules: Rules, standing: Standing) -> LoraAdapter:
-    """Returns the delta in `payload`.
+def check_payload(header: UpdateHeader, payload: bytes, rules: Rules, standing: Standing) -> Sound:
+    """Returns the delta in `payload`, and its norm.
 
     Raises:
         Rejected: `hash-mismatch`, or by its tensors `malformed`, `too-large`, `wrong-shape`, `not-finite` or
@@ -82,7 +91,12 @@ def check_payload(header: UpdateHeader, payload: bytes, rules: Rules, standing: 
     found_norm = delta_norm(delta)
     if not np.isfinite(found_norm) or found_norm > rules.max_norm:
         raise Rejected("norm-too-large", f"norm {found_norm:.6g}, expected at most {rules.max_norm:.6g}")
-    return delta
+    if found_norm > rules.fleet_norm:
+        told = (
+            f"norm {found_norm:.6g}, expected at most {rules.fleet_norm:.6g} by what is usual in this fleet"
+        )
+        raise Rejected("norm-too-large", told)
+    return Sound(delta, found_norm)
 
 
 def delta_norm(delta: LoraAdapter) -> float:

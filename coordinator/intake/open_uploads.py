@@ -4,23 +4,27 @@
     incoming/<update>.part     the chunks that have come (`edge.storage.parts`)
     updates/<update>           the payload, once it is whole and its sha256 is right
 
-Memory is a byte per chunk. How many updates may be under way is bounded, for each device and for all; the
-one that has been longest without progress makes room, and its device begins it anew. One that is being
-checked makes none.
+Memory is a byte per chunk. How many updates may be under way is bounded, for each device and for all. Where
+there is no room one that stands still makes some, and its device begins it anew: of the device that holds
+most, the one that has stood longest. One that moves, however slowly, or is being checked makes none; who
+finds none asks again. Some places are for devices that have delivered before, so that a crowd of newcomers
+cannot keep them out. What stands still for an hour is forgotten.
 """
 
 import hashlib
-from collections.abc import Container
+import time
+from collections import Counter
+from collections.abc import Callable, Container
 from pathlib import Path
 from typing import NamedTuple
 
+from coordinator.intake.roster import Roster
 from coordinator.ledger.contract import Updates
+from coordinator.limits import Limits
 from edge.errors import ProtocolError
 from edge.protocol.messages import UpdateHeader, decode_message
 from edge.storage.disk import room_for, write_file
 from edge.storage.parts import PartFile
-
-MAX_PER_DEVICE = 4
 
 
 class Upload(NamedTuple):
@@ -44,13 +48,28 @@ class Uploads:
         incoming: Folder of headers and parts.
         updates: Folder of whole payloads.
         max_open: Updates under way at a time.
+        limits: Of each device, and how long one may stand still.
+        roster: Knows who has delivered before; None where everybody has.
+        clock: Seconds of any beginning, never set back.
     """
 
-    def __init__(self, incoming: Path, updates: Path, max_open: int) -> None:
+    def __init__(
+        self,
+        incoming: Path,
+        updates: Path,
+        max_open: int,
+        limits: Limits = Limits(),  # noqa: B008 - it is frozen
+        roster: Roster | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._incoming = incoming
         self._updates = updates
         self._max_open = max_open
+        self._limits = limits
+        self._roster = roster
+        self._clock = clock
         self._open: dict[str, Upload] = {}  # the one without progress for longest comes first
+        self._moved_at: dict[str, float] = {}
 
     def recover(self, journal: Updates) -> None:
         """Takes up what an earlier process was receiving; what the journal knows already is cleared away."""
@@ -61,7 +80,7 @@ class Uploads:
             except ProtocolError:  # of an older version: the device will begin anew
                 path.unlink()
                 continue
-            self._open[header.update] = self._taken_up(header, body)
+            self._hold(self._taken_up(header, body))
             if journal.update(header.update):
                 self.close(header.update)
         known = {self._part(update) for update in self._open}
@@ -96,17 +115,31 @@ class Uploads:
         Raises:
             DiskRefused: Nothing was begun.
         """
+        for update in self._same_attempt(header):
+            if update not in busy:
+                self.close(update)
         own = [update for update, one in self._open.items() if one.header.device_id == header.device_id]
-        crowd = own if len(own) >= MAX_PER_DEVICE else list(self._open)
-        if crowd is own or len(crowd) >= self._max_open:
-            idle = next((update for update in crowd if update not in busy), None)
-            if idle is None:
-                return None
-            self.close(idle)
+        if len(own) >= self._limits.max_open_per_device:
+            leaves = next((update for update in own if update not in busy), None)
+        elif self._has_room(header.device_id):
+            leaves = ""
+        else:
+            leaves = self._idlest(busy)
+        if leaves is None:
+            return None
+        if leaves:
+            self.close(leaves)
         upload = self._taken_up(header, body)
         write_file(self._header(header.update), body)
-        self._open[header.update] = upload
+        self._hold(upload)
         return upload
+
+    def expire(self, busy: Container[str] = ()) -> int:
+        """Forgets what has stood still for too long, and returns how many updates that was."""
+        still = self._still(self._limits.expiry_s, busy)
+        for update in still:
+            self.close(update)
+        return len(still)
 
     def write(self, upload: Upload, number: int, message: bytes) -> bool:
         """Keeps a chunk that comes with its proof; False when it was there already.
@@ -117,7 +150,7 @@ class Uploads:
         """
         is_new = upload.part is not None and upload.part.write(number, message)
         if is_new:
-            self._open[upload.header.update] = self._open.pop(upload.header.update)
+            self._hold(self._open.pop(upload.header.update))
         return is_new
 
     def close(self, update: str) -> None:
@@ -127,6 +160,7 @@ class Uploads:
             DiskRefused: Its files are still there; `recover` of the next process clears them away.
         """
         upload = self._open.pop(update)
+        del self._moved_at[update]
         with room_for("the removal of an update", self._incoming):
             self._header(update).unlink(missing_ok=True)
         if upload.part is not None:
@@ -137,6 +171,39 @@ class Uploads:
         for update, upload in list(self._open.items()):
             if upload.header.device_id == device_id:
                 self.close(update)
+
+    def _hold(self, upload: Upload) -> None:
+        """Puts an update that has moved behind all others."""
+        self._open[upload.header.update] = upload
+        self._moved_at[upload.header.update] = self._clock()
+
+    def _same_attempt(self, header: UpdateHeader) -> list[str]:
+        """Returns the updates under way of which only one can count with this one: the newest is meant."""
+        return [update for update, one in self._open.items() if _attempt(one.header) == _attempt(header)]
+
+    def _has_room(self, device_id: str) -> bool:
+        if len(self._open) >= self._max_open:
+            return False
+        if self._roster is None or self._roster.has_delivered(device_id):
+            return True
+        kept = min(self._max_open // 2, self._roster.num_delivered)
+        devices = (upload.header.device_id for upload in self._open.values())
+        return sum(not self._roster.has_delivered(one) for one in devices) < self._max_open - kept
+
+    def _idlest(self, busy: Container[str]) -> str | None:
+        """Returns the update that makes room; None where all move."""
+        places = Counter(upload.header.device_id for upload in self._open.values())
+        still = self._still(self._limits.idle_s, busy)
+        return max(still, key=lambda update: places[self._open[update].header.device_id], default=None)
+
+    def _still(self, since_s: float, busy: Container[str]) -> list[str]:
+        """Returns what has stood still for so long, the longest first."""
+        until = self._clock() - since_s
+        return [
+            update
+            for update, upload in self._open.items()
+            if self._moved_at[update] <= until and update not in busy and not upload.is_whole
+        ]
 
     def _taken_up(self, header: UpdateHeader, body: bytes) -> Upload:
         payload, digest = self._updates / header.update, hashlib.sha256(body).hexdigest()
@@ -150,3 +217,7 @@ class Uploads:
 
     def _part(self, update: str) -> Path:
         return self._incoming / f"{update}.part"
+
+
+def _attempt(header: UpdateHeader) -> tuple[str, int, int]:
+    return header.device_id, header.base_version, header.attempt

@@ -57,6 +57,10 @@ class Register:
                 "unknown-device", f"{device_id} has key {expected[:16]}…, this is signed by {key[:16]}…"
             )
 
+    def names(self, device_id: str) -> bool:
+        """Tells whether the owner has let in a device of that name."""
+        return self._expected(device_id, None) is not None
+
     def admits(self, device_id: str, key: str) -> bool:
         """Tells whether a device with its pinned key may still speak."""
         try:

@@ -8,20 +8,22 @@ and may be another than before.
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from coordinator.intake.hearing import Hearing
+from coordinator.intake.newcomers import Newcomers
 from coordinator.intake.register import Register
 from coordinator.ledger.contract import Journal
 from coordinator.ledger.records import Device
+from coordinator.limits import Limits
 from edge.errors import Rejected, Unproven
 from edge.protocol.enrolment import Claim, Rotated
 from edge.protocol.messages import Hello, Presence, Telemetry
 from edge.protocol.signing import NEVER as BEFORE_ALL
 from edge.protocol.signing import Opened, Stamp
 
-MAX_DEVICES = 10_000  # with open enrolment anybody may come
+MAX_EARLY = 10_000  # strangers whose presence is kept until they say who they are
 NEVER = 0.0  # when a device was seen of which only a retained card is known
 MAX_HELD = 2  # the version a device trains on, and the one before, whose update may still be in its spool
 
@@ -35,6 +37,8 @@ class Roster:
         is_open: Whether devices that are not listed may enrol themselves.
         clock: Unix time in seconds.
         timer: Seconds of any beginning, never set back.
+        limits: How many devices, and how fast.
+        delivered: Devices that ever had an update accepted.
 
     Attributes:
         register: Says who may speak for which device.
@@ -47,10 +51,14 @@ class Roster:
         is_open: bool,
         clock: Callable[[], float] = time.time,
         timer: Callable[[], float] = time.monotonic,
+        *,
+        limits: Limits = Limits(),  # noqa: B008 - it is frozen
+        delivered: Collection[str] = (),
     ) -> None:
         self._journal = journal
         self.register = Register(journal.access, listed if callable(listed) else lambda: listed, is_open)
         known = journal.devices()
+        self._newcomers = Newcomers(limits, timer, known, delivered)
         self._devices = {device.device: device._replace(online=False) for device in known}
         self._changed = {device.device for device in known if device.online}
         self._early: dict[str, Opened[Presence]] = {}  # of newcomers that have not said who they are
@@ -72,6 +80,7 @@ class Roster:
             if name in keys
         }
         self._changed &= keys.keys()
+        self._newcomers.recount(self._devices.values())
         self._barred = self._find_barred()
         return {
             name: key for name, key in before.items() if name not in self._devices or name in self._barred
@@ -87,6 +96,7 @@ class Roster:
         key = self.register.rotate(rotated, fleet, device_id, self.key(device_id), at)
         if device_id in self._devices:
             self._devices[device_id] = self._devices[device_id]._replace(key=key, stamps={})
+            self._newcomers.recount(self._devices.values())
         self._barred = self._find_barred()
         return key
 
@@ -125,7 +135,8 @@ class Roster:
             at: Unix time; here and below None where what was retained says nothing of when.
 
         Raises:
-            Rejected: `banned`, or `unknown-device`: it was not let in, or has another key.
+            Rejected: `banned`, or `unknown-device`: it was not let in, has another key, or there is no place
+                for it.
         """
         self.register.check(device_id, key, self.key(device_id))
         known = self._devices.get(device_id)
@@ -133,10 +144,15 @@ class Roster:
             if known.key != key:  # the settings' list names another now
                 self._journal.access.pin(device_id, key)
                 self._devices[device_id] = known._replace(key=key, stamps={})
+                self._newcomers.recount(self._devices.values())
                 self._barred.discard(device_id)
             return
-        if len(self._devices) >= MAX_DEVICES:
-            raise Rejected("unknown-device", f"the fleet is full: it holds {MAX_DEVICES} devices")
+        is_named = self.register.names(device_id)  # by the owner, who needs no quota
+        idle = None if is_named else self._newcomers.admit(key, self._devices, is_here=at is not None)
+        if idle:
+            self._journal.strike([idle.device])
+            self._changed.discard(idle.device)
+            del self._devices[idle.device]
         device = Device(device_id, key, at or NEVER, at or NEVER)
         self._journal.enrol(device)
         self._devices[device_id] = device
@@ -144,6 +160,24 @@ class Roster:
         if early and early.key == key:
             self.mark(device_id, "state", early.stamp)
             self.observe(device_id, early, at)
+
+    def deliver(self, device_id: str) -> None:
+        """Notes that an update of a device was accepted: its place is its own."""
+        self._newcomers.deliver(device_id)
+
+    @property
+    def num_delivered(self) -> int:
+        """Returns how many devices ever had an update accepted."""
+        return self._newcomers.num_delivered
+
+    def has_delivered(self, device_id: str) -> bool:
+        """Tells whether an update of a device was ever accepted."""
+        return self._newcomers.has_delivered(device_id)
+
+    def count_unlisted(self, device_id: str) -> None:
+        """Counts a rejected update of which the journal keeps no more than that."""
+        if device_id in self._devices:
+            self._change(device_id, None, num_unlisted=self._devices[device_id].num_unlisted + 1)
 
     def key(self, device_id: str) -> str | None:
         """Returns the pinned key of a device, or None where it has never signed anything."""
@@ -173,7 +207,7 @@ class Roster:
             Whether it came or went by this.
         """
         known = self._devices.get(device_id)
-        if known is None and len(self._early) < MAX_DEVICES:
+        if known is None and len(self._early) < MAX_EARLY:
             early = self._early.setdefault(device_id, opened)
             if early.key == opened.key and early.stamp < opened.stamp:
                 self._early[device_id] = opened

@@ -17,10 +17,13 @@ from typing import Any, NamedTuple
 
 from msgspec import structs
 
-from coordinator.events.records import UpdateAccepted, UpdateRejected
-from coordinator.events.telling import Tell
-from coordinator.intake.admission import Rules, check_header, check_id, check_payload
+from coordinator.events.records import FleetEvent, UpdateAccepted, UpdateRejected
+from coordinator.events.telling import Complaints, Tell
+from coordinator.intake.admission import Rules, Sound, check_header, check_id, check_payload
+from coordinator.intake.allowance import Allowance
+from coordinator.intake.attempts import Attempts
 from coordinator.intake.checks import Checks
+from coordinator.intake.norms import Norms
 from coordinator.intake.open_uploads import Upload, Uploads
 from coordinator.intake.receipts import Receipts
 from coordinator.intake.roster import Roster
@@ -30,10 +33,12 @@ from coordinator.ledger.records import Update
 from edge.errors import DiskRefused, Rejected
 from edge.protocol.messages import MAX_DETAIL, Receipt, UpdateHeader
 from edge.protocol.signing import Opened, Signer
+from edge.protocol.tiers import tier_rank
 from edge.protocol.topics import Topics
 from edge.transport.base import Transport
 
 AT_A_TIME = 4  # checks that run together, each with a payload in memory
+EXPIRE_EVERY_S = 60.0
 NOT_RECEIPTED = "nothing is receipted until this is mended"
 
 
@@ -47,10 +52,13 @@ class Desk(NamedTuple):
     roster: Roster
     uploads: Uploads
     rules: Rules
+    allowance: Allowance
+    attempts: Attempts
+    norms: Norms
     head: Head
     clock: Callable[[], float]  # Unix time in seconds
     tell: Tell
-    complain: Callable[[str], None]  # gets what keeps updates from being receipted
+    complain: Complaints  # gets what keeps updates from being receipted
     timer: Callable[[], float] = time.monotonic  # seconds of any beginning, never set back
 
 
@@ -65,7 +73,7 @@ class Intake:
     def __init__(
         self,
         desk: Desk,
-        check: Callable[[UpdateHeader, bytes, Rules, Standing], object] = check_payload,
+        check: Callable[[UpdateHeader, bytes, Rules, Standing], Sound] = check_payload,
     ) -> None:
         self._desk = desk
         self._check = check
@@ -80,7 +88,7 @@ class Intake:
 
     def loops(self) -> list[Coroutine[Any, Any, None]]:
         """Returns what has to run beside the messages: checks and receipts, for ever."""
-        return [self._receipts.run(), *(self._checks.run() for _ in range(AT_A_TIME))]
+        return [self._receipts.run(), self._expire(), *(self._checks.run() for _ in range(AT_A_TIME))]
 
     def take_header(self, device_id: str, update: str, opened: Opened[UpdateHeader]) -> None:
         """Judges a header; the first of an update opens it, a repeated one is answered with where it stands.
@@ -91,6 +99,9 @@ class Intake:
         """
         desk, header = self._desk, opened.record
         check_id(header, update)
+        if not desk.allowance.hears_header(device_id):
+            desk.complain(f"{device_id} offers updates too often; some are not answered", "offers")
+            return
         desk.roster.finish(device_id, header.base_version, desk.clock())
         known = desk.journal.update(update)
         upload = desk.uploads.find(device_id, update)
@@ -121,13 +132,19 @@ class Intake:
         self._desk.uploads.drop(device_id)
 
     def _open(self, opened: Opened[UpdateHeader]) -> None:
-        header = opened.record
+        desk, header = self._desk, opened.record
         try:
-            check_header(header, self._desk.rules, self._desk.head.standing)
+            check_header(header, desk.rules, desk.head.standing)
+            desk.attempts.check(header)
         except Rejected as rejected:
             self._settle(header, opened.digest, rejected)
-        else:
-            self._desk.uploads.begin(header, opened.body, self._checks)
+            return
+        crowded = desk.allowance.crowded(header.device_id, header.size_bytes)
+        if not crowded and desk.uploads.begin(header, opened.body, self._checks) is None:
+            crowded = "too many updates are under way, and all of them move"
+        if crowded:
+            busy = Receipt(update=header.update, header=opened.digest, status="busy", detail=crowded)
+            self._receipts.put(header.device_id, busy)
 
     def _go_on(self, upload: Upload) -> None:
         if upload.is_whole:
@@ -141,63 +158,94 @@ class Intake:
         """Judges a whole upload; where the disk is full it stays, and its device asks again."""
         try:
             try:
-                is_here = await asyncio.to_thread(self._inspect, upload)
+                sound = await asyncio.to_thread(self._inspect, upload)
                 if self._desk.roster.is_barred(upload.header.device_id):  # since its header came
                     upload.payload.unlink(missing_ok=True)
                     return
+                self._desk.attempts.check(upload.header)
             except Rejected as rejected:
                 self._settle(upload.header, upload.digest, rejected)
                 upload.payload.unlink(missing_ok=True)
             else:
-                if is_here:
-                    self._settle(upload.header, upload.digest, None)
-                else:
+                if sound is None:
                     self._go_on(upload)
+                else:
+                    self._settle(upload.header, upload.digest, sound)
         except (DiskRefused, OSError) as error:
             self._desk.complain(f"{error}; {NOT_RECEIPTED}")
 
-    def _inspect(self, upload: Upload) -> bool:
+    def _inspect(self, upload: Upload) -> Sound | None:
         """Raises `Rejected` where the payload is not sound. The version may have changed since its header.
 
         Returns:
-            Whether the payload is here; False where this disk has lost some of it, and it is to come again.
+            What is in it; None where this disk has lost some of it, and it is to come again.
         """
         header, standing = upload.header, self._desk.head.standing
-        check_header(header, self._desk.rules, standing)
+        bound = self._desk.norms.bound(tier_rank(header.tier))
+        rules = self._desk.rules if bound is None else self._desk.rules._replace(fleet_norm=bound)
+        check_header(header, rules, standing)
         if upload.part is not None and not upload.payload.exists() and not upload.part.finish(upload.payload):
-            return False
-        self._check(header, upload.payload.read_bytes(), self._desk.rules, standing)
-        return True
+            return None
+        return self._check(header, upload.payload.read_bytes(), rules, standing)
 
-    def _settle(self, header: UpdateHeader, digest: str, rejected: Rejected | None) -> None:
+    def _settle(self, header: UpdateHeader, digest: str, verdict: Sound | Rejected) -> None:
         """Writes a verdict into the journal, and then gives its receipt."""
-        desk = self._desk
-        seq = desk.journal.record(header, desk.clock(), rejected)
+        desk, facts = self._desk, (header.update, header.device_id, header.base_version)
+        if isinstance(verdict, Rejected):
+            seq = self._list(header, verdict)
+            event: FleetEvent = UpdateRejected(*facts, verdict.reason, verdict.detail)
+            receipt = _rejection(header.update, digest, verdict)
+        else:
+            bounded, told = desk.attempts.bounded(header)
+            seq = desk.journal.record(bounded, desk.clock(), None, verdict.norm, told)
+            desk.roster.deliver(header.device_id)
+            desk.norms.add(header.device_id, tier_rank(header.tier), verdict.norm)
+            event, receipt = UpdateAccepted(*facts), _acceptance(header.update, digest, told)
         if desk.uploads.find(header.device_id, header.update):
             desk.uploads.close(header.update)
-        facts = header.update, header.device_id, header.base_version
-        desk.tell(
-            UpdateRejected(*facts, rejected.reason, rejected.detail) if rejected else UpdateAccepted(*facts)
-        )
-        receipt = (
-            _rejection(header.update, digest, rejected) if rejected else _acceptance(header.update, digest)
-        )
+        desk.tell(event)
         self._receipts.put(header.device_id, _numbered(receipt, header, seq))
+
+    def _list(self, header: UpdateHeader, rejected: Rejected) -> int:
+        """Writes a rejected update down; of a device that has had many today it is only counted.
+
+        Returns:
+            Its place in the journal; 0 where it has none.
+        """
+        desk = self._desk
+        if desk.allowance.lists_rejection(header.device_id):
+            return desk.journal.record(header, desk.clock(), rejected)
+        desk.roster.count_unlisted(header.device_id)
+        return 0
+
+    async def _expire(self) -> None:
+        """Forgets what stands still, for ever."""
+        while True:
+            await asyncio.sleep(EXPIRE_EVERY_S)
+            try:
+                number = self._desk.uploads.expire(self._checks)
+            except (DiskRefused, OSError) as error:
+                self._desk.complain(f"{error}; trying again in {EXPIRE_EVERY_S:.0f} s")
+                continue
+            if number:
+                self._desk.complain(
+                    f"{number} updates under way stood still for too long and are forgotten", "forgotten"
+                )
 
 
 def _final(update: Update, digest: str) -> Receipt:
     if update.status == "rejected":
         return _rejection(update.id, digest, Rejected(update.reason or "malformed", update.detail))
-    return _acceptance(update.id, digest)
+    return _acceptance(update.id, digest, update.detail)
 
 
 def _numbered(receipt: Receipt, header: UpdateHeader, seq: int) -> Receipt:
     """Adds a receipt's place in the journal, for devices that know of it."""
-    return receipt if header.base_sha256 is None else structs.replace(receipt, seq=seq)
+    return receipt if header.base_sha256 is None or not seq else structs.replace(receipt, seq=seq)
 
 
-def _acceptance(update: str, digest: str) -> Receipt:
-    return Receipt(update=update, header=digest, status="accepted")
+def _acceptance(update: str, digest: str, detail: str) -> Receipt:
+    return Receipt(update=update, header=digest, status="accepted", detail=detail)
 
 
 def _rejection(update: str, digest: str, rejected: Rejected) -> Receipt:

@@ -15,6 +15,7 @@ from typing import Protocol
 
 from coordinator.ledger.records import (
     Access,
+    Backlog,
     Device,
     DiscardReason,
     Refusal,
@@ -52,8 +53,23 @@ class Facts(Protocol):
 class Updates(Protocol):
     """Every update once, and what proved to be nobody's."""
 
-    def record(self, header: UpdateHeader, at: float, rejected: Rejected | None = None) -> int:
-        """Writes an update down, where it is not there already, and returns its `seq`."""
+    def record(
+        self,
+        header: UpdateHeader,
+        at: float,
+        rejected: Rejected | None = None,
+        norm: float | None = None,
+        detail: str = "",
+    ) -> int:
+        """Writes an update down, where it is not there already, and returns its `seq`.
+
+        Args:
+            header: The update's.
+            at: Unix time.
+            rejected: Why it does not count.
+            norm: Of one that counts.
+            detail: What is to be said of one that counts.
+        """
         ...
 
     def record_all(self, verdicts: Sequence[Verdict]) -> list[int]:
@@ -65,6 +81,21 @@ class Updates(Protocol):
 
     def waiting(self) -> list[Update]:
         """Returns the buffer: accepted and in no version yet, in order of arrival."""
+        ...
+
+    def backlog(self, device: str) -> Backlog:
+        """Returns how much is in the buffer, and how much of it is a device's."""
+        ...
+
+    def counted(self, device: str, base_version: int, attempt: int) -> str | None:
+        """Returns the id of the update that was accepted for a device's attempt at a version, if one was."""
+
+    def norms(self, since: int, limit: int) -> list[tuple[str, int, float]]:
+        """Returns device, rank and norm of the latest updates accepted after a `seq`, oldest first."""
+        ...
+
+    def delivered(self) -> set[str]:
+        """Returns the devices that ever had an update accepted."""
         ...
 
     def updates(self, limit: int = 1000) -> list[Update]:
@@ -117,6 +148,9 @@ class Devices(Protocol):
     def devices(self) -> list[Device]:
         """Returns all devices, by name."""
         ...
+
+    def strike(self, devices: Iterable[str]) -> None:
+        """Forgets devices and their keys; their updates stay."""
 
     def save(self, devices: Iterable[Device]) -> None:
         """Writes down what changed of devices; their keys never do."""

@@ -51,7 +51,17 @@ class Verdict(NamedTuple):
     header: UpdateHeader
     at: float  # Unix time
     rejected: Rejected | None = None
+    norm: float | None = None  # of one that counts
+    detail: str = ""  # what is to be said of one that counts
     payload: bytes | None = None  # of a small one that counts; None: it lies in a file
+
+
+class Backlog(NamedTuple):
+    """The buffer, in sum."""
+
+    num_updates: int
+    num_bytes: int
+    num_own: int  # updates of the device that asks
 
 
 class Refusal(NamedTuple):
@@ -90,6 +100,7 @@ class Device(NamedTuple):
     held: tuple[int, ...] = ()  # versions that it downloaded or trained on last, oldest first
     stamps: Mapping[str, Stamp] = {}  # its latest, by kind of topic
     astray: float | None = None  # when it was at a version that is not here; None: it is not
+    num_unlisted: int = 0  # rejected updates that the journal only counts
 
 
 class Access(NamedTuple):

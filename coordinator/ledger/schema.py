@@ -48,11 +48,15 @@ INSERT INTO accounts
 # What one of version 2 lacks: the adapter that version 0 was made of, and devices that follow another state.
 _FROM_2 = "ALTER TABLE versions ADD COLUMN origin TEXT; ALTER TABLE devices ADD COLUMN astray REAL;"
 # What one of version 3 lacks: who was let in, banned or has another key now, and the tokens that were used;
-# how far each device's signatures have come; payloads of small updates, which cost no file and no write of
-# their own.
+# how far each device's signatures have come; what later updates are measured by, one update for each attempt,
+# and rejections that were counted only; payloads of small updates, which cost no file and no write of their
+# own.
 _FROM_3 = f"""
 {ACCESS_TABLES}
 ALTER TABLE devices ADD COLUMN stamps TEXT NOT NULL DEFAULT '{{}}';
+ALTER TABLE updates ADD COLUMN norm REAL;
+ALTER TABLE devices ADD COLUMN num_unlisted INTEGER NOT NULL DEFAULT 0;
+CREATE INDEX updates_attempts ON updates (device, base_version, attempt);
 CREATE TABLE payloads (id TEXT PRIMARY KEY, content BLOB NOT NULL);
 """
 MIGRATIONS = {1: _FROM_1, 2: _FROM_2, 3: _FROM_3}

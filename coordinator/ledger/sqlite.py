@@ -1,43 +1,36 @@
 """The journal of a state folder, in SQLite; no file but this and `access` speaks SQL.
 
-`journal.sqlite` is written ahead (WAL) and through to the disk (synchronous=FULL): what a receipt says is
-here before the receipt is sent. Every change is one transaction, and other processes may read and write at
-the same time. A journal of an older schema is brought up to date when it is opened.
-
-What reads has a connection of its own: with one for both, an event loop that looks an update up would wait
-for the disk of the thread that writes others down. Any thread may call anything.
+What a receipt says is here before the receipt is sent. Every change is one transaction, any thread may call
+anything (`database`), and other processes may read and write at the same time.
 """
 # ruff: noqa: D102 - `contract` says what the methods do
 
 import sqlite3
-import threading
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-import msgspec
-from msgspec import Struct, structs
+from msgspec import structs
 
-from coordinator.ledger import records
 from coordinator.ledger.access import AccessBook
 from coordinator.ledger.contract import EVERYTHING, MAX_REFUSALS
-from coordinator.ledger.records import Device, DiscardReason, Refusal, Tally, Update, Verdict, Version
-from coordinator.ledger.schema import MIGRATIONS, NEW, SCHEMA
-from coordinator.strategies.contract import Account, Report
-from edge.errors import DiskFull, DiskRefused, Rejected, StateError
-from edge.protocol.messages import Hello, Telemetry, UpdateHeader
-from edge.protocol.signing import Stamp
-from edge.storage.disk import room_for, sync_folder
-
-T = TypeVar("T")
-FILE = "journal.sqlite"
-_BUSY_S = 30.0  # another process may write for so long; a command waits for it
-_HURRY_S = 0.1  # an event loop does not: its messages and its presence would wait, too
-# A quota or a file size limit is a full disk to its user, and SQLite calls it a failed write.
-_FULL = frozenset({"SQLITE_FULL", "SQLITE_IOERR_WRITE", "SQLITE_IOERR_FSYNC", "SQLITE_IOERR_SHMSIZE"})
-_LOCKED = ("SQLITE_BUSY", "SQLITE_LOCKED")
-_REFUSED = ("SQLITE_IOERR", "SQLITE_READONLY", "SQLITE_CANTOPEN", "SQLITE_PERM", "SQLITE_NOMEM")
+from coordinator.ledger.database import FILE as FILE
+from coordinator.ledger.database import Connect, Database
+from coordinator.ledger.records import (
+    Backlog,
+    Device,
+    DiscardReason,
+    Refusal,
+    Tally,
+    Update,
+    Verdict,
+    Version,
+)
+from coordinator.ledger.rows import device_of, packed, version_of
+from coordinator.strategies.contract import Account
+from edge.errors import Rejected, StateError
+from edge.protocol.messages import UpdateHeader
+from edge.protocol.tiers import tier_rank
 
 # Of SQLite's bare columns in a row with max(), num_tokens and seconds are those of that row.
 _TALLIES = """
@@ -71,27 +64,17 @@ class SqliteJournal:
         self,
         folder: Path | None,
         fleet: str | None = None,
-        connect: Callable[..., sqlite3.Connection] = sqlite3.connect,
+        connect: Connect = sqlite3.connect,
     ) -> None:
         self.path = folder / FILE if folder else Path(":memory:")
         if fleet is None and not self.path.is_file():
             raise StateError(
                 f"{folder}: holds no {FILE}; expected the folder given to `tunefleet serve --state`"
             )
-        if folder and not self.path.exists():
-            self._make()
-        self._writing = threading.RLock()
-        self._data_version = 0
-        with self._told():
-            self._db = self._looking = self._open(connect)
-            if not folder:
-                self._db.executescript(NEW)
-        self.access = AccessBook(self._rows, self._transaction)
-        self._reading = self._writing
+        self._database = Database(self.path if folder else None, connect)
+        self._rows, self._change = self._database.rows, self._database.change
+        self.access = AccessBook(self._rows, self._change)
         try:
-            if folder:
-                self._reading, self._looking = threading.RLock(), self._open(connect)
-            self._check_schema()
             if fleet is not None:
                 self.agree({"fleet": fleet})
         except BaseException:
@@ -99,20 +82,14 @@ class SqliteJournal:
             raise
 
     def close(self) -> None:
-        self._looking.close()
-        self._db.close()
+        self._database.close()
 
     def hurry(self) -> None:
-        self._db.execute(f"PRAGMA busy_timeout = {round(_HURRY_S * 1000)}")
+        self._database.hurry()
 
     def copy(self, path: Path) -> None:
-        """Copies all of it to a new file, as of one moment, whoever writes meanwhile.
-
-        Raises:
-            DiskRefused: There is no room; something may be at `path`.
-        """
-        with self._told(), closing(sqlite3.connect(path)) as copied, self._reading:
-            self._looking.backup(copied)
+        """Copies all of it to a new file, as of one moment; see `Database.copy`."""
+        self._database.copy(path)
 
     # Facts.
 
@@ -121,7 +98,7 @@ class SqliteJournal:
         return str(found[0][0]) if found else None
 
     def note(self, key: str, value: str | None) -> None:
-        with self._transaction() as db:
+        with self._change() as db:
             if value is None:
                 db.execute("DELETE FROM meta WHERE key = ?", (key,))
             else:
@@ -136,27 +113,26 @@ class SqliteJournal:
         ]
         if faults:
             raise StateError.of(str(self.path), faults, "give another --state")
-        with self._transaction() as db:
+        with self._change() as db:
             db.executemany("INSERT OR IGNORE INTO meta VALUES (?, ?)", facts.items())
 
     def data_version(self) -> int:
-        # Our own changes do not count, so the connection that makes them is asked; while it makes one, the
-        # answer is the last one, and the next has what came meanwhile.
-        if self._writing.acquire(blocking=False):
-            try:
-                with self._told():
-                    self._data_version = int(self._db.execute("PRAGMA data_version").fetchone()[0])
-            finally:
-                self._writing.release()
-        return self._data_version
+        return self._database.data_version()
 
     # Updates.
 
-    def record(self, header: UpdateHeader, at: float, rejected: Rejected | None = None) -> int:
-        return self.record_all([Verdict(header, at, rejected)])[0]
+    def record(
+        self,
+        header: UpdateHeader,
+        at: float,
+        rejected: Rejected | None = None,
+        norm: float | None = None,
+        detail: str = "",
+    ) -> int:
+        return self.record_all([Verdict(header, at, rejected, norm, detail)])[0]
 
     def record_all(self, verdicts: Sequence[Verdict]) -> list[int]:
-        with self._transaction() as db:
+        with self._change() as db:
             return [_record(db, verdict) for verdict in verdicts]
 
     def update(self, update_id: str) -> Update | None:
@@ -165,6 +141,31 @@ class SqliteJournal:
     def waiting(self) -> list[Update]:
         return self._updates("WHERE status = 'accepted' AND merged_into IS NULL ORDER BY seq")
 
+    def backlog(self, device: str) -> Backlog:
+        query = (
+            "SELECT count(*), coalesce(sum(size_bytes), 0), coalesce(sum(device = ?), 0) FROM updates "
+            "WHERE status = 'accepted' AND merged_into IS NULL"
+        )
+        return Backlog(*self._rows(query, device)[0])
+
+    def counted(self, device: str, base_version: int, attempt: int) -> str | None:
+        at = "device = ? AND base_version = ? AND attempt = ?"
+        query = f"SELECT id FROM updates WHERE {at} AND status != 'rejected'"  # noqa: S608
+        found = self._rows(query, device, base_version, attempt)
+        return str(found[0][0]) if found else None
+
+    def norms(self, since: int, limit: int) -> list[tuple[str, int, float]]:
+        counted = "norm IS NOT NULL AND status != 'rejected' AND seq > ?"
+        query = f"SELECT device, tier, norm FROM updates WHERE {counted} ORDER BY seq DESC LIMIT ?"  # noqa: S608
+        found = reversed(self._rows(query, since, limit))
+        return [(device, tier_rank(tier), norm) for device, tier, norm in found]
+
+    def delivered(self) -> set[str]:
+        return {
+            device
+            for (device,) in self._rows("SELECT DISTINCT device FROM updates WHERE status != 'rejected'")
+        }
+
     def updates(self, limit: int = 1000) -> list[Update]:
         return self._updates("ORDER BY seq DESC LIMIT ?", limit)
 
@@ -172,7 +173,7 @@ class SqliteJournal:
         return int(self._rows("SELECT coalesce(max(seq), 0) FROM updates")[0][0])
 
     def discard(self, updates: Sequence[str], reason: DiscardReason, detail: str) -> None:
-        with self._transaction() as db:
+        with self._change() as db:
             db.executemany(
                 "UPDATE updates SET status = 'discarded', reason = ?, detail = ? WHERE id = ?",
                 [(reason, detail, update) for update in updates],
@@ -186,7 +187,7 @@ class SqliteJournal:
         return {device: Tally(*tally) for device, *tally, _ in self._rows(_TALLIES)}
 
     def refuse(self, refusal: Refusal) -> None:
-        with self._transaction() as db:
+        with self._change() as db:
             db.execute(_insert("refusals", Refusal._fields), refusal)
             db.execute(
                 "DELETE FROM refusals WHERE seq <= (SELECT max(seq) FROM refusals) - ?", (MAX_REFUSALS,)
@@ -206,24 +207,28 @@ class SqliteJournal:
         return {update_id for (update_id,) in self._rows("SELECT id FROM payloads")}
 
     def drop(self, updates: Collection[str]) -> None:
-        with self._transaction() as db:
+        with self._change() as db:
             db.executemany("DELETE FROM payloads WHERE id = ?", [(update,) for update in updates])
 
     # Devices.
 
     def enrol(self, device: Device) -> None:
-        with self._transaction() as db:
-            db.execute(_insert("devices", Device._fields), _packed(device))
+        with self._change() as db:
+            db.execute(_insert("devices", Device._fields), packed(device))
 
     def devices(self) -> list[Device]:
         rows = self._rows(f"SELECT {', '.join(Device._fields)} FROM devices ORDER BY device")  # noqa: S608
-        return [_device(Device(*row)) for row in rows]
+        return [device_of(Device(*row)) for row in rows]
+
+    def strike(self, devices: Iterable[str]) -> None:
+        with self._change() as db:
+            db.executemany("DELETE FROM devices WHERE device = ?", [(device,) for device in devices])
 
     def save(self, devices: Iterable[Device]) -> None:
         names = [name for name in Device._fields if name not in ("device", "key", "first_seen")]
         changes = ", ".join(f"{name} = ?" for name in names)
-        rows = [dict(zip(Device._fields, _packed(device), strict=True)) for device in devices]
-        with self._transaction() as db:
+        rows = [dict(zip(Device._fields, packed(device), strict=True)) for device in devices]
+        with self._change() as db:
             db.executemany(
                 f"UPDATE devices SET {changes} WHERE device = ?",  # noqa: S608
                 [[*(row[name] for name in names), row["device"]] for row in rows],
@@ -232,7 +237,7 @@ class SqliteJournal:
     # Versions.
 
     def commit(self, version: Version, accounts: Mapping[str, Account]) -> bool:
-        with self._transaction() as db:
+        with self._change() as db:
             (newest,) = db.execute("SELECT max(version) FROM versions").fetchone()
             if version.version != (0 if newest is None else newest + 1):
                 return False
@@ -240,7 +245,7 @@ class SqliteJournal:
                 old = db.execute("SELECT kept FROM versions WHERE version = ?", (version.parent,)).fetchone()
                 if not old or not old[0]:
                     return False
-            db.execute(_insert("versions", Version._fields), _packed(version))
+            db.execute(_insert("versions", Version._fields), packed(version))
             db.executemany(
                 "INSERT OR REPLACE INTO accounts VALUES (?, ?, ?, ?, ?, ?)",
                 [(name, *structs.astuple(one)) for name, one in accounts.items()],
@@ -274,11 +279,11 @@ class SqliteJournal:
         return dict(self._rows(_LINEAGE, number))
 
     def score(self, number: int, loss: float, exact: float) -> None:
-        with self._transaction() as db:
+        with self._change() as db:
             db.execute("UPDATE versions SET loss = ?, exact = ? WHERE version = ?", (loss, exact, number))
 
     def forget(self, numbers: Collection[int]) -> None:
-        with self._transaction() as db:
+        with self._change() as db:
             db.executemany("UPDATE versions SET kept = 0 WHERE version = ?", [(one,) for one in numbers])
 
     def accounts(self) -> dict[str, Account]:
@@ -293,86 +298,7 @@ class SqliteJournal:
 
     def _versions(self, condition: str, *values: Any) -> list[Version]:
         query = f"SELECT {', '.join(Version._fields)} FROM versions {condition}"  # noqa: S608
-        return [_version(Version(*row)) for row in self._rows(query, *values)]
-
-    def _rows(self, query: str, *values: Any) -> list[tuple[Any, ...]]:
-        with self._reading, self._told(), closing(self._looking.execute(query, values)) as cursor:
-            return cursor.fetchall()
-
-    @contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
-        """Makes one change, all of it or nothing, on the disk when it returns."""
-        with self._writing, self._told():
-            self._db.execute("BEGIN IMMEDIATE")
-            try:
-                yield self._db
-                self._db.execute("COMMIT")
-            except BaseException:
-                if self._db.in_transaction:
-                    self._db.execute("ROLLBACK")
-                raise
-
-    def _open(self, connect: Callable[..., sqlite3.Connection]) -> sqlite3.Connection:
-        # Any thread may use it, one at a time: each connection has its lock.
-        opened = connect(self.path, timeout=_BUSY_S, isolation_level=None, check_same_thread=False)
-        opened.execute("PRAGMA synchronous = FULL")
-        return opened
-
-    def _make(self) -> None:
-        """Makes the file, whole from the start: others may open it as soon as its name is there."""
-        draft = self.path.with_name(f".{FILE}.partial")
-        with room_for("the journal", self.path.parent):
-            draft.unlink(missing_ok=True)
-            with self._told(), closing(sqlite3.connect(draft, isolation_level=None)) as db:
-                db.execute("PRAGMA journal_mode = WAL")
-                db.executescript(NEW)
-            draft.replace(self.path)
-            sync_folder(self.path.parent)
-
-    def _check_schema(self) -> None:
-        number = self._rows("PRAGMA user_version")[0][0]
-        if number in MIGRATIONS:
-            self._migrate()
-        elif number > SCHEMA:
-            raise StateError(
-                f"{self.path}: has version {number}, this tunefleet reads up to {SCHEMA}; "
-                "upgrade it, or give another --state"
-            )
-        elif number != SCHEMA:
-            raise StateError(f"{self.path}: is not a coordinator's journal; give another --state")
-
-    def _migrate(self) -> None:
-        """Brings the schema up to date, all of it or nothing; another process may have been faster."""
-        with self._transaction() as db:
-            begun = db.execute("PRAGMA user_version").fetchone()[0]
-            for number in range(begun, SCHEMA):
-                for statement in MIGRATIONS[number].split(";"):
-                    db.execute(statement)
-            db.execute(f"PRAGMA user_version = {SCHEMA}")
-
-    @contextmanager
-    def _told(self) -> Iterator[None]:
-        """Tells SQLite's errors as ours."""
-        try:
-            yield
-        except sqlite3.Error as error:
-            # sqlite3's own errors, as of a connection that was closed, have no name.
-            name = getattr(error, "sqlite_errorname", "")
-            if name in _FULL:
-                cause = "" if name == "SQLITE_FULL" else ", or the disk fails"
-                raise DiskFull(
-                    f"{self.path}: no room to journal{cause}; free some, nothing was lost"
-                ) from error
-            if name.startswith(_LOCKED):
-                raise DiskRefused(
-                    f"{self.path}: another process holds its lock; end that one, nothing was lost"
-                ) from error
-            if name.startswith(_REFUSED):
-                raise DiskRefused(
-                    f"{self.path}: the disk refuses to journal ({error}); check the disk, its rights and the "
-                    "limit of open files, nothing was lost"
-                ) from error
-            raise StateError(f"{self.path}: {error}; expected a coordinator's journal") from error
+        return [version_of(Version(*row)) for row in self._rows(query, *values)]
 
 
 def _record(db: sqlite3.Connection, verdict: Verdict) -> int:
@@ -385,7 +311,8 @@ def _record(db: sqlite3.Connection, verdict: Verdict) -> int:
         "received_at": verdict.at,
         "status": "rejected" if rejected else "accepted",
         "reason": rejected.reason if rejected else None,
-        "detail": rejected.detail if rejected else "",
+        "detail": rejected.detail if rejected else verdict.detail,
+        "norm": verdict.norm,
     }
     is_new = db.execute(_insert("updates", row, "OR IGNORE"), list(row.values())).rowcount > 0
     if is_new and verdict.payload is not None:
@@ -396,31 +323,3 @@ def _record(db: sqlite3.Connection, verdict: Verdict) -> int:
 def _insert(table: str, names: Collection[str], manner: str = "") -> str:
     marks = ", ".join("?" * len(names))
     return f"INSERT {manner} INTO {table} ({', '.join(names)}) VALUES ({marks})"  # noqa: S608
-
-
-def _packed(record: Iterable[object]) -> list[object]:
-    return [
-        msgspec.json.encode(value).decode() if isinstance(value, Mapping | Struct | tuple) else value
-        for value in record
-    ]
-
-
-def _device(row: Device) -> Device:
-    held = tuple(_read(row.held, list[int]) or ())
-    hello, telemetry = _read(row.hello, Hello), _read(row.telemetry, Telemetry)
-    stamps = _read(row.stamps, dict[str, Stamp]) or {}
-    return row._replace(online=bool(row.online), hello=hello, telemetry=telemetry, held=held, stamps=stamps)
-
-
-def _version(row: Version) -> Version:
-    return row._replace(
-        report=_read(row.report, Report),
-        tiers=_read(row.tiers, dict[str, str]) or {},
-        carried=_read(row.carried, records.Carried) or records.Carried(),
-        kept=bool(row.kept),
-        origin=_read(row.origin, records.Origin),
-    )
-
-
-def _read(text: object, kind: type[T]) -> T | None:
-    return msgspec.json.decode(str(text), type=kind) if text is not None else None

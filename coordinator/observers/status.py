@@ -134,7 +134,7 @@ def _device_status(device: Device, tally: Tally, weight: float, is_served: bool)
         key=device.key,
         backend=device.hello.backend if device.hello else None,
         accepted=tally.accepted,
-        rejected=tally.rejected,
+        rejected=tally.rejected + device.num_unlisted,
         merged=tally.merged,
         mean_staleness=tally.mean_staleness,
         weight_share=tally.weight / weight if weight else 0.0,

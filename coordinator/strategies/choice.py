@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from coordinator.errors import CoordinatorError
+from coordinator.limits import Limits
 from coordinator.strategies.contract import Calibrator, Strategy
 from coordinator.strategies.function import FunctionStrategy
 from coordinator.strategies.method import Method
@@ -88,6 +89,11 @@ class StrategySettings(Protocol):
         """See `Pipeline`."""
         ...
 
+    @property
+    def limits(self) -> Limits:
+        """Of one device's weight."""
+        ...
+
 
 def own_method(name: str) -> Method:
     """Returns the method of the strategy of a name; of one that is no row of stages, that of an empty row.
@@ -123,6 +129,7 @@ def choose_strategy(settings: StrategySettings, calibrator: Calibrator | None = 
         remainder_rank=settings.remainder_rank,
         calibrator=calibrator,
         terms=settings.privacy,
+        max_weight_ratio=settings.limits.max_weight_ratio,
     )
 
 

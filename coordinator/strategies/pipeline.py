@@ -6,6 +6,7 @@ A stage is a pure function; nothing here reads a clock or a file. Whatever the s
 weight is zero in the end is not read again, and the report says why.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -27,6 +28,7 @@ from coordinator.strategies.triggers import (
     pace_buffer,
     pace_round,
 )
+from coordinator.strategies.weight_cap import cap_devices
 from edge.choices import Space
 from edge.privacy.noise import SYSTEM, Draw
 from edge.privacy.terms import NO_TERMS, Terms
@@ -50,6 +52,7 @@ class Pipeline:
         terms: Of privacy; where noise is added here, it goes on the sum.
         draw: Gives the noise's random bytes.
         held_bytes: What the deltas of a buffer may take in memory, where they are read more than once.
+        max_weight_ratio: See `weight_cap.py`; a stage that shares out needs none.
     """
 
     name: str
@@ -63,6 +66,7 @@ class Pipeline:
     terms: Terms = NO_TERMS
     draw: Draw = SYSTEM
     held_bytes: int = HELD_BYTES
+    max_weight_ratio: float = math.inf
 
     @property
     def space(self) -> Space:
@@ -105,6 +109,8 @@ class Pipeline:
         pipeline = PipelineState(state, items, self.space, self.method.trigger, self.calibrator)
         for stage in self.method.order:
             pipeline = stage(pipeline)
+        if not any(stage.shares_out for stage in self.method.order):
+            pipeline = cap_devices(pipeline, self.max_weight_ratio)
         if not pipeline.chosen and not any(item.is_out for item in pipeline.items):
             by_examples = any(isinstance(stage, Examples) for stage in self.method.order)
             raise MergeError(

@@ -36,6 +36,7 @@ class DeviceConfig(BrokerConfig, frozen=True, kw_only=True):
         checkpoint_every_s: Seconds between full checkpoints of a task.
         patience_s: Without progress for this long, a request is made again.
         max_pending: Updates that may wait for their receipt before another task begins.
+        max_download_bytes: Of one version's adapter; a fleet with a larger one is not followed.
         max_tasks: The client ends after this many tasks are receipted; 0 goes on for ever.
         privacy: The least privacy that this device trains for, and what it may spend.
         coordinator_key: The coordinator's public key; by default the first one seen is pinned.
@@ -55,6 +56,7 @@ class DeviceConfig(BrokerConfig, frozen=True, kw_only=True):
     checkpoint_every_s: Seconds = CHECKPOINT_EVERY_S
     patience_s: Annotated[float, Meta(gt=0)] = 10.0
     max_pending: Positive = 2
+    max_download_bytes: Positive = 1 << 30
     max_tasks: Count = 0
     coordinator_key: Sha256 | None = None
     privacy: Wishes = Wishes()

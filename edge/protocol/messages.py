@@ -53,7 +53,6 @@ Reason = Literal[
     "norm-too-large",
     "too-many-attempts",  # more than the recipe has of a version
     "attempt-taken",  # another update of this device for the same attempt at the version counts already
-    "over-quota",  # its device has had more rejected than the fleet writes down
     "unsealable",  # sealed for another coordinator's key or as another update, or changed since
 ]
 

@@ -13,11 +13,13 @@ class Stage(Record, frozen=True):
         reads: Whether it reads deltas; these then stay in memory for the merge (see `held.py`).
         needs_calibration: Whether it asks for the calibration set.
         needs_product: Whether it reads the global adapter's product, which FedSA-LoRA has not.
+        shares_out: Whether it gives every device its own share, however much it sends.
     """
 
     reads: ClassVar[bool] = True
     needs_calibration: ClassVar[bool] = False
     needs_product: ClassVar[bool] = False
+    shares_out: ClassVar[bool] = False
 
     def __call__(self, pipeline: PipelineState) -> PipelineState:
         """Does its part.

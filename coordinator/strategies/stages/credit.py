@@ -22,6 +22,7 @@ class Credit(Stage, frozen=True, tag="credit"):
 
     cap: Positive = 1.0  # largest weight of a device's updates; 1 is never to lengthen what it sent
     reads: ClassVar[bool] = False
+    shares_out: ClassVar[bool] = True
 
     def __call__(self, pipeline: PipelineState) -> PipelineState:
         """See `Stage`."""

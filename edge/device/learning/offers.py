@@ -7,6 +7,7 @@ from edge.device.budget import Budget
 from edge.device.learning.proof import Proof
 from edge.device.session import Session
 from edge.device.task import Task
+from edge.errors import ConfigError
 from edge.protocol.messages import Manifest
 
 SETTLE_S = 0.2  # the tiers of a version are announced one after the other
@@ -30,6 +31,7 @@ class Offers:
 
         Raises:
             BaseModelError: The fleet trains another base model.
+            ConfigError: The version is larger than this device takes.
             DiskRefused: The task was not noted.
         """
         inbox, max_rank = self._session.inbox, self._session.config.max_rank
@@ -58,6 +60,11 @@ class Offers:
     async def _offer(self, manifest: Manifest) -> Task | None:
         """Returns the next attempt at `manifest`, where its recipe and the spool leave room for one."""
         memory, config = self._session.state.memory, self._session.config
+        if manifest.size_bytes > config.max_download_bytes:  # before memory or disk is taken for it
+            raise ConfigError(
+                f"version {manifest.version} of fleet {manifest.fleet} has {manifest.size_bytes} bytes, "
+                f"expected at most {config.max_download_bytes}; raise max_download_bytes to follow this fleet"
+            )
         if not await self._proof.holds(manifest):
             return None
         self._refusal = ""

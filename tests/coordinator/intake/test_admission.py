@@ -43,7 +43,8 @@ def test_a_sound_update_passes_and_gives_its_delta(header):
     good = header(GOOD)
     check_id(good, good.update)
     check_header(good, RULES, STANDING)
-    assert check_payload(good, GOOD, RULES, STANDING) == adapter(0.5)
+    sound = check_payload(good, GOOD, RULES, STANDING)
+    assert (sound.delta, sound.norm) == (adapter(0.5), pytest.approx(np.sqrt(12 * 0.25)))
 
 
 @pytest.mark.parametrize("changes", [{"update": "0" * 32}, {"sha256": "1" * 64, "update": "0" * 32}])

@@ -1,7 +1,9 @@
 import pytest
 
-from coordinator.intake.open_uploads import MAX_PER_DEVICE, Uploads
+from coordinator.intake.open_uploads import Uploads
+from coordinator.intake.roster import Roster
 from coordinator.ledger.sqlite import SqliteJournal
+from coordinator.limits import Limits
 from edge.errors import Rejected
 from edge.protocol.chunks import split_chunks
 from edge.protocol.merkle import Tree
@@ -9,6 +11,7 @@ from edge.protocol.messages import encode_message
 
 PAYLOAD = bytes(3000)
 TREE = Tree(split_chunks(PAYLOAD, 1024))
+LIMITS = Limits()
 
 
 @pytest.fixture
@@ -31,22 +34,101 @@ def opened(header, uploads, devices="xyz"):
     return [n for n in range(20) for d in devices if uploads.find(d, header(n, d).update)]
 
 
-def test_the_one_without_progress_for_longest_makes_room(folders, header):
-    uploads = Uploads(*folders, max_open=3)
+class Turned:
+    """A clock that the test turns."""
+
+    now = 0.0
+
+    def __call__(self):
+        return self.now
+
+
+@pytest.fixture
+def clock():
+    return Turned()
+
+
+def test_who_stands_still_longest_makes_room(folders, header, clock):
+    uploads = Uploads(*folders, 3, LIMITS, clock=clock)
     for number, device_id in enumerate("xyz"):
         begin(uploads, header(number, device_id))
+    clock.now = LIMITS.idle_s
     uploads.write(uploads.find("x", header(0).update), 0, TREE.proof(0) + PAYLOAD[:1024])
-    begin(uploads, header(3, "x"))
+    assert begin(uploads, header(3, "x"))
     assert opened(header, uploads) == [0, 2, 3]
     assert len(list(folders[0].iterdir())) == 6
+
+
+def test_who_moves_however_slowly_is_never_thrown_out(folders, header, clock):
+    uploads = Uploads(*folders, 3, LIMITS, clock=clock)
+    slow = begin(uploads, header(0, "slow"))
+    for number in range(2):
+        begin(uploads, header(0, f"id-{number}"))
+    for number in range(2, 3 * 40):  # forty ids, and each comes three times while a chunk is on its way
+        if number % 40 == 0:
+            clock.now += LIMITS.idle_s * 0.9
+            at = number // 40 - 1
+            uploads.write(slow, at, TREE.proof(at) + PAYLOAD[:1024])
+        begin(uploads, header(number, f"id-{number % 40}"))
+    assert uploads.find("slow", header(0, "slow").update)
+    assert slow.part.received.missing() == ((2, 3),)
+
+
+def test_where_all_move_there_is_no_room(folders, header, clock):
+    uploads = Uploads(*folders, 2, LIMITS, clock=clock)
+    assert begin(uploads, header(0, "x"))
+    assert begin(uploads, header(0, "y"))
+    clock.now = LIMITS.idle_s / 2
+    assert begin(uploads, header(0, "z")) is None
+    clock.now = LIMITS.idle_s
+    assert begin(uploads, header(0, "z"))
+
+
+def test_of_those_that_stand_still_the_device_with_most_makes_room(folders, header, clock):
+    uploads = Uploads(*folders, 4, LIMITS, clock=clock)
+    for number, device_id in ((0, "x"), (1, "y"), (2, "y"), (3, "z")):
+        begin(uploads, header(number, device_id))
+    clock.now = LIMITS.idle_s
+    begin(uploads, header(4, "z"))
+    assert opened(header, uploads) == [0, 2, 3, 4]
+
+
+def test_what_stands_still_for_an_hour_is_forgotten_by_a_clock_that_nobody_sets(folders, header, clock):
+    uploads = Uploads(*folders, 4, LIMITS, clock=clock)
+    left, moved, checked = (begin(uploads, header(0, name)) for name in "xyz")
+    clock.now = LIMITS.expiry_s - 1
+    uploads.write(moved, 0, TREE.proof(0) + PAYLOAD[:1024])
+    assert uploads.expire() == 0
+    clock.now = LIMITS.expiry_s
+    assert uploads.expire(busy={checked.header.update}) == 1
+    assert not uploads.find("x", left.header.update)
+    assert uploads.find("y", moved.header.update)
+    assert len(list(folders[0].iterdir())) == 4
 
 
 def test_one_device_cannot_take_all_the_room(folders, header):
     uploads = Uploads(*folders, max_open=100)
     begin(uploads, header(10, "y"))
-    for number in range(MAX_PER_DEVICE + 2):
+    for number in range(LIMITS.max_open_per_device + 2):
         begin(uploads, header(number))
     assert opened(header, uploads) == [2, 3, 4, 5, 10]
+
+
+def test_newcomers_leave_places_for_devices_that_have_delivered_before(folders, header):
+    roster = Roster(SqliteJournal(None, "home"), {}, is_open=True)
+    roster.deliver("known")
+    uploads = Uploads(*folders, 3, LIMITS, roster)
+    assert [bool(begin(uploads, header(0, name))) for name in ("new-1", "new-2", "new-3", "known")] == [
+        True, True, False, True,
+    ]  # fmt: skip
+
+
+def test_a_second_payload_for_the_same_attempt_takes_the_place_of_the_first(folders, make_header):
+    uploads = Uploads(*folders, max_open=3)
+    first, second = make_header(PAYLOAD), make_header(PAYLOAD[1:])
+    begin(uploads, first)
+    begin(uploads, second)
+    assert [bool(uploads.find("x", one.update)) for one in (first, second)] == [False, True]
 
 
 def test_a_device_finds_its_own_uploads_only(folders, header):
@@ -58,7 +140,12 @@ def test_a_device_finds_its_own_uploads_only(folders, header):
 def test_a_chunk_that_cannot_be_is_rejected(folders, header):
     uploads = Uploads(*folders, max_open=3)
     upload = begin(uploads, header(1))
-    for number, chunk in ((3, b""), (-1, PAYLOAD[:1024]), (0, PAYLOAD[:1023]), (2**60, PAYLOAD[:1024])):
+    for number, chunk in (
+        (3, b""),
+        (-1, PAYLOAD[:1024]),
+        (0, PAYLOAD[:1023]),
+        (2**60, TREE.proof(0) + PAYLOAD[:1024]),
+    ):
         with pytest.raises(Rejected, match="malformed"):
             uploads.write(upload, number, chunk)
 

@@ -1,6 +1,7 @@
 """No message waits for a payload's check; what is checked is counted once, over kills too."""
 
 import asyncio
+import hashlib
 from contextlib import asynccontextmanager, closing
 from threading import Event
 from typing import NamedTuple
@@ -9,16 +10,21 @@ import numpy as np
 import pytest
 
 from converters.adapter import Factors, LoraAdapter
+from coordinator.events.telling import Complaints
 from coordinator.intake.admission import Rules, check_payload
+from coordinator.intake.allowance import Allowance
+from coordinator.intake.attempts import Attempts, Making
+from coordinator.intake.norms import Norms
 from coordinator.intake.open_uploads import Uploads
 from coordinator.intake.roster import Roster
 from coordinator.intake.updates import AT_A_TIME, Desk, Intake
 from coordinator.ledger.head import Standing
 from coordinator.ledger.sqlite import SqliteJournal
+from coordinator.limits import Limits
 from edge.protocol.chunks import split_chunks
 from edge.protocol.codec import encode_adapter
 from edge.protocol.merkle import Tree
-from edge.protocol.messages import Receipt, encode_message
+from edge.protocol.messages import Receipt, Recipe, encode_message
 from edge.protocol.signing import Keyring, Opened, Signer, Stamp, new_key, read_signed
 from edge.protocol.topics import Topics
 from edge.transport.memory import MemoryBroker, MemoryTransport
@@ -27,11 +33,11 @@ TOPICS, BASE, SIGNER = Topics("home"), "b" * 64, Signer(new_key(), 1)
 ZERO = LoraAdapter({"m": Factors(np.zeros((4, 300), np.float32), np.zeros((200, 4), np.float32), 1.0)})
 
 
-def payload(seed):
+def payload(seed, times=1):
     generator = np.random.default_rng(seed)
     factors = ZERO.modules["m"]
     a, b = (generator.standard_normal(one.shape, np.float32) for one in (factors.a, factors.b))
-    return encode_adapter(LoraAdapter({"m": Factors(a, b, 1.0)}), "f32")
+    return encode_adapter(LoraAdapter({"m": Factors(times * a, times * b, 1.0)}), "f32")
 
 
 class Present(NamedTuple):
@@ -48,6 +54,7 @@ class Office:
         for name in ("incoming", "updates"):
             (folder / name).mkdir()
         self.slow, self.gate = set(), Event()
+        self.limits, self.recipe, self.now = Limits(), Recipe(steps=20, attempts=0), 0.0
         self.checked, self.receipts = [], []
 
     @asynccontextmanager
@@ -59,8 +66,11 @@ class Office:
                     transport=transport, topics=TOPICS, signer=SIGNER, journal=self.journal,
                     roster=self.roster,
                     uploads=Uploads(self.folder / "incoming", self.folder / "updates", max_open),
-                    rules=Rules("home", BASE, 5, 1 << 20, 1e6), head=Present(), clock=lambda: 1.0,
-                    tell=lambda event: None, complain=lambda fault: None,
+                    rules=Rules("home", BASE, 5, 1 << 20, 1e6),
+                    allowance=Allowance(self.limits, self.journal, lambda: self.now, chunk_bytes=1024),
+                    attempts=Attempts(self.journal, Making(self.recipe, 1000.0)), norms=Norms(10.0),
+                    head=Present(), clock=lambda: 1.0,
+                    tell=lambda event: None, complain=Complaints(lambda event: None, lambda: self.now),
                 )  # fmt: skip
                 self.intake = Intake(desk, self.check)
                 self.intake.recover()
@@ -90,19 +100,25 @@ class Office:
         return self.make_header(payload(attempt), device_id=device_id, attempt=attempt)
 
     def send_header(self, header):
-        self.roster.enrol(header.device_id, "ab" * 32, 1.0)
-        opened = Opened(header, "ab" * 32, Stamp(1, 1), encode_message(header))
+        key = hashlib.sha256(header.device_id.encode()).hexdigest()
+        self.roster.enrol(header.device_id, key, 1.0)
+        opened = Opened(header, key, Stamp(1, 1), encode_message(header))
         self.intake.take_header(header.device_id, header.update, opened)
 
     def send(self, device_id, attempt=0):
         """A whole update, as its messages come one after the other."""
         header = self.header(device_id, attempt)
+        self.send_whole(header, payload(attempt))
+        return header
+
+    def send_whole(self, header, content):
+        """Header and chunks of an update that the test has made."""
         self.send_header(header)
-        chunks = list(split_chunks(payload(attempt), header.chunk_bytes))
+        chunks = list(split_chunks(content, header.chunk_bytes))
         tree = Tree(chunks)
         for number, chunk in enumerate(chunks):
-            self.intake.take_chunk(device_id, header.update, number, tree.proof(number) + chunk)
-        return header
+            message = tree.proof(number) + chunk
+            self.intake.take_chunk(header.device_id, header.update, number, message)
 
     async def until(self, condition):
         async with asyncio.timeout(10):
@@ -210,19 +226,164 @@ def test_a_kill_before_the_verdict_loses_nothing(office, moment):
     asyncio.run(way())
 
 
-def test_what_is_checked_makes_no_room_and_who_finds_none_asks_again(office):
+def test_what_is_checked_makes_no_room_and_who_finds_none_is_told_busy(office):
     async def way():
         office.slow = {"x"}
         async with office.open(max_open=1):
             large = office.send("x")
             await office.until(lambda: office.checked)
             small = office.send("y")
-            office.send_header(office.header("y"))
-            await asyncio.sleep(0.05)
-            assert office.receipts == []
+            assert await office.verdicts(1) == [(small.update, "busy")]
             office.gate.set()
-            assert await office.verdicts(1) == [(large.update, "accepted")]
+            assert await office.verdicts(2) == [(small.update, "busy"), (large.update, "accepted")]
             office.send("y")
-            assert await office.verdicts(2) == [(large.update, "accepted"), (small.update, "accepted")]
+            assert (await office.verdicts(3))[2:] == [(small.update, "accepted")]
+
+    asyncio.run(way())
+
+
+def test_a_second_update_for_the_same_attempt_does_not_count(office):
+    async def way():
+        async with office.open():
+            first = office.send("x")
+            await office.verdicts(1)
+            other = office.make_header(payload(7), device_id="x")
+            office.send_header(other)
+            assert (await office.verdicts(2))[1:] == [(other.update, "rejected")]
+            told = office.receipts[1]
+            assert (told.reason, first.update in told.detail) == ("attempt-taken", True)
+            assert [one.id for one in office.journal.waiting()] == [first.update]
+
+    asyncio.run(way())
+
+
+def test_of_two_that_come_together_for_the_same_attempt_one_counts(office):
+    async def way():
+        office.slow = {"x"}
+        async with office.open():
+            first = office.send("x")
+            await office.until(lambda: office.checked)
+            other = office.make_header(payload(7), device_id="x")
+            office.send_whole(other, payload(7))
+            office.gate.set()
+            found = await office.verdicts(2)
+            assert found == [(first.update, "accepted"), (other.update, "rejected")]
+            assert office.journalled() == [("x", 0, "accepted"), ("x", 0, "rejected")]
+
+    asyncio.run(way())
+
+
+def test_more_attempts_than_the_recipe_has_are_rejected_before_a_chunk_is_taken(office):
+    async def way():
+        office.recipe = Recipe(steps=20, attempts=2)
+        async with office.open():
+            for attempt in range(3):
+                office.send("x", attempt)
+            assert [status for _, status in await office.verdicts(3)].count("accepted") == 2
+            (told,) = [one for one in office.receipts if one.status == "rejected"]
+            assert told.reason == "too-many-attempts"
+            assert "attempt 2 at version 0, counted from 0, expected at most 1" in told.detail
+
+    asyncio.run(way())
+
+
+def test_what_a_device_says_of_its_training_is_held_to_the_recipe(office):
+    async def way():
+        async with office.open():
+            header = office.make_header(payload(0), device_id="x", num_examples=2**53, num_steps=20)
+            office.send_whole(header, payload(0))
+            await office.verdicts(1)
+            told = office.receipts[0]
+            assert told.status == "accepted"
+            assert "num_examples 9007199254740992 counts as 100: more the recipe" in told.detail
+            (update,) = office.journal.waiting()
+            assert (update.num_examples, update.num_tokens) == (100, 100)
+            office.send_header(header)
+            await office.verdicts(2)
+            assert office.receipts[1].detail == told.detail
+
+    asyncio.run(way())
+
+
+@pytest.mark.parametrize(
+    ("limits", "devices", "told"),
+    [
+        (Limits(max_waiting=2), "xyz", "2 updates wait to be merged, as many as may"),
+        (Limits(max_waiting_bytes=20_000), "xyz", "bytes wait to be merged, as much as may"),
+        (
+            Limits(max_waiting_per_device=2),
+            "xxx",
+            "2 updates of x wait to be merged, as many as a device may",
+        ),
+    ],
+)
+def test_a_full_buffer_takes_no_chunk_gives_no_verdict_and_forgets_nothing(office, limits, devices, told):
+    async def way():
+        office.limits = limits
+        async with office.open():
+            for attempt, device_id in enumerate(devices[:2]):
+                office.send(device_id, attempt)
+                await office.verdicts(attempt + 1)
+            last = office.send(devices[2], 2)
+            await office.verdicts(3)
+            assert (office.receipts[2].status, told in office.receipts[2].detail) == ("busy", True)
+            assert len(office.journal.updates()) == 2
+            assert not list((office.folder / "incoming").iterdir())
+            for one in office.journal.waiting():  # as a merge does
+                office.journal.discard([one.id], "unmergeable", "taken out by hand")
+            office.send(devices[2], 2)
+            assert (await office.verdicts(4))[3] == (last.update, "accepted")
+
+    asyncio.run(way())
+
+
+def test_an_update_far_longer_than_the_fleets_is_rejected(office):
+    async def way():
+        async with office.open():
+            for name in "abc":
+                office.send(name)
+            await office.verdicts(3)
+            long = payload(0, times=20)
+            header = office.make_header(long, device_id="x")
+            office.send_whole(header, long)
+            await office.verdicts(4)
+            assert office.receipts[3].reason == "norm-too-large"
+            assert "by what is usual in this fleet" in office.receipts[3].detail
+
+    asyncio.run(way())
+
+
+def test_rejections_beyond_a_days_share_are_told_and_counted_and_not_written_down(office):
+    async def way():
+        office.limits = Limits(rejections_per_day=3)
+        async with office.open():
+            for attempt in range(5):
+                office.send_header(
+                    office.make_header(payload(0), device_id="x", attempt=attempt, base="0" * 64)
+                )
+            await office.verdicts(5)
+            assert {one.reason for one in office.receipts} == {"foreign-base"}
+            assert len(office.journal.updates()) == 3
+            office.roster.flush()
+            assert [device.num_unlisted for device in office.journal.devices()] == [2]
+            office.send("y")
+            assert (await office.verdicts(6))[5][1] == "accepted"
+
+    asyncio.run(way())
+
+
+def test_who_offers_too_often_is_not_answered_and_nobody_else_is_held_up(office):
+    async def way():
+        office.limits = Limits(headers_per_minute=5)
+        async with office.open():
+            header = office.make_header(payload(0), device_id="x", base="0" * 64)
+            for _ in range(500):
+                office.send_header(header)
+            honest = office.send("y")
+            found = await office.verdicts(6)
+            assert found == [(header.update, "rejected")] * 5 + [(honest.update, "accepted")]
+            office.now += 60.0
+            office.send_header(header)
+            await office.verdicts(7)
 
     asyncio.run(way())

@@ -7,7 +7,7 @@ import pytest
 from coordinator.ledger.contract import MAX_REFUSALS
 from coordinator.ledger.objects import FileObjects, MemoryObjects
 from coordinator.ledger.payloads import Payloads
-from coordinator.ledger.records import Device, Refusal, Tally, Verdict
+from coordinator.ledger.records import Backlog, Device, Refusal, Tally, Verdict
 from coordinator.ledger.sqlite import SqliteJournal
 from edge.errors import MissingObject, Rejected, StateError
 from edge.protocol.messages import Hello, Telemetry
@@ -50,9 +50,9 @@ def test_an_update_is_written_down_once(journal, header):
 
 def test_many_are_written_down_in_one_step_and_each_once(journal, header):
     late = Rejected("too-stale", "late")
-    first = [Verdict(header(5), 1.0, None, b"five"), Verdict(header(3), 1.0, late), Verdict(header(5), 1.0)]
+    first = [Verdict(header(5), 1.0, payload=b"five"), Verdict(header(3), 1.0, late), Verdict(header(5), 1.0)]
     assert journal.record_all(first) == [1, 2, 1]
-    assert journal.record_all([Verdict(header(5), 2.0, None, b"other"), Verdict(header(7), 2.0)]) == [1, 3]
+    assert journal.record_all([Verdict(header(5), 2.0, payload=b"other"), Verdict(header(7), 2.0)]) == [1, 3]
     assert [(one.attempt, one.status) for one in reversed(journal.updates())] == [
         (5, "accepted"), (3, "rejected"), (7, "accepted"),
     ]  # fmt: skip
@@ -62,7 +62,7 @@ def test_many_are_written_down_in_one_step_and_each_once(journal, header):
 def test_a_payload_in_the_journal_is_read_as_one_in_a_file_and_forgotten_with_it(journal, header):
     files, small, large = MemoryObjects(), header(1), header(2)
     payloads = Payloads(journal, files)
-    journal.record_all([Verdict(small, 1.0, None, b"0123456789"), Verdict(large, 1.0)])
+    journal.record_all([Verdict(small, 1.0, payload=b"0123456789"), Verdict(large, 1.0)])
     payloads.put(large.update, b"abcdefghij")
     assert payloads.names() == {small.update, large.update}
     assert [payloads.get(one.update, 2, 3) for one in (small, large)] == [b"234", b"cde"]
@@ -167,3 +167,39 @@ def test_objects_never_change_and_are_read_in_parts(objects):
     for ask in (objects.get, objects.size):
         with pytest.raises(MissingObject, match="a: is gone"):
             ask("a")
+
+
+def test_the_buffer_is_summed_up_for_a_device(journal, header):
+    for number, device_id in ((0, "x"), (1, "x"), (0, "y")):
+        journal.record(header(number, device_id=device_id, size_bytes=100), 0.0)
+    journal.record(header(2), 0.0, Rejected("too-stale", "late"))
+    journal.discard([header(1, size_bytes=100).update], "unmergeable", "none")
+    assert journal.backlog("x") == Backlog(num_updates=2, num_bytes=200, num_own=1)
+    assert journal.backlog("z") == Backlog(2, 200, 0)
+
+
+def test_who_took_an_attempt_is_known_and_a_rejected_update_takes_none(journal, header):
+    journal.record(header(0), 0.0)
+    journal.record(header(1), 0.0, Rejected("too-stale", "late"))
+    assert journal.counted("x", header().base_version, 0) == header(0).update
+    assert journal.counted("x", header().base_version, 1) is None
+    assert journal.counted("y", header().base_version, 0) is None
+
+
+def test_the_latest_norms_are_those_of_what_counted(journal, header):
+    for number, norm in enumerate((0.5, None, 2.0, 3.0)):
+        journal.record(header(number), 0.0, norm=norm)
+    journal.record(header(9), 0.0, Rejected("norm-too-large", "99"), norm=99.0)
+    assert journal.norms(0, 2) == [("x", 4, 2.0), ("x", 4, 3.0)]
+    assert journal.norms(3, 9) == [("x", 4, 3.0)]
+
+
+def test_who_delivered_is_remembered_and_who_is_struck_is_forgotten(journal, header):
+    journal.record(header(0), 0.0)
+    journal.record(header(0, device_id="y"), 0.0, Rejected("too-stale", "late"))
+    assert journal.delivered() == {"x"}
+    for name in "xyz":
+        journal.enrol(Device(name, "ab", 1.0, 1.0))
+    journal.strike(["x", "z", "nobody"])
+    assert [device.device for device in journal.devices()] == ["y"]
+    assert journal.delivered() == {"x"}

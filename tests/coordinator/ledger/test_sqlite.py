@@ -71,7 +71,7 @@ def test_of_many_updates_all_are_written_down_or_none(journal, header):
     what_sqlite_cannot_hold = object()
     with pytest.raises(StateError, match="type 'object' is not supported"):
         journal.record_all(
-            [Verdict(header(1), 1.0, None, b"one"), Verdict(header(2), what_sqlite_cannot_hold)]
+            [Verdict(header(1), 1.0, payload=b"one"), Verdict(header(2), what_sqlite_cannot_hold)]
         )
     assert (journal.updates(), journal.payloads()) == ([], set())
 

@@ -16,7 +16,7 @@ from converters.formats.canonical import load_adapter
 from coordinator.announcing import coordinator_presence
 from edge.backends.toy import make_toy_base
 from edge.device.task import Task
-from edge.errors import DataError, DiskFull
+from edge.errors import ConfigError, DataError, DiskFull
 from edge.protocol.messages import Receipt, Telemetry
 from edge.protocol.signing import Keyring, Signer, new_key, public_key, read_signed
 from edge.protocol.topics import Topics
@@ -171,6 +171,18 @@ def test_another_base_model_is_one_clear_error_that_names_both(home):
             assert read_base(base).fingerprint[:16] in str(caught.value)
 
     asyncio.run(way())
+
+
+def test_a_version_that_is_too_large_is_one_clear_error_and_takes_no_room(home):
+    async def scenario():
+        async with home.coordinator(), home.device(max_download_bytes=1000) as lamp:
+            with pytest.raises(
+                ConfigError, match=r"has \d+ bytes, expected at most 1000; raise max_download"
+            ):
+                await lamp.client.run()
+        assert not list(lamp.state.versions.iterdir())
+
+    asyncio.run(scenario())
 
 
 def test_bad_data_ends_the_client_with_line_and_reason_and_nothing_is_sent(home):
