@@ -10,6 +10,7 @@ from edge.device.disk_wait import until_the_disk_takes
 from edge.device.session import Session
 from edge.errors import DiskRefused, Rejected
 from edge.protocol.messages import Hello, Receipt
+from edge.protocol.signing import NEVER
 from edge.storage.spool import Entry
 
 # Verdicts on the device: every further update would fare alike.
@@ -74,11 +75,16 @@ class Courier:
             self._greeted = None
 
     def _remember(self, receipt: Receipt) -> None:
-        """Notes the verdict's place in the coordinator's journal, to see when it is forgotten there."""
-        state = self._session.state
-        if receipt.seq and receipt.seq > state.memory.seq:
+        """Notes the verdict's place in the coordinator's journal, to see when it is forgotten there.
+
+        A verdict of a session whose manifest is still to come is not noted: what the journal has forgotten is
+        seen by what was noted before.
+        """
+        state, inbox = self._session.state, self._session.inbox
+        epoch = inbox.heard.get("receipt", NEVER).epoch
+        if receipt.seq and receipt.seq > state.memory.seq and epoch <= inbox.seen[0]:
             try:
-                state.update(seq=receipt.seq, heard=dict(self._session.inbox.heard))
+                state.update(seq=receipt.seq, seq_epoch=epoch, heard=dict(inbox.heard))
             except DiskRefused as error:  # the next receipt's is noted
                 self._session.say("warning", f"{error}")
 

@@ -79,7 +79,8 @@ class Epochs:
         inbox, memory = self._session.inbox, self._state.memory
         if memory.coordinator_key is None:
             return False
-        is_forgotten = memory.seq > inbox.known
+        # Receipts may be faster than the manifest: what this very session has told is not forgotten.
+        is_forgotten = memory.seq > inbox.known and memory.seq_epoch < inbox.seen[0]
         anew = {"version": -1, "sha256": "", "attempts": 0, "seq": inbox.known} if is_forgotten else {}
         try:
             self._state.update(epoch=inbox.seen[0], newest=inbox.seen[1], heard=dict(inbox.heard), **anew)

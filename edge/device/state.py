@@ -53,6 +53,7 @@ class Memory(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     session: int = 0  # the epoch that it was announced in; within one its number tells which it is
     attempts: int = 0  # tasks finished on it
     seq: int = 0  # the latest in the coordinator's journal of this device's verdicts
+    seq_epoch: int = 0  # of the session that told it
     heard: dict[str, Stamp] = {}  # the coordinator's latest stamp on each of its topics
     own_epoch: int = 0  # of this device's own latest session: what it signs is later than all before
     tokens_per_s: float | None = None  # measured by the last task

@@ -11,6 +11,7 @@ from msgspec import Struct
 from benchmarks.faults.record import KEPT, LABORATORY, Entry, Settings, read_record, read_settings
 from benchmarks.faults.schedule import COORDINATOR
 from coordinator.ledger.objects import FileObjects
+from coordinator.ledger.payloads import Payloads
 from coordinator.ledger.records import Update, Version
 from coordinator.ledger.state import open_ledger
 from coordinator.ledger.versions import VersionStore
@@ -57,7 +58,7 @@ class Evidence(NamedTuple):
     updates: Mapping[str, Update]  # of the journal
     versions: list[Version]  # oldest first
     store: VersionStore
-    payloads: FileObjects  # of updates in the buffer
+    payloads: Payloads  # of updates in the buffer
     spooled: Mapping[str, Spooled]
     uploads: Mapping[str, int]  # how often each device was in a version's buffer, by its account
 
@@ -86,7 +87,7 @@ def opened(folder: Path) -> Iterator[Evidence]:
             updates={update.id: update for update in journal.updates(limit=1 << 30)},
             versions=journal.versions()[::-1],
             store=store,
-            payloads=FileObjects(folder / COORDINATOR / "updates"),
+            payloads=Payloads(journal, FileObjects(folder / COORDINATOR / "updates")),
             spooled=dict(_spooled(folder)),
             uploads={device: account.uploads for device, account in journal.accounts().items()},
         )

@@ -10,6 +10,7 @@ from benchmarks.faults.record import LABORATORY
 from benchmarks.faults.schedule import COORDINATOR
 from coordinator.ledger.records import Update
 from edge.device.epochs import FORGOTTEN
+from edge.errors import MissingObject
 
 
 class Known(NamedTuple):
@@ -131,8 +132,10 @@ def _damaged(evidence: Evidence) -> Iterator[Finding]:
     for row in evidence.updates.values():
         if row.status != "accepted" or row.merged_into is not None:
             continue
-        path = evidence.payloads.folder / row.id
-        if not path.is_file():
+        try:
+            payload = evidence.payloads.get(row.id)
+        except MissingObject:
             yield Finding("lost", row.device, f"update {row.id} waits in the buffer, and has no payload")
-        elif hashlib.sha256(path.read_bytes()).hexdigest() != row.sha256:
+            continue
+        if hashlib.sha256(payload).hexdigest() != row.sha256:
             yield Finding("damaged", row.device, f"{row.id}: its payload in the buffer is another")

@@ -28,7 +28,7 @@ from benchmarks.faults.model.world import (
     spooled,
 )
 from edge.protocol.messages import WINDOW, Receipt
-from edge.protocol.sending import MAX_PATIENCE
+from edge.protocol.patience import MAX_BACKOFF
 from edge.protocol.signing import Signer
 
 MOST_SPOOLED, MOST_FLYING, MOST_PAST = 3, 40, 60
@@ -290,7 +290,7 @@ class Protocol(RuleBasedStateMachine):
             self.coordinator.acknowledge(0)
         while self.down:
             self.device.hear(self.down.pop(0), self.now)
-        self.now += MAX_PATIENCE * PATIENCE_S
+        self.now += MAX_BACKOFF * PATIENCE_S
 
     def _hear_up(self, message: Message) -> None:
         for answer in self.coordinator.hear(message):

@@ -14,6 +14,7 @@ from edge.protocol.chunks import num_chunks, split_chunks
 from edge.protocol.delta import update_id
 from edge.protocol.merkle import Tree, proof_bytes, proven_chunk
 from edge.protocol.messages import WINDOW, Receipt, UpdateHeader, Want, encode_message
+from edge.protocol.patience import Patience
 from edge.protocol.receiving import Pull, Received
 from edge.protocol.sending import Outgoing, Part, Push
 from edge.protocol.signing import NEVER, Keyring, Signer, Stamp, check_order, read_signed, stamp_of
@@ -86,6 +87,7 @@ class Device:
         self._epoch += 1
         self.signer = Signer(self._private, self._epoch)
         self.push: Push | None = None
+        self.patience = Patience(PATIENCE_S)
         self.flying: list[Part] = []
         self.pull = Pull(self.received, PATIENCE_S)
 
@@ -95,7 +97,7 @@ class Device:
             return None
         entry = self.spool[0]
         if self.push is None:
-            self.push = Push(num_chunks(len(entry.payload), CHUNK_BYTES), PATIENCE_S)
+            self.push = Push(num_chunks(len(entry.payload), CHUNK_BYTES), self.patience)
         part = self.push.next(now, window)
         if part is None:
             return None

@@ -99,4 +99,4 @@ def test_the_model_finds_what_is_broken(broken):
             getattr(self, name).__class__ = broken
 
     with pytest.raises((AssertionError, KeyError, ExceptionGroup)):
-        walk(Broken, 60)
+        walk(Broken, 400)
