@@ -76,11 +76,11 @@ class MergeLoop:
 
     async def _step(self) -> None:
         hands = self._hands
+        await hands.announcer.repeat()  # first: the fleet hears of its version whatever the disk says
         if self._unadopted is not None:
             await self._adopt(self._unadopted)
         await self._notice_rollback()
         hands.roster.flush()
-        await hands.announcer.repeat()
         if buffer := self._ready():
             await self._merge(buffer)
         elif renewed := hands.merger.renew(hands.head.version):

@@ -79,7 +79,7 @@ def test_what_waits_over_a_restart_waits_no_longer_than_its_budget_when_the_cloc
             async with fleet.serving(**settings):
                 await x.teach(seed=1)
             fleet.set_by_s = -86_400.0
-            async with fleet.serving(epoch=2, **settings):
+            async with fleet.serving(**settings):
                 await asyncio.sleep(0.2)
                 fleet.now += 61
                 await x.manifest(version=1)
