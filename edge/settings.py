@@ -4,7 +4,6 @@ Above what a file holds go the command line's options (`placed`, `laid_over`); t
 checked (`checked`).
 """
 
-import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from difflib import get_close_matches
 from pathlib import Path
@@ -15,6 +14,8 @@ import msgspec
 from msgspec import Struct, structs
 
 from converters.faults import Fault
+from converters.files.content import read_content
+from converters.files.text import decode_toml
 from edge.errors import ConfigError
 
 S = TypeVar("S", bound=Struct)
@@ -26,12 +27,11 @@ def read_toml(path: Path) -> dict[str, Any]:
     Raises:
         ConfigError: It cannot be read, or is not TOML.
     """
-    try:
-        return tomllib.loads(path.read_text("utf-8"))
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: is not TOML: {error}") from error
+
+    def told(why: str) -> ConfigError:
+        return ConfigError(f"{path}: {why}")
+
+    return decode_toml(read_content(path, told, takes_pipes=True), told)
 
 
 def write_toml(record: Struct | Mapping[str, Any]) -> str:

@@ -1,7 +1,6 @@
 """Training backends by name; a heavy library is imported when its backend is asked for."""
 
 import importlib
-import json
 import platform
 import sys
 from collections.abc import Callable, Mapping
@@ -9,6 +8,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal, NamedTuple, cast
 
+from converters.bases.config import read_json
+from converters.errors import BaseModelError
 from edge.backends.contract import Loader, TrainableModel
 from edge.choices import BackendName as BackendName
 from edge.choices import Precision
@@ -77,10 +78,10 @@ def base_kind(base: Path) -> BaseKind:
     if (base / "toy.json").exists():
         return "toy"
     try:
-        config = json.loads((base / "config.json").read_bytes())
-    except (OSError, ValueError):  # `read_base` says what is wrong with it
+        config = read_json(base / "config.json", "a base model")
+    except BaseModelError:  # `read_base` says so again, where it matters
         return "folder"
-    return "packed by MLX" if isinstance(config, dict) and config.get("quantization") else "folder"
+    return "packed by MLX" if config.get("quantization") else "folder"
 
 
 def resolve_backend(name: str, base: Path, machine: Machine | None = None) -> Choice:

@@ -6,6 +6,9 @@ from typing import cast
 
 import msgspec
 
+from converters.errors import BaseModelError
+from converters.files.content import read_content
+from converters.files.text import decode_record
 from edge.backends import resolve_backend
 from edge.backends.contract import Tokenizer
 from edge.backends.toy import ByteTokenizer
@@ -41,8 +44,8 @@ def context_tokens(base: Path) -> int | None:
 
         return read_gguf(base).max_tokens
     try:
-        config = msgspec.json.decode((base / "config.json").read_bytes(), type=_Config)
-    except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
+        config = decode_record(read_content(base / "config.json", BaseModelError), _Config, BaseModelError)
+    except BaseModelError:
         return None
     return (config.text_config or config).max_position_embeddings
 

@@ -23,6 +23,7 @@ from typing import Any, Self
 import msgspec
 from msgspec import Struct
 
+from converters.files.text import decode_record
 from edge.device.config import DeviceConfig
 from edge.device.own_base import base_files, base_fingerprint
 from edge.device.task import Task
@@ -198,17 +199,17 @@ def _agreed(path: Path, fresh: Memory) -> Memory:
 
 
 def _read(path: Path) -> Memory:
+    def told(why: str) -> StateError:
+        return StateError(f"{path}: is damaged: {why}; restore it, or give another --state")
+
     with room_for("reading", path.parent):
         content = path.read_bytes()
-    try:
-        number = msgspec.json.decode(content, type=_Format).format
-        if number > FORMAT:
-            raise StateError(
-                f"{path}: has format {number}, this tunefleet reads up to {FORMAT}; "
-                "upgrade it, or give another --state"
-            )
-        if number < FORMAT:
-            content = _renewed(content, path.parent / VERSIONS)
-        return msgspec.json.decode(content, type=Memory)
-    except (msgspec.MsgspecError, KeyError, TypeError, ValueError) as error:
-        raise StateError(f"{path}: is damaged: {error}; restore it, or give another --state") from error
+    number = decode_record(content, _Format, told).format
+    if number > FORMAT:
+        raise StateError(
+            f"{path}: has format {number}, this tunefleet reads up to {FORMAT}; "
+            "upgrade it, or give another --state"
+        )
+    if number < FORMAT:
+        content = _renewed(content, path.parent / VERSIONS, told)
+    return decode_record(content, Memory, told)
