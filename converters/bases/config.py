@@ -1,12 +1,16 @@
 """What config.json says of a model, alike from transformers 4 and 5."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+import msgspec
+from msgspec import Struct, structs
 
 from converters.errors import BaseModelError
 from converters.files.content import read_content
 from converters.files.text import decode_object
+from converters.plain import plain
 
 Config = Mapping[str, Any]  # of a model with several towers, the text model's part
 SLIDING, FULL = "sliding_attention", "full_attention"  # kinds of layers in the words of transformers
@@ -39,6 +43,17 @@ def check_tables(config: Config, where: Path) -> None:
     ]
     if faults:
         raise BaseModelError.of(str(where), faults)
+
+
+def mistyped(table: Config, kind: type[Struct]) -> Iterator[str]:
+    """Finds what of a table is of another type than the fields of `kind`; null is as good as absent."""
+    for field in structs.fields(kind):
+        value = table.get(field.name)
+        if value is not None:
+            try:
+                msgspec.convert(value, field.type)
+            except (msgspec.ValidationError, OverflowError) as error:
+                yield f"{field.name} is {plain(repr(value), 40)}: {error}"
 
 
 def rope_of(config: Config, layers: str = "", default_theta: float = 1e4) -> dict[str, Any]:

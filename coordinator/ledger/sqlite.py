@@ -13,21 +13,21 @@ import sqlite3
 import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
 from msgspec import Struct, structs
 
-from coordinator.ledger import records
 from coordinator.ledger.access import AccessBook
 from coordinator.ledger.contract import EVERYTHING, MAX_REFUSALS
 from coordinator.ledger.records import Device, DiscardReason, Refusal, Tally, Update, Verdict, Version
+from coordinator.ledger.rows import read_device, read_record, read_version
 from coordinator.ledger.schema import MIGRATIONS, NEW, SCHEMA
-from coordinator.strategies.contract import Account, Report
+from coordinator.strategies.contract import Account
 from edge.errors import DiskFull, DiskRefused, Rejected, StateError
-from edge.protocol.messages import Hello, Telemetry, UpdateHeader
-from edge.protocol.signing import Stamp
+from edge.protocol.messages import UpdateHeader
 from edge.storage.disk import room_for, sync_folder
 
 T = TypeVar("T")
@@ -183,7 +183,7 @@ class SqliteJournal:
         return bool(self._rows(query, version))
 
     def tallies(self) -> dict[str, Tally]:
-        return {device: Tally(*tally) for device, *tally, _ in self._rows(_TALLIES)}
+        return dict(self._records(lambda row: (str(row[0]), read_record(Tally, row[1:-1])), _TALLIES))
 
     def refuse(self, refusal: Refusal) -> None:
         with self._transaction() as db:
@@ -194,7 +194,7 @@ class SqliteJournal:
 
     def refusals(self, limit: int = 100) -> list[Refusal]:
         query = f"SELECT {', '.join(Refusal._fields)} FROM refusals ORDER BY seq DESC LIMIT ?"  # noqa: S608
-        return [Refusal(*row) for row in self._rows(query, limit)]
+        return self._records(partial(read_record, Refusal), query, limit)
 
     # Payloads.
 
@@ -216,8 +216,8 @@ class SqliteJournal:
             db.execute(_insert("devices", Device._fields), _packed(device))
 
     def devices(self) -> list[Device]:
-        rows = self._rows(f"SELECT {', '.join(Device._fields)} FROM devices ORDER BY device")  # noqa: S608
-        return [_device(Device(*row)) for row in rows]
+        query = f"SELECT {', '.join(Device._fields)} FROM devices ORDER BY device"  # noqa: S608
+        return self._records(read_device, query)
 
     def save(self, devices: Iterable[Device]) -> None:
         names = [name for name in Device._fields if name not in ("device", "key", "first_seen")]
@@ -282,18 +282,30 @@ class SqliteJournal:
             db.executemany("UPDATE versions SET kept = 0 WHERE version = ?", [(one,) for one in numbers])
 
     def accounts(self) -> dict[str, Account]:
-        rows = self._rows(f"SELECT device, {', '.join(Account.__struct_fields__)} FROM accounts")  # noqa: S608
-        return {device: Account(*values) for device, *values in rows}
+        query = f"SELECT device, {', '.join(Account.__struct_fields__)} FROM accounts"  # noqa: S608
+        return dict(self._records(lambda row: (str(row[0]), read_record(Account, row[1:])), query))
 
     # The database.
 
     def _updates(self, condition: str, *values: Any) -> list[Update]:
         query = f"SELECT {', '.join(Update._fields)} FROM updates {condition}"  # noqa: S608
-        return [Update(*row) for row in self._rows(query, *values)]
+        return self._records(partial(read_record, Update), query, *values)
 
     def _versions(self, condition: str, *values: Any) -> list[Version]:
         query = f"SELECT {', '.join(Version._fields)} FROM versions {condition}"  # noqa: S608
-        return [_version(Version(*row)) for row in self._rows(query, *values)]
+        return self._records(read_version, query, *values)
+
+    def _records(self, read: Callable[[Sequence[Any]], T], query: str, *values: Any) -> list[T]:
+        """Reads rows as records.
+
+        Raises:
+            StateError: A row is damaged.
+        """
+        rows = self._rows(query, *values)
+        try:
+            return [read(row) for row in rows]
+        except StateError as error:
+            raise StateError(f"{self.path}: {error}; restore it from a backup") from error
 
     def _rows(self, query: str, *values: Any) -> list[tuple[Any, ...]]:
         with self._reading, self._told(), closing(self._looking.execute(query, values)) as cursor:
@@ -373,6 +385,8 @@ class SqliteJournal:
                     "limit of open files, nothing was lost"
                 ) from error
             raise StateError(f"{self.path}: {error}; expected a coordinator's journal") from error
+        except UnicodeDecodeError as error:  # Python's, of the text of SQLite's message
+            raise StateError(f"{self.path}: is damaged; expected a coordinator's journal") from error
 
 
 def _record(db: sqlite3.Connection, verdict: Verdict) -> int:
@@ -403,24 +417,3 @@ def _packed(record: Iterable[object]) -> list[object]:
         msgspec.json.encode(value).decode() if isinstance(value, Mapping | Struct | tuple) else value
         for value in record
     ]
-
-
-def _device(row: Device) -> Device:
-    held = tuple(_read(row.held, list[int]) or ())
-    hello, telemetry = _read(row.hello, Hello), _read(row.telemetry, Telemetry)
-    stamps = _read(row.stamps, dict[str, Stamp]) or {}
-    return row._replace(online=bool(row.online), hello=hello, telemetry=telemetry, held=held, stamps=stamps)
-
-
-def _version(row: Version) -> Version:
-    return row._replace(
-        report=_read(row.report, Report),
-        tiers=_read(row.tiers, dict[str, str]) or {},
-        carried=_read(row.carried, records.Carried) or records.Carried(),
-        kept=bool(row.kept),
-        origin=_read(row.origin, records.Origin),
-    )
-
-
-def _read(text: object, kind: type[T]) -> T | None:
-    return msgspec.json.decode(str(text), type=kind) if text is not None else None

@@ -10,6 +10,7 @@ from benchmarks.faults.fuzz.target import Target
 from edge.backends.toy import ByteTokenizer
 from edge.training.data.check import check_source
 from edge.training.data.dataset import load_dataset
+from edge.training.data.readers.folders import locate
 from edge.training.data.source import DataSource
 from edge.training.data.summary import summarise
 
@@ -22,12 +23,7 @@ ROWS: tuple[Mapping[str, object], ...] = (
         "messages": [
             {"role": "system", "content": [{"type": "text", "text": "be brief"}]},
             {"role": "user", "content": "weather?"},
-            {
-                "role": "assistant",
-                "content": None,
-                "tool_calls": [{"type": "function", "function": {"name": "get", "arguments": {"a": 1}}}],
-            },
-            {"role": "tool", "name": "get", "content": "sun"},
+            {"role": "tool", "name": "get", "content": "sun", "tool_call_id": None},
             {"role": "assistant", "content": "<think>so</think>sun", "reasoning_content": "so"},
         ],
         "tools": [{"type": "function", "function": {"name": "get", "parameters": {}}}],
@@ -54,11 +50,12 @@ def targets(root: Path) -> Iterator[Target]:
         seeds = [seed, b"\xef\xbb\xbf" + seed] if form == "bytes" else [seed]
         yield Target(f"data/{name}", form, seeds, Replaced(folder, name, _Read(name)), weight)
     saved = root / "saved"
-    saved.mkdir()
+    for part in ("train", "test"):
+        (saved / part).mkdir(parents=True)
+        for name in ("state.json", "dataset_info.json"):
+            (saved / part / name).write_text("{}")
     splits = json.dumps({"splits": ["train", "test"]}).encode()
-    yield Target(
-        "data/dataset_dict.json", "json", [splits], Replaced(saved, "dataset_dict.json", _Read(".")), 2
-    )
+    yield Target("data/dataset_dict.json", "json", [splits], Replaced(saved, "dataset_dict.json", locate), 2)
 
 
 class _Read:

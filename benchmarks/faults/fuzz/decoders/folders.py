@@ -55,7 +55,10 @@ def targets(root: Path) -> Iterator[Target]:
         yield Target(f"state/{path.name}", form, [path.read_bytes()], decode, weight)
     task = next((root / "lock" / "task").iterdir())
     checkpoint = (task / "checkpoint.safetensors").read_bytes()
-    decode = Replaced(task, "checkpoint.safetensors", _load_checkpoint)
+    header = int.from_bytes(checkpoint[:8], "little")
+    metadata = msgspec.json.decode(checkpoint[8 : 8 + header])["__metadata__"]
+    (known,) = (msgspec.json.decode(text)["task"] for text in metadata.values())
+    decode = Replaced(task, "checkpoint.safetensors", partial(_load_checkpoint, known))
     yield Target("state/checkpoint.safetensors", "tensors", [checkpoint], decode, 2)
     metrics = b'{"adapter":"adapter","asking":"chat","loss":1.5}'
     decode = Replaced(task, "metrics.json", trained_asking)
@@ -91,9 +94,9 @@ def _open_device(fresh: Memory, folder: Path) -> None:
         spool.residual()
 
 
-def _load_checkpoint(folder: Path) -> None:
+def _load_checkpoint(task: str, folder: Path) -> None:
     checkpoint_precision(folder)
-    load_checkpoint(folder, "another task")
+    load_checkpoint(folder, task)
 
 
 def _recover(folder: Path) -> None:
