@@ -89,6 +89,8 @@ class Router:
                 self._complain(f"{topic}: {error}", kind=f"{_kind(topic)}: {type(error).__name__}")
             except (DiskRefused, OSError) as error:
                 self._complain(f"{error}; {NOT_RECEIPTED}", kind="disk")
+            except Exception as error:  # nothing that is received ends a coordinator
+                self._complain.unforeseen(message.topic[:200], error)
 
     async def _receive(self, message: Message) -> None:
         offices, at, payload = self._offices, self._clock(), message.payload
