@@ -14,7 +14,7 @@ import msgspec
 from msgspec import Struct, structs
 
 from converters.faults import Fault
-from converters.files.content import read_content
+from converters.files.content import is_there, read_content
 from converters.files.text import decode_toml
 from edge.errors import ConfigError
 
@@ -88,7 +88,7 @@ def path_faults(settings: Mapping[str, Any], *names: str) -> Iterator[str]:
     """Finds the settings that name a file or folder which is not there."""
     for name in names:
         value = settings.get(name)
-        if isinstance(value, str) and not Path(value).exists():
+        if isinstance(value, str) and not is_there(Path(value)):
             yield f"{name} is {value!r}, which does not exist"
 
 
@@ -103,6 +103,9 @@ def type_faults(settings: Mapping[str, Any], kind: type[Struct]) -> Iterator[Fau
         if name not in settings:
             if field.required:
                 yield Fault(f"{name} is missing", "settings are missing", name)
+            continue
+        if isinstance(settings[name], str) and "\0" in settings[name]:
+            yield Fault(f"{name} is {settings[name]!r}, which holds a zero byte")
             continue
         try:
             msgspec.convert(settings[name], field.type)

@@ -17,6 +17,7 @@ from converters.bases.fingerprint import fingerprint_of
 from converters.bases.gguf_names import Naming, name_layers
 from converters.bases.targets import count_blocks
 from converters.errors import BaseModelError
+from converters.files.content import is_folder, is_there
 from converters.files.safetensors import FLOATING, Tensor, TensorFile, open_tensors
 
 _EMBEDDING = re.compile(r"(?:embed[^.]*|tok_embeddings|wte|wpe)\.weight$")
@@ -86,8 +87,8 @@ def read_folder(path: Path | str) -> FolderBase:
             weights that are damaged, truncated or quantised by another tool than MLX.
     """
     folder = Path(path)
-    if not folder.is_dir():
-        what = "is a file" if folder.exists() else "no such folder"
+    if not is_folder(folder):
+        what = "is a file" if is_there(folder) else "no such folder"
         raise BaseModelError(
             f"{folder}: {what}; expected a Hugging Face or MLX model folder, or a .gguf file"
         )
@@ -118,9 +119,9 @@ def read_folder(path: Path | str) -> FolderBase:
 
 def _shards(folder: Path) -> list[Path]:
     single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
-    if single.exists():
+    if is_there(single):
         return [single]
-    if index.exists():
+    if is_there(index):
         weight_map = read_json(index, "a base model").get("weight_map")
         named = weight_map.values() if isinstance(weight_map, dict) else ()
         if not named or not all(isinstance(name, str) and _SHARD.fullmatch(name) for name in named):

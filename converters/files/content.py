@@ -26,6 +26,30 @@ def read_content(path: Path, told: Told, *, takes_pipes: bool = False) -> bytes:
         return path.read_bytes()
 
 
+def is_there(path: Path) -> bool:
+    """Tells whether something is at `path`; a name that no file can have is not there."""
+    try:
+        return path.exists()
+    except (OSError, ValueError):
+        return False
+
+
+def is_file(path: Path) -> bool:
+    """Tells whether a file is at `path`."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
+
+
+def is_folder(path: Path) -> bool:
+    """Tells whether a folder is at `path`."""
+    try:
+        return path.is_dir()
+    except (OSError, ValueError):
+        return False
+
+
 @contextmanager
 def reading(path: Path, told: Told, *, takes_pipes: bool = False) -> Iterator[None]:
     """Tells why the file at `path` cannot be read, before it is opened and while it is.

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from converters.adapter import Array
 from converters.errors import ConverterError
-from converters.files.content import Mapped, map_file
+from converters.files.content import Mapped, is_file, map_file
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
@@ -117,7 +117,7 @@ class _Damaged(Exception):  # noqa: N818 - it is what the header is
 
 def is_gguf(path: Path) -> bool:
     """Tells whether `path` is a file that begins as GGUF does, or is called so."""
-    if not path.is_file():
+    if not is_file(path):
         return False
     with path.open("rb") as file:
         return file.read(len(MAGIC)) == MAGIC or path.suffix == ".gguf"

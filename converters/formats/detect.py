@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Literal
 
 from converters.errors import AdapterError
-from converters.files.content import read_content
+from converters.files.content import is_file, is_there, read_content
 from converters.files.gguf import is_gguf
 from converters.files.text import decode_object
 from converters.formats import mlx, peft
@@ -19,7 +19,7 @@ def detect_format(path: Path) -> Literal["canonical", "peft", "mlx", "gguf"]:
     Raises:
         AdapterError: There is nothing, or nothing that is known.
     """
-    if path.is_file():
+    if is_file(path):
         return "gguf" if is_gguf(path) else "canonical"
     content = read_content(path / CONFIG, lambda _: _nothing(path))
     config = decode_object(content, lambda why: AdapterError(f"{path / CONFIG}: {why}"))
@@ -31,7 +31,7 @@ def detect_format(path: Path) -> Literal["canonical", "peft", "mlx", "gguf"]:
 
 
 def _nothing(path: Path) -> AdapterError:
-    what = f"holds no {CONFIG}" if path.exists() else "no such file or folder"
+    what = f"holds no {CONFIG}" if is_there(path) else "no such file or folder"
     return AdapterError(
         f"{path}: {what}; expected an adapter of PEFT, mlx-lm or llama.cpp, or tunefleet's file"
     )

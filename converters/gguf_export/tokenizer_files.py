@@ -10,7 +10,7 @@ from msgspec import Meta, Struct, field
 
 from converters.bases.config import read_json
 from converters.errors import BaseModelError
-from converters.files.content import read_content
+from converters.files.content import is_file, read_content
 from converters.files.text import decode_text
 
 TokenId = Annotated[int, Meta(ge=0, le=2**31)]
@@ -121,7 +121,7 @@ class TokenizerFiles:
     def chat_template(self) -> str | None:
         """The one that is used where none is named."""
         beside = self.folder / "chat_template.jinja"
-        if beside.is_file():
+        if is_file(beside):
 
             def told(why: str) -> BaseModelError:
                 return BaseModelError(f"{beside}: {why}")

@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 import msgspec
 from msgspec import Struct, structs
 
+from converters.files.content import is_file
 from coordinator.ledger.access import AccessBook
 from coordinator.ledger.contract import EVERYTHING, MAX_REFUSALS
 from coordinator.ledger.records import Device, DiscardReason, Refusal, Tally, Update, Verdict, Version
@@ -74,7 +75,7 @@ class SqliteJournal:
         connect: Callable[..., sqlite3.Connection] = sqlite3.connect,
     ) -> None:
         self.path = folder / FILE if folder else Path(":memory:")
-        if fleet is None and not self.path.is_file():
+        if fleet is None and not is_file(self.path):
             raise StateError(
                 f"{folder}: holds no {FILE}; expected the folder given to `tunefleet serve --state`"
             )

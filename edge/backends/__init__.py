@@ -10,6 +10,7 @@ from typing import Literal, NamedTuple, cast
 
 from converters.bases.config import read_json
 from converters.errors import BaseModelError
+from converters.files.content import is_folder, is_there
 from edge.backends.contract import Loader, TrainableModel
 from edge.choices import BackendName as BackendName
 from edge.choices import Precision
@@ -73,9 +74,9 @@ def choose_backend(base: Path, machine: Machine | None = None) -> Choice:
 
 def base_kind(base: Path) -> BaseKind:
     """Tells what a base is, by its name and its configuration; a folder where nothing is there yet."""
-    if base.suffix == ".gguf" and not base.is_dir():
+    if base.suffix == ".gguf" and not is_folder(base):
         return "GGUF"
-    if (base / "toy.json").exists():
+    if is_there(base / "toy.json"):
         return "toy"
     try:
         config = read_json(base / "config.json", "a base model")
@@ -96,7 +97,7 @@ def resolve_backend(name: str, base: Path, machine: Machine | None = None) -> Ch
     if name not in _LIBRARY:
         raise BackendError(f"backend {name!r} is unknown; expected one of auto, {', '.join(_LIBRARY)}")
     kind = base_kind(base)
-    if base.exists() and name not in _READS[kind]:
+    if is_there(base) and name not in _READS[kind]:
         own = _READS[kind][0]
         raise BackendError(
             f"{base}: is {_TOLD[kind]}, which backend {name} does not read; choose backend {own} or auto, or "

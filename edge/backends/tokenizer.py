@@ -7,7 +7,7 @@ from typing import cast
 import msgspec
 
 from converters.errors import BaseModelError
-from converters.files.content import read_content
+from converters.files.content import is_folder, is_there, read_content
 from converters.files.text import decode_record
 from edge.backends import resolve_backend
 from edge.backends.contract import Tokenizer
@@ -26,7 +26,7 @@ def load_tokenizer(base: Path) -> Tokenizer:
         resolve_backend("llama_cpp", base)
         module = importlib.import_module("edge.backends.llama_cpp.tokenizer")
         return cast(Tokenizer, module.load_tokenizer(base))
-    return ByteTokenizer() if (base / "toy.json").exists() else load_hub_tokenizer(base)
+    return ByteTokenizer() if is_there(base / "toy.json") else load_hub_tokenizer(base)
 
 
 class _TextConfig(msgspec.Struct):
@@ -51,4 +51,4 @@ def context_tokens(base: Path) -> int | None:
 
 
 def _is_gguf(base: Path) -> bool:
-    return base.suffix == ".gguf" and not base.is_dir()
+    return base.suffix == ".gguf" and not is_folder(base)

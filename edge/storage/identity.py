@@ -6,6 +6,7 @@ before it, oldest first (`edge.protocol.enrolment`): they change with the key in
 
 from pathlib import Path
 
+from converters.files.content import is_file
 from edge.errors import ProtocolError, StateError
 from edge.protocol.enrolment import MAX_ROTATIONS, Rotation, make_rotation
 from edge.protocol.messages import decode_message, encode_message
@@ -80,7 +81,8 @@ def _write(folder: Path, key: bytes, rotations: tuple[Rotation, ...]) -> None:
 
 def _read(path: Path, advice: str) -> tuple[bytes, tuple[Rotation, ...]]:
     with room_for("a key", path.parent):
-        first, *words = path.read_bytes().splitlines() or [b""]
+        content = path.read_bytes() if is_file(path) else b""  # a pipe would be waited for
+    first, *words = content.splitlines() or [b""]
     try:
         key = bytes.fromhex(first.decode("ascii"))
     except ValueError:

@@ -52,17 +52,17 @@ def targets(root: Path) -> Iterator[Target]:
         memory = msgspec.json.decode((root / device / "state.json").read_bytes())
         fresh = Memory(fleet="home", device_id=memory["device_id"], base=memory["base"])
         decode = Replaced(root / device, name, partial(_open_device, fresh))
-        yield Target(f"state/{path.name}", form, [path.read_bytes()], decode, weight)
+        yield Target(f"state/{device}/{path.name}", form, [path.read_bytes()], decode, weight)
     task = next((root / "lock" / "task").iterdir())
     checkpoint = (task / "checkpoint.safetensors").read_bytes()
     header = int.from_bytes(checkpoint[:8], "little")
     metadata = msgspec.json.decode(checkpoint[8 : 8 + header])["__metadata__"]
     (known,) = (msgspec.json.decode(text)["task"] for text in metadata.values())
     decode = Replaced(task, "checkpoint.safetensors", partial(_load_checkpoint, known))
-    yield Target("state/checkpoint.safetensors", "tensors", [checkpoint], decode, 2)
+    yield Target("state/lock/checkpoint.safetensors", "tensors", [checkpoint], decode, 2)
     metrics = b'{"adapter":"adapter","asking":"chat","loss":1.5}'
     decode = Replaced(task, "metrics.json", trained_asking)
-    yield Target("state/metrics.json", "json", [metrics], decode, 2)
+    yield Target("state/lock/metrics.json", "json", [metrics], decode, 2)
     yield from _coordinator_targets(root / "coordinator")
 
 

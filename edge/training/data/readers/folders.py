@@ -30,8 +30,8 @@ def locate(path: Path, *, is_held_out: bool = False) -> Path:
         if path.is_dir():
             return _part(path, HELD_OUT if is_held_out else TRAIN)
         path.stat()
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
+    except (OSError, ValueError) as error:  # the latter: a name that no file can have
+        raise DataError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
     raise DataError(f"{path}: is neither a file nor a folder; write what a pipe gives to a file first")
 
 
