@@ -23,7 +23,7 @@ from typing import Any, Self
 import msgspec
 from msgspec import Struct
 
-from converters.files.text import decode_record
+from converters.files.text import Told, decode_object, decode_record
 from edge.device.config import DeviceConfig
 from edge.device.own_base import base_files, base_fingerprint
 from edge.device.task import Task
@@ -77,12 +77,19 @@ def fresh_memory(config: DeviceConfig) -> Memory:
     )
 
 
-def _renewed(content: bytes, versions: Path) -> bytes:
+def _renewed(content: bytes, versions: Path, told: Told) -> bytes:
     """Returns an older format's memory as the present one has it: a task's manifest names a root."""
-    fields = msgspec.json.decode(content, type=dict[str, Any])
+    fields = decode_object(content, told)
     if task := fields.get("task"):
-        manifest = task["manifest"]
-        renewed = renew_manifest(manifest, versions / f"{manifest['sha256']}.safetensors")
+        manifest = task.get("manifest") if isinstance(task, dict) else None
+        sha256 = manifest.get("sha256") if isinstance(manifest, dict) else None
+        chunk_bytes = manifest.get("chunk_bytes") if isinstance(manifest, dict) else None
+        if not (
+            isinstance(sha256, str) and sha256.isalnum() and type(chunk_bytes) is int and chunk_bytes > 0
+        ):
+            raise told("its task has no manifest")
+        assert isinstance(manifest, dict)
+        renewed = renew_manifest(manifest, versions / f"{sha256}.safetensors")
         fields["task"] = {**task, "manifest": renewed} if renewed else None
     return msgspec.json.encode(fields)
 

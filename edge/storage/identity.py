@@ -6,7 +6,7 @@ before it, oldest first (`edge.protocol.enrolment`): they change with the key in
 
 from pathlib import Path
 
-from converters.files.content import is_file
+from converters.files.content import is_file, is_there
 from edge.errors import ProtocolError, StateError
 from edge.protocol.enrolment import MAX_ROTATIONS, Rotation, make_rotation
 from edge.protocol.messages import decode_message, encode_message
@@ -28,7 +28,7 @@ def read_identity(folder: Path, advice: str) -> bytes:
         DiskRefused: There is no room to make one, or it cannot be read.
     """
     path = folder / FILE
-    if not path.exists():
+    if not is_there(path):
         _write(folder, new_key(), ())
     return _read(path, advice)[0]
 
@@ -40,7 +40,7 @@ def read_rotations(folder: Path, advice: str) -> tuple[Rotation, ...]:
         StateError: The file is damaged.
     """
     path = folder / FILE
-    return _read(path, advice)[1] if path.exists() else ()
+    return _read(path, advice)[1] if is_there(path) else ()
 
 
 def rotate_identity(folder: Path, fleet: str, device_id: str, advice: str) -> tuple[Rotation, ...]:
@@ -60,7 +60,7 @@ def rotate_identity(folder: Path, fleet: str, device_id: str, advice: str) -> tu
         DiskRefused: The key is the old one.
     """
     path = folder / FILE
-    if not path.exists():
+    if not is_there(path):
         raise StateError(f"{folder}: holds no key that another could replace")
     old, before = _read(path, advice)
     new = new_key()

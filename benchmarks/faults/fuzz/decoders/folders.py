@@ -26,6 +26,7 @@ from coordinator.observers.history import rejections, version_status
 from coordinator.observers.status import fleet_status
 from coordinator.observers.tables import history_view, status_view
 from edge.device.state import DeviceState, Memory
+from edge.protocol.merkle import Tree
 from edge.storage.parts import PartFile
 from edge.storage.spool import Spool
 from edge.training.checkpoint import checkpoint_precision, load_checkpoint
@@ -52,7 +53,11 @@ def targets(root: Path) -> Iterator[Target]:
         memory = msgspec.json.decode((root / device / "state.json").read_bytes())
         fresh = Memory(fleet="home", device_id=memory["device_id"], base=memory["base"])
         decode = Replaced(root / device, name, partial(_open_device, fresh))
-        yield Target(f"state/{device}/{path.name}", form, [path.read_bytes()], decode, weight)
+        renewed = root / f"{device}-renewed-{path.name}"  # as this release writes it
+        shutil.copytree(root / device, renewed)
+        _open_device(fresh, renewed)
+        seeds = list(dict.fromkeys([path.read_bytes(), (renewed / name).read_bytes()]))
+        yield Target(f"state/{device}/{path.name}", form, seeds, decode, weight)
     task = next((root / "lock" / "task").iterdir())
     checkpoint = (task / "checkpoint.safetensors").read_bytes()
     header = int.from_bytes(checkpoint[:8], "little")
@@ -88,7 +93,6 @@ def _coordinator_targets(folder: Path) -> Iterator[Target]:
 
 def _open_device(fresh: Memory, folder: Path) -> None:
     with DeviceState(folder, fresh) as state:
-        state.identity()
         spool = Spool(state.spool, state.residual)
         spool.entries()
         spool.residual()
@@ -177,12 +181,14 @@ def part_target(root: Path) -> Target:
     folder.mkdir()
     content = bytes(range(256)) * 8
     sha256 = hashlib.sha256(content).hexdigest()
-    part = PartFile(folder / "one.part", len(content), 1024, sha256)
-    part.write(0, content[:1024])
+    chunks = [content[:1024], content[1024:]]
+    tree = Tree(chunks)
+    part = PartFile(folder / "one.part", len(content), 1024, sha256, tree.root)
+    part.write(0, tree.proof(0) + chunks[0])
 
     def read(path: Path) -> None:
-        found = PartFile(path / "one.part", len(content), 1024, sha256)
-        found.write(1, content[1024:2048])
+        found = PartFile(path / "one.part", len(content), 1024, sha256, tree.root)
+        found.write(1, tree.proof(1) + chunks[1])
         if found.received.is_complete:
             found.finish(path / "whole")
 

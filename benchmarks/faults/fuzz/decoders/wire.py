@@ -19,6 +19,7 @@ from coordinator.watch.traffic import Traffic
 from edge.choices import EncodingName
 from edge.protocol import messages
 from edge.protocol.codec import decode_adapter, encode_adapter
+from edge.protocol.merkle import Tree, proven_chunk
 from edge.protocol.messages import Record, decode_message, encode_message
 from edge.protocol.topics import FORMS, ROOT, parse_topic
 from edge.transport.base import Message
@@ -47,6 +48,9 @@ def targets() -> Iterator[Target]:
     names = [_topic(form) for form in FORMS.values()]
     yield Target("wire/topic", "bytes", [name.encode() for name in names], _parse, 100)
     yield Target("wire/watched", "json", list(samples.values()), _Watched(names), 60)
+    tree = Tree([bytes([number]) * 100 for number in range(7)])
+    chunk = tree.proof(3) + bytes([3]) * 100
+    yield Target("wire/chunk", "bytes", [chunk], lambda message: proven_chunk(message, 3, 7, tree.root), 60)
     like = _adapter()
     payloads = [encode_adapter(like, encoding) for encoding in ENCODINGS]
     yield Target("wire/payload", "tensors", payloads, lambda payload: decode_adapter(payload, like=like), 60)
