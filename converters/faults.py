@@ -91,4 +91,4 @@ def _line(group: Sequence[Fault]) -> str:
 
 
 def _size(text: str) -> int:
-    return len(text.encode())
+    return len(text.encode("utf-8", "replace"))

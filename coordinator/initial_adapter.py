@@ -17,6 +17,7 @@ from converters.adapter import LoraAdapter
 from converters.bases.contract import Base
 from converters.bases.read import read_base
 from converters.bases.targets import ALL_LAYERS, endings, match_targets
+from converters.files.content import is_file
 from converters.formats.canonical import dump_adapter
 from converters.formats.detect import TOOLS, detect_format, weights_file
 from converters.formats.load import load_any, read_about
@@ -100,7 +101,7 @@ def settle(
 def settle_folder(config: CoordinatorConfig) -> CoordinatorConfig:
     """Settles a configuration beside a coordinator, or before there is one: what `--print-config` shows."""
     folder = Path(config.state)
-    if not (folder / FILE).is_file():
+    if not is_file(folder / FILE):
         return settle(config)[0]
     with open_ledger(folder) as (journal, _):
         return settle(config, journal)[0]

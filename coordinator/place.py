@@ -10,6 +10,7 @@ new one must be, also where this state folder is an old backup and knows of none
 """
 
 import asyncio
+import logging
 import platform
 import re
 import secrets
@@ -17,11 +18,14 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import NamedTuple
 
+from edge.complaints import Complaints
 from edge.errors import BrokerRefused, PlaceTaken, ProtocolError, TransportError, Unproven
 from edge.protocol.messages import Answer, Challenge, Manifest, Presence, decode_message, encode_message
 from edge.protocol.signing import Keyring, Opened, R, Signer, read_signed
 from edge.protocol.topics import AnswerTopic, CoordinatorTopic, Topics, VersionTopic
 from edge.transport.base import Message, Transport
+
+LOG = logging.getLogger(__name__)
 
 QUICK_S = 0.5  # what is retained has come by then, and a coordinator that is not busy has answered
 ANSWER_WITHIN_S = 10.0
@@ -235,6 +239,7 @@ class Inquiry:
         self._session = session
         self._epoch = epoch
         self._nonce = secrets.token_hex(16)
+        self._complain = Complaints(LOG.warning, time.monotonic)
         self._found = Found()
         self._answered = asyncio.Event()
 
@@ -283,6 +288,8 @@ class Inquiry:
                 self._take(message)
             except ProtocolError:  # strangers may write what they like
                 continue
+            except Exception as error:  # nothing that is received ends an inquiry
+                self._complain.unforeseen(message.topic[:200], error)
 
     def _take(self, message: Message) -> None:
         match self._topics.parse(message.topic):

@@ -91,6 +91,8 @@ class Router:
                 self._complain(f"{topic}: {error}", kind=f"{_kind(topic)}: {_fault(error)}")
             except (DiskRefused, OSError) as error:
                 self._complain(f"{error}; {NOT_RECEIPTED}", kind="disk")
+            except Exception as error:  # nothing that is received ends a coordinator
+                self._complain.unforeseen(message.topic[:200], error)
 
     async def _receive(self, message: Message) -> None:
         offices, at, payload = self._offices, self._clock(), message.payload

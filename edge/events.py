@@ -7,6 +7,7 @@ is shown among the events, so that there is one stream and one order.
 import logging
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Literal, NamedTuple, TextIO
@@ -109,7 +110,11 @@ class _Logged(logging.Handler):
         """Shows a record as an event."""
         kind = "debug" if record.levelno < logging.INFO else "info"
         kind = "warning" if record.levelno >= logging.WARNING else kind
-        self._show(Event(kind, record.getMessage(), {"logger": record.name}))
+        lines = [record.getMessage()]
+        if record.exc_info:
+            lines += "".join(traceback.format_exception(*record.exc_info)).splitlines()
+        for line in lines:
+            self._show(Event(kind, line, {"logger": record.name}))
 
 
 @contextmanager

@@ -4,7 +4,6 @@ Above what a file holds go the command line's options (`placed`, `laid_over`); t
 checked (`checked`).
 """
 
-import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from difflib import get_close_matches
 from pathlib import Path
@@ -15,6 +14,8 @@ import msgspec
 from msgspec import Struct, structs
 
 from converters.faults import Fault
+from converters.files.content import is_there, read_content
+from converters.files.text import decode_toml
 from edge.errors import ConfigError
 
 S = TypeVar("S", bound=Struct)
@@ -26,12 +27,11 @@ def read_toml(path: Path) -> dict[str, Any]:
     Raises:
         ConfigError: It cannot be read, or is not TOML.
     """
-    try:
-        return tomllib.loads(path.read_text("utf-8"))
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: is not TOML: {error}") from error
+
+    def told(why: str) -> ConfigError:
+        return ConfigError(f"{path}: {why}")
+
+    return decode_toml(read_content(path, told, takes_pipes=True), told)
 
 
 def write_toml(record: Struct | Mapping[str, Any]) -> str:
@@ -88,7 +88,7 @@ def path_faults(settings: Mapping[str, Any], *names: str) -> Iterator[str]:
     """Finds the settings that name a file or folder which is not there."""
     for name in names:
         value = settings.get(name)
-        if isinstance(value, str) and not Path(value).exists():
+        if isinstance(value, str) and not is_there(Path(value)):
             yield f"{name} is {value!r}, which does not exist"
 
 
@@ -103,6 +103,9 @@ def type_faults(settings: Mapping[str, Any], kind: type[Struct]) -> Iterator[Fau
         if name not in settings:
             if field.required:
                 yield Fault(f"{name} is missing", "settings are missing", name)
+            continue
+        if isinstance(settings[name], str) and "\0" in settings[name]:
+            yield Fault(f"{name} is {settings[name]!r}, which holds a zero byte")
             continue
         try:
             msgspec.convert(settings[name], field.type)

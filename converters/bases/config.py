@@ -1,14 +1,20 @@
 """What config.json says of a model, alike from transformers 4 and 5."""
 
-import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import msgspec
+from msgspec import Struct, structs
+
 from converters.errors import BaseModelError
+from converters.files.content import read_content
+from converters.files.text import decode_object
+from converters.plain import plain
 
 Config = Mapping[str, Any]  # of a model with several towers, the text model's part
 SLIDING, FULL = "sliding_attention", "full_attention"  # kinds of layers in the words of transformers
+_TABLES = ("text_config", "rope_parameters", "rope_scaling", "quantization", "quantization_config")
 
 
 def read_json(path: Path, needed_by: str) -> dict[str, Any]:
@@ -17,15 +23,37 @@ def read_json(path: Path, needed_by: str) -> dict[str, Any]:
     Raises:
         BaseModelError: There is none; `needed_by` says what cannot do without it.
     """
-    try:
-        content = json.loads(path.read_bytes())
-    except OSError as cause:
-        raise BaseModelError(f"{path}: cannot be read: {cause.strerror}; {needed_by} needs it") from cause
-    except ValueError as cause:
-        raise BaseModelError(f"{path}: is not JSON: {cause}") from cause
-    if not isinstance(content, dict):
-        raise BaseModelError(f"{path}: holds a {type(content).__name__}, expected a JSON object")
-    return content
+    content = read_content(path, lambda why: BaseModelError(f"{path}: {why}; {needed_by} needs it"))
+    return decode_object(content, lambda why: BaseModelError(f"{path}: {why}"))
+
+
+def check_tables(config: Config, where: Path) -> None:
+    """Checks that what must be tables of config.json are tables; what else is in it, any model may have.
+
+    Raises:
+        BaseModelError: Naming those that are not.
+    """
+    rope = config.get("rope_parameters")
+    inner = {key: rope[key] for key in (SLIDING, FULL) if key in rope} if isinstance(rope, dict) else {}
+    tables = {key: config.get(key) for key in _TABLES} | inner
+    faults = [
+        f"{key} is a {type(value).__name__}, expected a table"
+        for key, value in tables.items()
+        if value and not isinstance(value, dict)
+    ]
+    if faults:
+        raise BaseModelError.of(str(where), faults)
+
+
+def mistyped(table: Config, kind: type[Struct]) -> Iterator[str]:
+    """Finds what of a table is of another type than the fields of `kind`; null is as good as absent."""
+    for field in structs.fields(kind):
+        value = table.get(field.name)
+        if value is not None:
+            try:
+                msgspec.convert(value, field.type)
+            except (msgspec.ValidationError, OverflowError) as error:
+                yield f"{field.name} is {plain(repr(value), 40)}: {error}"
 
 
 def rope_of(config: Config, layers: str = "", default_theta: float = 1e4) -> dict[str, Any]:
@@ -59,4 +87,5 @@ def head_dim_of(config: Config, default: int | None = None) -> Any:
     if found := config.get("head_dim") or default:
         return found
     hidden, heads = config.get("hidden_size"), config.get("num_attention_heads")
-    return hidden // heads if hidden and heads else None
+    are_counts = type(hidden) is int and type(heads) is int
+    return hidden // heads if are_counts and hidden and heads else None

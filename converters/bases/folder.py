@@ -11,16 +11,18 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from converters.bases.config import Config, read_json
+from converters.bases.config import Config, check_tables, read_json
 from converters.bases.contract import Modules
 from converters.bases.fingerprint import fingerprint_of
 from converters.bases.gguf_names import Naming, name_layers
 from converters.bases.targets import count_blocks
 from converters.errors import BaseModelError
+from converters.files.content import is_folder, is_there
 from converters.files.safetensors import FLOATING, Tensor, TensorFile, open_tensors
 
 _EMBEDDING = re.compile(r"(?:embed[^.]*|tok_embeddings|wte|wpe)\.weight$")
 _TRANSPOSED = ("gpt2", "openai-gpt")
+_SHARD = re.compile(r"[\w-][\w.-]*")
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,13 +87,15 @@ def read_folder(path: Path | str) -> FolderBase:
             weights that are damaged, truncated or quantised by another tool than MLX.
     """
     folder = Path(path)
-    if not folder.is_dir():
-        what = "is a file" if folder.exists() else "no such folder"
+    if not is_folder(folder):
+        what = "is a file" if is_there(folder) else "no such folder"
         raise BaseModelError(
             f"{folder}: {what}; expected a Hugging Face or MLX model folder, or a .gguf file"
         )
     whole = read_json(folder / "config.json", "a base model")
+    check_tables(whole, folder / "config.json")
     config = {**whole, **(whole.get("text_config") or {})}
+    check_tables(config, folder / "config.json")
     if config.get("model_type") in _TRANSPOSED:
         raise BaseModelError(
             f"{folder}: {config['model_type']} has no linear layers, but transposed convolutions"
@@ -115,11 +119,14 @@ def read_folder(path: Path | str) -> FolderBase:
 
 def _shards(folder: Path) -> list[Path]:
     single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
-    if single.exists():
+    if is_there(single):
         return [single]
-    if index.exists():
-        weight_map = read_json(index, "a base model").get("weight_map", {})
-        return [folder / name for name in sorted(set(weight_map.values()))]
+    if is_there(index):
+        weight_map = read_json(index, "a base model").get("weight_map")
+        named = weight_map.values() if isinstance(weight_map, dict) else ()
+        if not named or not all(isinstance(name, str) and _SHARD.fullmatch(name) for name in named):
+            raise BaseModelError(f"{index}: its weight_map does not name a file here for every weight")
+        return [folder / name for name in sorted(set(named))]
     found = sorted(folder.glob("model*.safetensors"))
     if not found:
         raise BaseModelError(f"{folder}: holds no model*.safetensors; pickled weights are not read")
@@ -148,6 +155,6 @@ def _num_in(name: str, tensor: Tensor, packed: Mapping[str, Any]) -> int:
         return tensor.shape[1]
     own = packed.get(name)  # mixed recipes give some layers their own width
     bits = (own if isinstance(own, dict) else packed).get("bits", 0)
-    if not bits:
+    if type(bits) is not int or not 1 <= bits <= 32:
         raise BaseModelError(f"{name}: is packed, but config.json does not say in how many bits")
-    return tensor.shape[1] * 32 // int(bits)
+    return tensor.shape[1] * 32 // bits

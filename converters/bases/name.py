@@ -10,6 +10,7 @@ from pathlib import Path
 from converters.bases.contract import Base
 from converters.bases.folder import FolderBase
 from converters.bases.gguf import GgufBase
+from converters.files.content import is_there
 
 HUB = "https://huggingface.co/"
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -20,7 +21,7 @@ _SOURCES = ("general.source.repo_url", "general.source.huggingface.repository")
 def is_hub_name(name: str) -> bool:
     """Tells whether `name` is an owner and a model, `someone/model`, and no path that is here."""
     is_file = name.endswith(".gguf")
-    return _NAME.fullmatch(name) is not None and not is_file and not Path(name).exists()
+    return _NAME.fullmatch(name) is not None and not is_file and not is_there(Path(name))
 
 
 def name_base(base: Base, given: str = "") -> str:

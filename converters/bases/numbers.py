@@ -5,13 +5,22 @@ What differs between architectures stands in `converters.bases.architectures`.
 
 import math
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from msgspec import Meta, Struct
 from numpy.typing import NDArray
 
 from converters.bases.architectures import Exact, find_model_type
-from converters.bases.config import FULL, SLIDING, Config, head_dim_of, num_heads_of, rope_of
+from converters.bases.config import (
+    FULL,
+    SLIDING,
+    Config,
+    head_dim_of,
+    mistyped,
+    num_heads_of,
+    rope_of,
+)
 from converters.bases.folder import FolderBase
 from converters.bases.gguf import GgufBase
 from converters.errors import BaseModelError
@@ -19,6 +28,9 @@ from converters.errors import BaseModelError
 FACTORS = "rope_freqs.weight"  # what rotary frequencies are divided by; computed from config.json
 EMBEDDING = "model.embed_tokens.weight"
 Number = int | float | str | list[bool]
+Size = Annotated[int, Meta(ge=0, le=2**31)]  # 0 stands for none in some
+Real = Annotated[float, Meta(ge=-1e30, le=1e30)]
+Positive = Annotated[float, Meta(gt=0, le=1e30)]
 _PLAIN: Mapping[str, tuple[str, type]] = {  # llama.cpp's key to the configuration's, and its type
     "context_length": ("max_position_embeddings", int),
     "embedding_length": ("hidden_size", int),
@@ -33,9 +45,48 @@ _GROUPS = {
     "rope.": ("dimension_count", "freq_base", "freq_base_swa", "scaling.type", "scaling.factor"),
 }
 _COMPARED = frozenset(f"{group}{key}" for group, keys in _GROUPS.items() for key in keys)
+_SCALED_BY: Mapping[str, tuple[str, ...]] = {
+    "linear": ("factor",),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+}
 _NO_PART = ("context_length", "vocab_size")  # in what the weights compute
 _SCALAR = 256  # Gemma's query_pre_attn_scalar where config.json has none
 _GEMMA_27B_LAYERS = 62  # llama.cpp scales that one's scores by another rule
+
+
+class _Typed(Struct):
+    """What of config.json is computed with, as it must be."""
+
+    hidden_size: Size | None
+    intermediate_size: Size | None
+    max_position_embeddings: Size | None
+    num_attention_heads: Size | None
+    num_key_value_heads: Size | None
+    num_hidden_layers: Size | None
+    head_dim: Size | None
+    sliding_window: Size | None
+    sliding_window_pattern: Size | None
+    _sliding_window_pattern: Size | None
+    rms_norm_eps: Real | None
+    rope_theta: Real | None
+    rope_local_base_freq: Real | None
+    query_pre_attn_scalar: Real | None
+    final_logit_softcapping: Real | None
+    hidden_act: str | None
+    hidden_activation: str | None
+    layer_types: list[str] | None
+
+
+class _Rope(Struct):
+    """The same of a rotary embedding's parameters."""
+
+    rope_type: str
+    rope_theta: Positive | None
+    factor: Positive | None
+    low_freq_factor: Positive | None
+    high_freq_factor: Positive | None
+    original_max_position_embeddings: Size | None
+    partial_rotary_factor: Positive | None
 
 
 def read_numbers(base: FolderBase, exact: Exact) -> dict[str, Number]:
@@ -49,6 +100,9 @@ def read_numbers(base: FolderBase, exact: Exact) -> dict[str, Number]:
         BaseModelError: With everything in config.json that is missing or that llama.cpp computes otherwise.
     """
     config = base.config
+    ropes = (rope_of(config, layers, exact.rope_theta) for layers in (FULL, SLIDING))
+    if wrong := [*mistyped(config, _Typed), *(fault for rope in ropes for fault in mistyped(rope, _Rope))]:
+        raise BaseModelError.of(str(base.path / "config.json"), dict.fromkeys(wrong))
     missing = [key for key, _ in _PLAIN.values() if not config.get(key)]
     if missing or EMBEDDING not in base.weights:
         lacks = ", ".join([*missing, *([] if EMBEDDING in base.weights else [f"the tensor {EMBEDDING}"])])
@@ -93,7 +147,7 @@ def file_numbers(base: GgufBase) -> dict[str, Number]:
     }
     numbers: dict[str, Any] = _granted(base) | told
     every = numbers.get("attention.sliding_window_pattern")
-    if isinstance(every, int):
+    if type(every) is int and every > 0:
         numbers["attention.sliding_window_pattern"] = [bool((n + 1) % every) for n in range(base.num_layers)]
     if numbers.get("rope.scaling.type") == "none":
         del numbers["rope.scaling.type"]
@@ -125,6 +179,10 @@ def _faults(config: Config, exact: Exact) -> Iterator[str]:
         yield f"its activation is {activation}, expected {exact.activation}"
     if rope["rope_type"] not in exact.scalings:
         yield f"its RoPE scaling is {rope['rope_type']}, expected {' or '.join(exact.scalings)}"
+    if lacks := [key for key in _SCALED_BY.get(rope["rope_type"], ()) if rope.get(key) is None]:
+        yield f"its RoPE scaling {rope['rope_type']} lacks {', '.join(lacks)}"
+    elif rope["rope_type"] == "llama3" and rope["high_freq_factor"] <= rope["low_freq_factor"]:
+        yield "its RoPE scaling has a high_freq_factor that is not above its low_freq_factor"
     if "partial_rotary_factor" in rope and not exact.has_partial_rotary:
         yield f"partial_rotary_factor is {rope['partial_rotary_factor']}, expected 1"
     if config.get("attention_bias") and not exact.has_bias:
@@ -145,6 +203,8 @@ def _gemma_faults(config: Config, head_dim: int) -> Iterator[str]:
         yield "attn_logit_softcapping"
     if rope_of(config, SLIDING)["rope_type"] != "default":
         yield "scaled RoPE in its sliding layers"
+    if not config.get("sliding_window"):
+        yield "it has no sliding_window"
     heads = config["hidden_size"] // config["num_attention_heads"]
     expected = heads if config.get("num_hidden_layers") == _GEMMA_27B_LAYERS else head_dim
     if config.get("query_pre_attn_scalar", _SCALAR) != expected:

@@ -8,6 +8,7 @@ from converters.bases.folder import read_folder
 from converters.bases.gguf import read_gguf
 from converters.bases.name import is_hub_name
 from converters.errors import BaseModelError
+from converters.files.content import is_folder
 
 _FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]  # no pickled weights
 
@@ -18,7 +19,7 @@ def read_base(path: Path | str) -> Base:
     Raises:
         BaseModelError: As `read_folder`, or of a GGUF file as `read_gguf`.
     """
-    is_file = Path(path).suffix == ".gguf" and not Path(path).is_dir()
+    is_file = Path(path).suffix == ".gguf" and not is_folder(Path(path))
     return read_gguf(path) if is_file else read_folder(path)
 
 

@@ -8,7 +8,6 @@ llama.cpp does, and every length is checked before memory is taken.
 Source: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md and ggml/src/gguf.cpp
 """
 
-import mmap
 import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from numpy.typing import NDArray
 
 from converters.adapter import Array
 from converters.errors import ConverterError
+from converters.files.content import Mapped, is_file, map_file
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
@@ -63,7 +63,7 @@ class GgufFile:
     where: str
     metadata: Mapping[str, Value]
     tensors: Mapping[str, GgufTensor]
-    buffer: mmap.mmap
+    buffer: Mapped
     error: type[ConverterError]
 
     def floats(self, name: str, first: int = 0, count: int | None = None) -> Array:
@@ -117,7 +117,7 @@ class _Damaged(Exception):  # noqa: N818 - it is what the header is
 
 def is_gguf(path: Path) -> bool:
     """Tells whether `path` is a file that begins as GGUF does, or is called so."""
-    if not path.is_file():
+    if not is_file(path):
         return False
     with path.open("rb") as file:
         return file.read(len(MAGIC)) == MAGIC or path.suffix == ".gguf"
@@ -131,13 +131,9 @@ def open_gguf(path: Path, error: type[ConverterError]) -> GgufFile:
     """
     if find_spec("gguf") is None:
         raise error(f"{path}: to read it, gguf is needed; run: pip install 'tunefleet[llama]'")
-    try:
-        with path.open("rb") as file:
-            if not file.seek(0, 2):
-                raise error(f"{path}: is empty, expected a GGUF file")
-            buffer = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    except OSError as cause:
-        raise error(f"{path}: cannot be read: {cause.strerror}") from cause
+    buffer = map_file(path, lambda why: error(f"{path}: {why}"))
+    if not buffer:
+        raise error(f"{path}: is empty, expected a GGUF file")
     try:
         metadata, tensors = _read_header(_Header(buffer))
     except _Damaged as damage:
@@ -148,7 +144,7 @@ def open_gguf(path: Path, error: type[ConverterError]) -> GgufFile:
 class _Header:
     """Reads a header from front to back, never beyond its bound."""
 
-    def __init__(self, buffer: mmap.mmap) -> None:
+    def __init__(self, buffer: Mapped) -> None:
         self.buffer, self.at = buffer, 0
         self.end = min(len(buffer), MAX_HEADER_BYTES)
 

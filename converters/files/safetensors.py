@@ -7,7 +7,6 @@ over the wire is hostile until every length in its header has been checked.
 Source: https://github.com/huggingface/safetensors#format
 """
 
-import mmap
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
@@ -19,6 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from converters.errors import ConverterError
+from converters.files.content import Mapped, map_file
+from converters.files.text import decode_record
 
 MAX_HEADER_BYTES = 64 << 20  # 400,000 tensors; the safetensors package stops at 100 MB
 MAX_DIMENSIONS = 8
@@ -62,7 +63,7 @@ class TensorFile:
     where: str
     tensors: Mapping[str, Tensor]
     metadata: Mapping[str, str]
-    buffer: bytes | mmap.mmap
+    buffer: Mapped
 
     def floats(self, name: str, first: int = 0, count: int | None = None) -> NDArray[np.float32]:
         """Reads `count` values from `first` on, flat, as a writable float32 copy; `name` must be floating."""
@@ -88,16 +89,11 @@ def open_tensors(path: Path, error: type[ConverterError]) -> TensorFile:
     Raises:
         ConverterError: Of the kind `error`: no such file, or not safetensors, and why.
     """
-    try:
-        with path.open("rb") as file:
-            size = file.seek(0, 2)
-            content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if size else b""
-    except OSError as cause:
-        raise error(f"{path}: cannot be read: {cause.strerror}") from cause
+    content = map_file(path, lambda why: error(f"{path}: {why}"))
     return parse_tensors(content, str(path), error)
 
 
-def parse_tensors(buffer: bytes | mmap.mmap, where: str, error: type[ConverterError]) -> TensorFile:
+def parse_tensors(buffer: Mapped, where: str, error: type[ConverterError]) -> TensorFile:
     """Checks the header of `buffer`: every tensor lies inside, and together they fill it without overlap.
 
     Raises:
@@ -107,13 +103,14 @@ def parse_tensors(buffer: bytes | mmap.mmap, where: str, error: type[ConverterEr
     start = 8 + header_bytes
     if len(buffer) < 8 or header_bytes > MAX_HEADER_BYTES or start > len(buffer):
         raise error(f"{where}: {len(buffer)} bytes are not a safetensors file, or the file is truncated")
-    try:
-        header = msgspec.json.decode(buffer[8:start], type=dict[str, msgspec.Raw])
-        described = header.pop("__metadata__", msgspec.Raw(b"null"))  # MLX writes a null, too
-        metadata = msgspec.json.decode(described, type=dict[str, str] | None) or {}
-        entries = {name: msgspec.json.decode(raw, type=_Entry) for name, raw in header.items()}
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as cause:
-        raise error(f"{where}: its header is not that of a safetensors file: {cause}") from cause
+
+    def told(why: str) -> ConverterError:
+        return error(f"{where}: its header is not that of a safetensors file: {why}")
+
+    header = decode_record(buffer[8:start], dict[str, msgspec.Raw], told)
+    described = header.pop("__metadata__", msgspec.Raw(b"null"))  # MLX writes a null, too
+    metadata = {} if bytes(described) == b"null" else decode_record(bytes(described), dict[str, str], told)
+    entries = {name: decode_record(bytes(raw), _Entry, told) for name, raw in header.items()}
     for fault in _faults(entries, len(buffer) - start):
         raise error(f"{where}: {fault}; the file is truncated or damaged")
     tensors = {

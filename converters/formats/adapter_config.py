@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Any, TypeVar
 
-import msgspec
-
 from converters.errors import AdapterError
+from converters.files.content import read_content
+from converters.files.text import decode_object, decode_record
 
 CONFIG = "adapter_config.json"
 
@@ -24,10 +24,10 @@ def read_config(folder: Path, kind: type[T], tool: str) -> tuple[T, dict[str, An
         AdapterError: It is missing, or none of this tool's.
     """
     path = folder / CONFIG
-    try:
-        content = path.read_bytes()
-        return msgspec.json.decode(content, type=kind), msgspec.json.decode(content)
-    except OSError as cause:
-        raise AdapterError(f"{path}: cannot be read: {cause.strerror}") from cause
-    except (msgspec.MsgspecError, UnicodeDecodeError) as cause:
-        raise AdapterError(f"{path}: is not a LoRA config of {tool}: {cause}") from cause
+
+    def told(why: str) -> AdapterError:
+        return AdapterError(f"{path}: is not a LoRA config of {tool}: {why}")
+
+    content = read_content(path, lambda why: AdapterError(f"{path}: {why}"))
+    whole = decode_object(content, told)
+    return decode_record(content, kind, told), whole

@@ -17,6 +17,7 @@ from converters.errors import AdapterError
 from converters.faults import Fault
 from converters.files.atomic import write_atomic
 from converters.files.safetensors import TensorFile, open_tensors, parse_tensors
+from converters.files.text import decode_record
 
 SCALES = "scales"
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,200}")
@@ -79,12 +80,12 @@ def _adapter(file: TensorFile) -> LoraAdapter:
 
 
 def _scales(file: TensorFile) -> dict[str, float]:
-    try:
-        return msgspec.json.decode(file.metadata[SCALES], type=dict[str, float])
-    except (KeyError, msgspec.MsgspecError) as cause:
-        raise AdapterError(
+    def told(_: str) -> AdapterError:
+        return AdapterError(
             f"{file.where}: is not a canonical adapter: its metadata has no {SCALES!r}, a number per module"
-        ) from cause
+        )
+
+    return decode_record(file.metadata.get(SCALES, ""), dict[str, float], told)
 
 
 def _faults(file: TensorFile, scales: dict[str, float]) -> Iterator[Fault]:

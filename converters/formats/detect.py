@@ -3,10 +3,10 @@
 from pathlib import Path
 from typing import Literal
 
-import msgspec
-
 from converters.errors import AdapterError
+from converters.files.content import is_file, is_there, read_content
 from converters.files.gguf import is_gguf
+from converters.files.text import decode_object
 from converters.formats import mlx, peft
 from converters.formats.adapter_config import CONFIG
 
@@ -19,22 +19,22 @@ def detect_format(path: Path) -> Literal["canonical", "peft", "mlx", "gguf"]:
     Raises:
         AdapterError: There is nothing, or nothing that is known.
     """
-    if path.is_file():
+    if is_file(path):
         return "gguf" if is_gguf(path) else "canonical"
-    try:
-        config = msgspec.json.decode((path / CONFIG).read_bytes(), type=dict[str, msgspec.Raw])
-    except OSError as cause:
-        what = f"holds no {CONFIG}" if path.exists() else "no such file or folder"
-        raise AdapterError(
-            f"{path}: {what}; expected an adapter of PEFT, mlx-lm or llama.cpp, or tunefleet's file"
-        ) from cause
-    except (msgspec.MsgspecError, UnicodeDecodeError) as cause:
-        raise AdapterError(f"{path / CONFIG}: is not JSON: {cause}") from cause
+    content = read_content(path / CONFIG, lambda _: _nothing(path))
+    config = decode_object(content, lambda why: AdapterError(f"{path / CONFIG}: {why}"))
     if "peft_type" in config:
         return "peft"
     if "lora_parameters" in config:
         return "mlx"
     raise AdapterError(f"{path / CONFIG}: has neither peft_type (PEFT) nor lora_parameters (mlx-lm)")
+
+
+def _nothing(path: Path) -> AdapterError:
+    what = f"holds no {CONFIG}" if is_there(path) else "no such file or folder"
+    return AdapterError(
+        f"{path}: {what}; expected an adapter of PEFT, mlx-lm or llama.cpp, or tunefleet's file"
+    )
 
 
 def weights_file(path: Path) -> Path:

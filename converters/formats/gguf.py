@@ -25,6 +25,7 @@ from converters.errors import AdapterError, BaseModelError, UnsupportedAdapter
 from converters.faults import Fault
 from converters.files.atomic import write_atomic
 from converters.files.gguf import GgufFile, open_gguf
+from converters.files.text import decode_object, decode_record
 from converters.formats.about import NOTHING, About
 from converters.formats.folding import Originals
 from converters.formats.gguf_scales import Stored, spread, undo
@@ -80,10 +81,13 @@ def read_gguf_about(path: Path) -> About:
         AdapterError: It is missing or damaged.
     """
     metadata = open_gguf(path, AdapterError).metadata
-    try:
-        about = msgspec.json.decode(str(metadata.get(ABOUT, "{}")), type=About)
-    except (msgspec.MsgspecError, UnicodeError) as cause:
-        raise AdapterError(f"{path}: {ABOUT} is not tunefleet's: {cause}") from cause
+
+    def told(why: str) -> AdapterError:
+        return AdapterError(f"{path}: {ABOUT} is not tunefleet's: {why}")
+
+    noted = str(metadata.get(ABOUT, "{}"))
+    decode_object(noted, told)  # what other tools said goes on as it is, but not at any depth
+    about = decode_record(noted, About, told)
     url = str(metadata.get(BASE_URL, ""))
     license_name = metadata.get("general.license")
     return structs.replace(
@@ -156,8 +160,8 @@ def _alpha(file: GgufFile, faults: Faults) -> float:
 
 def _own(file: GgufFile, faults: Faults) -> Originals:
     try:
-        return msgspec.json.decode(str(file.metadata.get(OWN, "{}")), type=Originals)
-    except (msgspec.MsgspecError, UnicodeError) as cause:
+        return decode_record(str(file.metadata.get(OWN, "{}")), Originals, AdapterError)
+    except AdapterError as cause:
         faults.malformed.append(f"{OWN} is not tunefleet's: {cause}")
         return Originals()
 

@@ -80,8 +80,8 @@ def _tokens(files: TokenizerFiles) -> Iterator[_Token]:
         yield _Token(int(number), text, UNKNOWN if text == unknown else BYTE if is_byte else NORMAL)
     for token in files.added:
         # llama.cpp looks for plain ones in the text as it came, before spaces become "▁".
-        text = token["content"] if token["special"] else token["content"].replace(SPACE, " ")
-        kind = CONTROL if token["special"] else USER_DEFINED
+        text = token["content"] if token.get("special") else token["content"].replace(SPACE, " ")
+        kind = CONTROL if token.get("special") else USER_DEFINED
         yield _Token(int(token["id"]), text, UNKNOWN if text == unknown else kind)
 
 

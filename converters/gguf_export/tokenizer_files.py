@@ -3,14 +3,67 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta, Struct, field
 
 from converters.bases.config import read_json
+from converters.errors import BaseModelError
+from converters.files.content import is_file, read_content
+from converters.files.text import decode_text
 
+TokenId = Annotated[int, Meta(ge=0, le=2**31)]
 SPACE = "▁"  # what stands for a space in BPE over characters
 
 Step = Mapping[str, Any]  # a normalizer, pre-tokenizer or post-processor
 _INNER = {"normalizer": "normalizers", "pre_tokenizer": "pretokenizers", "post_processor": "processors"}
+
+
+class _Added(Struct):
+    id: TokenId
+    content: str
+    special: bool = False
+    lstrip: bool = False
+    rstrip: bool = False
+    single_word: bool = False
+
+
+class _Form(Struct):
+    """What stands in any tokenizer.json."""
+
+    model: dict[str, Any] | None = None
+    added_tokens: list[_Added] | None = None
+
+
+class _Bpe(Struct):
+    """A table of tokens and merges."""
+
+    vocab: dict[str, TokenId] | None = None
+    merges: list[Annotated[str, Meta(pattern=" ")] | tuple[str, str]] | None = None
+    unk_token: str | None = None
+    byte_fallback: bool | None = None
+
+
+class _Id(Struct):
+    id: str
+
+
+class _Piece(Struct):
+    special: _Id | None = field(name="SpecialToken", default=None)
+
+
+class _Special(Struct):
+    ids: list[int]
+
+
+class _Step(Struct):
+    """A normalizer, pre-tokenizer or post-processor."""
+
+    type: str
+    pattern: dict[str, Any] | None = None
+    single: list[_Piece] | None = None
+    special_tokens: dict[str, _Special] | None = None
 
 
 @dataclass(frozen=True)
@@ -60,7 +113,7 @@ class TokenizerFiles:
         for role in ("bos", "eos", "unk", "pad"):
             named = self.settings.get(f"{role}_token")
             text = named.get("content") if isinstance(named, dict) else named
-            if text in ids:
+            if isinstance(text, str) and text in ids:
                 found[role] = ids[text]
         return found
 
@@ -68,11 +121,16 @@ class TokenizerFiles:
     def chat_template(self) -> str | None:
         """The one that is used where none is named."""
         beside = self.folder / "chat_template.jinja"
-        if beside.is_file():
-            return beside.read_text(encoding="utf-8")
+        if is_file(beside):
+
+            def told(why: str) -> BaseModelError:
+                return BaseModelError(f"{beside}: {why}")
+
+            return decode_text(read_content(beside, told), told)
         found = self.settings.get("chat_template")
         if isinstance(found, list):  # several by name
-            return next((entry["template"] for entry in found if entry.get("name") == "default"), None)
+            named = [one for one in found if isinstance(one, dict) and one.get("name") == "default"]
+            found = named[0].get("template") if named else None
         return found if isinstance(found, str) else None
 
     def adds(self, role: Literal["bos", "eos"]) -> bool:
@@ -81,29 +139,55 @@ class TokenizerFiles:
             number
             for step in self._steps("post_processor")
             if step["type"] == "TemplateProcessing"
-            for piece in step["single"]
+            for piece in step.get("single") or ()
             if "SpecialToken" in piece
-            for number in step["special_tokens"][piece["SpecialToken"]["id"]]["ids"]
+            for number in (step.get("special_tokens") or {}).get(piece["SpecialToken"]["id"], {"ids": []})[
+                "ids"
+            ]
         ]
         special = self.special
         return role in special and bool(self.settings.get(f"add_{role}_token", special[role] in around))
 
     def _steps(self, kind: str) -> list[Step]:
-        step = self.whole.get(kind)
-        if not step:
-            return []
-        found: list[Step] = step[_INNER[kind]] if step["type"] == "Sequence" else [step]
-        return found
+        return _steps_of(self.whole, kind)
 
 
 def read_tokenizer_files(folder: Path) -> TokenizerFiles:
     """Reads both files.
 
     Raises:
-        BaseModelError: One is missing or no JSON object.
+        BaseModelError: One is missing, or no JSON object, or not of its library's form.
     """
     needed_by = "a GGUF file"
     whole, settings = (
         read_json(folder / name, needed_by) for name in ("tokenizer.json", "tokenizer_config.json")
     )
+    _check(whole, folder / "tokenizer.json")
     return TokenizerFiles(folder, whole, settings)
+
+
+def _check(whole: Mapping[str, Any], where: Path) -> None:
+    """Checks that tokenizer.json has the form of its library's, as far as it is looked at.
+
+    Raises:
+        BaseModelError: Naming the first place where it has not.
+    """
+    steps = [step for kind in _INNER for step in _steps_of(whole, kind)]
+    model = whole.get("model") or {}
+    is_bpe = isinstance(model, dict) and model.get("type") == "BPE"  # others have tables of another form
+    try:
+        msgspec.convert(whole, _Form)
+        msgspec.convert(steps, list[_Step])
+        if is_bpe:
+            msgspec.convert(model, _Bpe)
+    except (msgspec.ValidationError, OverflowError) as error:
+        raise BaseModelError(f"{where}: has not the form of a tokenizer: {error}") from error
+
+
+def _steps_of(whole: Mapping[str, Any], kind: str) -> list[Any]:
+    step = whole.get(kind)
+    if not step:
+        return []
+    is_sequence = isinstance(step, dict) and step.get("type") == "Sequence"
+    found = step.get(_INNER[kind]) if is_sequence else [step]
+    return found if isinstance(found, list) else [found]

@@ -79,14 +79,19 @@ def _number_faults(weights: Weights, sample: Sample) -> Iterator[Fault]:
 
 
 def _shown(value: Number | None) -> str:
-    return str(np.float32(value)) if isinstance(value, float) else str(value)
+    return str(_single(value)) if isinstance(value, float) else str(value)
 
 
 def _is_same(one: Number | None, other: Number | None) -> bool:
     numbers = [number for number in (one, other) if isinstance(number, int | float)]
     if len(numbers) == 2:  # a GGUF file has them in float32
-        return bool(np.float32(numbers[0]) == np.float32(numbers[1]))
+        return bool(_single(numbers[0]) == _single(numbers[1]))
     return one == other
+
+
+def _single(value: float) -> np.float32:
+    with np.errstate(over="ignore"):  # one that is too large is infinite
+        return np.float32(value)
 
 
 def _shape_faults(weights: Weights, sample: Sample) -> Iterator[Fault]:

@@ -35,6 +35,7 @@ def full_precision(kind: str, values: Array) -> QuantGrid:
     return QuantGrid(kind, values, values, values, 1, rounding)
 
 
+@np.errstate(invalid="ignore", over="ignore")  # of damaged blocks and values
 def find_wrong(original: Array, held: QuantGrid) -> NDArray[np.bool_]:
     """Marks which values of `held` cannot have come from `original`, by rounding to the nearest.
 
@@ -45,9 +46,8 @@ def find_wrong(original: Array, held: QuantGrid) -> NDArray[np.bool_]:
     if held.levels == 1:
         return np.asarray(~(error <= held.rounding * (1 + np.abs(x))))
     step, is_flat = held.step.astype(np.float64), held.step == 0
-    with np.errstate(invalid="ignore", over="ignore"):  # of damaged blocks
-        code = np.clip(np.rint((x - held.low) / np.where(is_flat, 1.0, step)), 0, held.levels - 1)
-        nearest = np.abs(held.low + code * step - x)
+    code = np.clip(np.rint((x - held.low) / np.where(is_flat, 1.0, step)), 0, held.levels - 1)
+    nearest = np.abs(held.low + code * step - x)
     slack = SLACK + 2 * held.levels * held.rounding
     allowed = np.where(is_flat, MAX_BEYOND * np.abs(x).max(initial=0.0), nearest + slack * np.abs(step))
     return np.asarray(~(error <= allowed))  # also where something is not a number

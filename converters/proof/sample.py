@@ -22,6 +22,7 @@ from converters.bases.contract import Base
 from converters.bases.numbers import Number
 from converters.errors import BaseModelError
 from converters.files.safetensors import TensorFile, parse_tensors
+from converters.files.text import decode_record
 from converters.proof.weights import Weights, weights_of
 
 FORMAT = 1
@@ -61,7 +62,7 @@ def make_sample(base: Base) -> bytes:
     """Takes the sample of `base`, as bytes.
 
     Raises:
-        BaseModelError: It is quantised.
+        BaseModelError: It is quantised, or holds no weights.
     """
     if base.is_quantized:
         raise BaseModelError(f"{base.path}: is quantised; devices prove their copies by the full precision")
@@ -77,10 +78,11 @@ def parse_sample(payload: bytes) -> Sample:
         BaseModelError: It is none, or of another format.
     """
     file = parse_tensors(payload, "the fleet's sample of its base model", BaseModelError)
-    try:
-        facts = msgspec.json.decode(file.metadata[_FACTS], type=Facts)
-    except (KeyError, msgspec.MsgspecError) as cause:
-        raise BaseModelError(f"{file.where}: is not of format {FORMAT}; upgrade this tunefleet") from cause
+
+    def told(_: str) -> BaseModelError:
+        return BaseModelError(f"{file.where}: is not of format {FORMAT}; upgrade this tunefleet")
+
+    facts = decode_record(file.metadata.get(_FACTS, ""), Facts, told)
     fits = file.tensors and all(_fits(facts, name, file) for name in file.tensors)
     if facts.format != FORMAT or not fits:
         raise BaseModelError(
@@ -105,7 +107,9 @@ def _rows_and_columns(shape: tuple[int, ...]) -> tuple[int, int]:
 
 
 def _dump(weights: Weights, num_values: int) -> bytes:
-    names = [name for name, shape in sorted(weights.shapes.items()) if len(shape) in (1, 2)]
+    names = [name for name, shape in sorted(weights.shapes.items()) if len(shape) in (1, 2) and all(shape)]
+    if not names:
+        raise BaseModelError(f"{weights.where}: holds no weights, expected a base model")
     names = names[:: -(-len(names) * RUN_VALUES // num_values)]  # a very deep model: not every weight
     each = num_values // max(len(names), 1)
     places = {name: _places(name, weights.shapes[name], each) for name in names}

@@ -168,3 +168,5 @@ class Database:
                     "limit of open files, nothing was lost"
                 ) from error
             raise StateError(f"{self.path}: {error}; expected a coordinator's journal") from error
+        except UnicodeDecodeError as error:  # Python's, of the text of SQLite's message
+            raise StateError(f"{self.path}: is damaged; expected a coordinator's journal") from error

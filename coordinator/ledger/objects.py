@@ -1,12 +1,16 @@
 """Blobs as files of one folder, or forgotten with the process."""
 # ruff: noqa: D102 - `contract.Objects` says what the methods do
 
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from converters.plain import plain
 from edge.errors import MissingObject
 from edge.storage.disk import room_for, write_file
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 
 
 class FileObjects:
@@ -31,6 +35,16 @@ class FileObjects:
         with self._found(name) as path:
             return path.stat().st_size
 
+    def _path(self, name: str) -> Path:
+        """Returns where a blob lies; the journal that names it may be damaged.
+
+        Raises:
+            MissingObject: No blob is called so.
+        """
+        if not _NAME.fullmatch(name):
+            raise MissingObject(f"{self.folder}: holds nothing that is called {plain(name, 40)!r}")
+        return self.folder / name
+
     def names(self) -> set[str]:
         with room_for("reading", self.folder):
             return {path.name for path in self.folder.iterdir()} if self.folder.is_dir() else set()
@@ -42,7 +56,7 @@ class FileObjects:
 
     @contextmanager
     def _found(self, name: str) -> Iterator[Path]:
-        path = self.folder / name
+        path = self._path(name)
         with room_for("reading", self.folder):
             try:
                 yield path

@@ -6,12 +6,14 @@ anything (`database`), and other processes may read and write at the same time.
 # ruff: noqa: D102 - `contract` says what the methods do
 
 import sqlite3
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from msgspec import structs
 
+from converters.files.content import is_file
 from coordinator.ledger.access import AccessBook
 from coordinator.ledger.contract import EVERYTHING, MAX_REFUSALS
 from coordinator.ledger.database import FILE as FILE
@@ -26,11 +28,13 @@ from coordinator.ledger.records import (
     Verdict,
     Version,
 )
-from coordinator.ledger.rows import device_of, packed, version_of
+from coordinator.ledger.rows import packed, read_device, read_record, read_version
 from coordinator.strategies.contract import Account
 from edge.errors import Rejected, StateError
 from edge.protocol.messages import UpdateHeader
 from edge.protocol.tiers import tier_rank
+
+T = TypeVar("T")
 
 # Of SQLite's bare columns in a row with max(), num_tokens and seconds are those of that row.
 _TALLIES = """
@@ -67,7 +71,7 @@ class SqliteJournal:
         connect: Connect = sqlite3.connect,
     ) -> None:
         self.path = folder / FILE if folder else Path(":memory:")
-        if fleet is None and not self.path.is_file():
+        if fleet is None and not is_file(self.path):
             raise StateError(
                 f"{folder}: holds no {FILE}; expected the folder given to `tunefleet serve --state`"
             )
@@ -184,7 +188,7 @@ class SqliteJournal:
         return bool(self._rows(query, version))
 
     def tallies(self) -> dict[str, Tally]:
-        return {device: Tally(*tally) for device, *tally, _ in self._rows(_TALLIES)}
+        return dict(self._records(lambda row: (str(row[0]), read_record(Tally, row[1:-1])), _TALLIES))
 
     def refuse(self, refusal: Refusal) -> None:
         with self._change() as db:
@@ -195,7 +199,7 @@ class SqliteJournal:
 
     def refusals(self, limit: int = 100) -> list[Refusal]:
         query = f"SELECT {', '.join(Refusal._fields)} FROM refusals ORDER BY seq DESC LIMIT ?"  # noqa: S608
-        return [Refusal(*row) for row in self._rows(query, limit)]
+        return self._records(partial(read_record, Refusal), query, limit)
 
     # Payloads.
 
@@ -217,8 +221,8 @@ class SqliteJournal:
             db.execute(_insert("devices", Device._fields), packed(device))
 
     def devices(self) -> list[Device]:
-        rows = self._rows(f"SELECT {', '.join(Device._fields)} FROM devices ORDER BY device")  # noqa: S608
-        return [device_of(Device(*row)) for row in rows]
+        query = f"SELECT {', '.join(Device._fields)} FROM devices ORDER BY device"  # noqa: S608
+        return self._records(read_device, query)
 
     def strike(self, devices: Iterable[str]) -> None:
         with self._change() as db:
@@ -287,18 +291,30 @@ class SqliteJournal:
             db.executemany("UPDATE versions SET kept = 0 WHERE version = ?", [(one,) for one in numbers])
 
     def accounts(self) -> dict[str, Account]:
-        rows = self._rows(f"SELECT device, {', '.join(Account.__struct_fields__)} FROM accounts")  # noqa: S608
-        return {device: Account(*values) for device, *values in rows}
+        query = f"SELECT device, {', '.join(Account.__struct_fields__)} FROM accounts"  # noqa: S608
+        return dict(self._records(lambda row: (str(row[0]), read_record(Account, row[1:])), query))
 
     # The database.
 
     def _updates(self, condition: str, *values: Any) -> list[Update]:
         query = f"SELECT {', '.join(Update._fields)} FROM updates {condition}"  # noqa: S608
-        return [Update(*row) for row in self._rows(query, *values)]
+        return self._records(partial(read_record, Update), query, *values)
 
     def _versions(self, condition: str, *values: Any) -> list[Version]:
         query = f"SELECT {', '.join(Version._fields)} FROM versions {condition}"  # noqa: S608
-        return [version_of(Version(*row)) for row in self._rows(query, *values)]
+        return self._records(read_version, query, *values)
+
+    def _records(self, read: Callable[[Sequence[Any]], T], query: str, *values: Any) -> list[T]:
+        """Reads rows as records.
+
+        Raises:
+            StateError: A row is damaged.
+        """
+        rows = self._rows(query, *values)
+        try:
+            return [read(row) for row in rows]
+        except StateError as error:
+            raise StateError(f"{self.path}: {error}; restore it from a backup") from error
 
 
 def _record(db: sqlite3.Connection, verdict: Verdict) -> int:

@@ -17,6 +17,7 @@ from coordinator.watch.memory import Memory
 from coordinator.watch.show import Show
 from coordinator.watch.sighting import Sighting, sight
 from coordinator.watch.traffic import Traffic
+from edge.complaints import Complaints
 from edge.protocol.topics import Topics
 from edge.transport.base import Transport
 
@@ -39,6 +40,7 @@ async def watch(transport: Transport, fleet: str, show: Show, say: Callable[[str
     """
     memory = Memory()
     traffic = Traffic(memory)
+    complain = Complaints(lambda text: print(text, file=sys.stderr), time.monotonic)
 
     async def tick() -> None:
         while True:
@@ -53,10 +55,15 @@ async def watch(transport: Transport, fleet: str, show: Show, say: Callable[[str
             await _subscribe(transport, fleet)
             async for message in transport.messages():
                 silence.cancel()
-                seen = sight(message, memory)
-                told = seen if isinstance(seen, Sighting) else traffic.count(seen, time.monotonic())
-                if told is not None:
-                    say(show(told))
+                try:
+                    seen = sight(message, memory)
+                    told = seen if isinstance(seen, Sighting) else traffic.count(seen, time.monotonic())
+                    line = show(told) if told is not None else None
+                except Exception as error:  # nothing that is received ends a watcher
+                    complain.unforeseen(message.topic[:200], error)
+                    continue
+                if line is not None:
+                    say(line)
         finally:
             silence.cancel()
             ticking.cancel()

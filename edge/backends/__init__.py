@@ -1,7 +1,6 @@
 """Training backends by name; a heavy library is imported when its backend is asked for."""
 
 import importlib
-import json
 import platform
 import sys
 from collections.abc import Callable, Mapping
@@ -9,6 +8,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal, NamedTuple, cast
 
+from converters.bases.config import read_json
+from converters.errors import BaseModelError
+from converters.files.content import is_folder, is_there
 from edge.backends.contract import Loader, TrainableModel
 from edge.choices import BackendName as BackendName
 from edge.choices import Precision
@@ -72,15 +74,15 @@ def choose_backend(base: Path, machine: Machine | None = None) -> Choice:
 
 def base_kind(base: Path) -> BaseKind:
     """Tells what a base is, by its name and its configuration; a folder where nothing is there yet."""
-    if base.suffix == ".gguf" and not base.is_dir():
+    if base.suffix == ".gguf" and not is_folder(base):
         return "GGUF"
-    if (base / "toy.json").exists():
+    if is_there(base / "toy.json"):
         return "toy"
     try:
-        config = json.loads((base / "config.json").read_bytes())
-    except (OSError, ValueError):  # `read_base` says what is wrong with it
+        config = read_json(base / "config.json", "a base model")
+    except BaseModelError:  # `read_base` says so again, where it matters
         return "folder"
-    return "packed by MLX" if isinstance(config, dict) and config.get("quantization") else "folder"
+    return "packed by MLX" if config.get("quantization") else "folder"
 
 
 def resolve_backend(name: str, base: Path, machine: Machine | None = None) -> Choice:
@@ -95,7 +97,7 @@ def resolve_backend(name: str, base: Path, machine: Machine | None = None) -> Ch
     if name not in _LIBRARY:
         raise BackendError(f"backend {name!r} is unknown; expected one of auto, {', '.join(_LIBRARY)}")
     kind = base_kind(base)
-    if base.exists() and name not in _READS[kind]:
+    if is_there(base) and name not in _READS[kind]:
         own = _READS[kind][0]
         raise BackendError(
             f"{base}: is {_TOLD[kind]}, which backend {name} does not read; choose backend {own} or auto, or "

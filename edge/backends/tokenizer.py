@@ -6,6 +6,9 @@ from typing import cast
 
 import msgspec
 
+from converters.errors import BaseModelError
+from converters.files.content import is_folder, is_there, read_content
+from converters.files.text import decode_record
 from edge.backends import resolve_backend
 from edge.backends.contract import Tokenizer
 from edge.backends.toy import ByteTokenizer
@@ -23,7 +26,7 @@ def load_tokenizer(base: Path) -> Tokenizer:
         resolve_backend("llama_cpp", base)
         module = importlib.import_module("edge.backends.llama_cpp.tokenizer")
         return cast(Tokenizer, module.load_tokenizer(base))
-    return ByteTokenizer() if (base / "toy.json").exists() else load_hub_tokenizer(base)
+    return ByteTokenizer() if is_there(base / "toy.json") else load_hub_tokenizer(base)
 
 
 class _TextConfig(msgspec.Struct):
@@ -41,11 +44,11 @@ def context_tokens(base: Path) -> int | None:
 
         return read_gguf(base).max_tokens
     try:
-        config = msgspec.json.decode((base / "config.json").read_bytes(), type=_Config)
-    except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
+        config = decode_record(read_content(base / "config.json", BaseModelError), _Config, BaseModelError)
+    except BaseModelError:
         return None
     return (config.text_config or config).max_position_embeddings
 
 
 def _is_gguf(base: Path) -> bool:
-    return base.suffix == ".gguf" and not base.is_dir()
+    return base.suffix == ".gguf" and not is_folder(base)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from msgspec import Struct
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
@@ -22,6 +23,8 @@ from safetensors.numpy import load_file, save_file
 from converters.adapter import LoraAdapter
 from converters.bases.targets import check_fit
 from converters.errors import BaseModelError
+from converters.files.content import read_content
+from converters.files.text import decode_record
 from edge.backends.adamw import AdamW
 from edge.backends.contract import Batch, Ends, ModelCard, OnToken, Prompts, Sampling, Score, Snapshot
 from edge.backends.labels import average_examples, find_labels, mean_weights, sum_score
@@ -79,13 +82,23 @@ def load(base: Path, *, precision: Precision = "auto", seed: int = 0) -> "ToyMod
     """Loads a folder of `make_toy_base`, in float32 alone; see `Loader`."""
     if precision not in ("auto", "float32"):
         raise BackendError("backend toy computes in float32 only; choose precision auto or float32")
+
+    def told(why: str) -> BaseModelError:
+        return BaseModelError(f"{base}: is no toy base: {why}; make_toy_base writes one")
+
+    limits = decode_record(read_content(base / "toy.json", told), _Limits, told)
     try:
-        settings = json.loads((base / "toy.json").read_text())
         weights = load_file(base / "model.safetensors")
-        limits = (int(settings["max_tokens"]), int(settings["memory_tokens"]))
-        return ToyModel({name: weights[name] for name in WEIGHTS}, *limits)
+        return ToyModel({name: weights[name] for name in WEIGHTS}, limits.max_tokens, limits.memory_tokens)
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        raise BaseModelError(f"{base}: is no toy base: {error}; make_toy_base writes one") from error
+        raise told(str(error)) from error
+
+
+class _Limits(Struct):
+    """Content of `toy.json`."""
+
+    max_tokens: int
+    memory_tokens: int
 
 
 class ByteTokenizer:

@@ -1,12 +1,12 @@
 """A Hugging Face tokenizer behind the contract; folders of transformers and of MLX have one."""
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from converters.bases.config import read_json
 from converters.errors import BaseModelError
 from edge.backends.chat import ChatTemplate
 from edge.errors import DataError, MissingExtra
@@ -90,8 +90,6 @@ class HubTokenizer:
 def _named_ends(folder: Path) -> Iterator[int]:
     """Ends of a text by the model's own files: one number, or a list of them."""
     for name in ("generation_config.json", "config.json"):
-        with suppress(OSError, ValueError, AttributeError):
-            found = json.loads((folder / name).read_bytes()).get("eos_token_id")
-            yield from (
-                int(one) for one in (found if isinstance(found, list) else [found]) if one is not None
-            )
+        with suppress(BaseModelError):
+            found = read_json(folder / name, "the end of a text").get("eos_token_id")
+            yield from (one for one in (found if isinstance(found, list) else [found]) if type(one) is int)

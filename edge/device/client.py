@@ -7,7 +7,9 @@ it was.
 """
 
 import asyncio
+import time
 
+from edge.complaints import Complaints
 from edge.delivery.download import Downloader
 from edge.delivery.upload import Uploader
 from edge.device.budget import Budget
@@ -77,6 +79,7 @@ class Client:
             wakeups=wakeups,
             show=show,
         )
+        self._complain = Complaints(lambda text: show(Event("warning", text, {})), time.monotonic)
         self._worker = worker
         self._courier = Courier(self._session)
         self._learner = Learner(self._session, worker)
@@ -122,7 +125,10 @@ class Client:
 
     async def _listen(self) -> None:
         async for message in self._session.transport.messages():
-            self._session.inbox.receive(message)
+            try:
+                self._session.inbox.receive(message)
+            except Exception as error:  # nothing that is received ends a client
+                self._complain.unforeseen(message.topic[:200], error)
 
 
 async def _end(*tasks: asyncio.Task[object]) -> None:

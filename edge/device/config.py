@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from msgspec import Meta
 
 from converters.bases.name import is_hub_name
+from converters.files.content import is_there
 from edge.choices import CHECKPOINT_EVERY_S, BackendName, Precision
 from edge.errors import ConfigError
 from edge.privacy.terms import Wishes
@@ -93,7 +94,7 @@ def _path_faults(settings: Mapping[str, Any]) -> Iterator[str]:
         yield from path_faults(settings, "base")
     data = settings.get("data", {})
     path = data.get("path") if isinstance(data, dict) else None
-    if isinstance(path, str) and not Path(path).exists():
+    if isinstance(path, str) and not is_there(Path(path)):
         yield f"data.path is {path!r}, which is not a file or folder"
     yield from tls_faults(settings)
 

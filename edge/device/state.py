@@ -23,6 +23,7 @@ from typing import Any, Self
 import msgspec
 from msgspec import Struct
 
+from converters.files.text import Told, decode_object, decode_record
 from edge.device.config import DeviceConfig
 from edge.device.own_base import base_files, base_fingerprint
 from edge.device.task import Task
@@ -77,12 +78,19 @@ def fresh_memory(config: DeviceConfig) -> Memory:
     )
 
 
-def _renewed(content: bytes, versions: Path) -> bytes:
+def _renewed(content: bytes, versions: Path, told: Told) -> bytes:
     """Returns an older format's memory as the present one has it: a task's manifest names a root."""
-    fields = msgspec.json.decode(content, type=dict[str, Any])
+    fields = decode_object(content, told)
     if task := fields.get("task"):
-        manifest = task["manifest"]
-        renewed = renew_manifest(manifest, versions / f"{manifest['sha256']}.safetensors")
+        manifest = task.get("manifest") if isinstance(task, dict) else None
+        sha256 = manifest.get("sha256") if isinstance(manifest, dict) else None
+        chunk_bytes = manifest.get("chunk_bytes") if isinstance(manifest, dict) else None
+        if not (
+            isinstance(sha256, str) and sha256.isalnum() and type(chunk_bytes) is int and chunk_bytes > 0
+        ):
+            raise told("its task has no manifest")
+        assert isinstance(manifest, dict)
+        renewed = renew_manifest(manifest, versions / f"{sha256}.safetensors")
         fields["task"] = {**task, "manifest": renewed} if renewed else None
     return msgspec.json.encode(fields)
 
@@ -199,17 +207,17 @@ def _agreed(path: Path, fresh: Memory) -> Memory:
 
 
 def _read(path: Path) -> Memory:
+    def told(why: str) -> StateError:
+        return StateError(f"{path}: is damaged: {why}; restore it, or give another --state")
+
     with room_for("reading", path.parent):
         content = path.read_bytes()
-    try:
-        number = msgspec.json.decode(content, type=_Format).format
-        if number > FORMAT:
-            raise StateError(
-                f"{path}: has format {number}, this tunefleet reads up to {FORMAT}; "
-                "upgrade it, or give another --state"
-            )
-        if number < FORMAT:
-            content = _renewed(content, path.parent / VERSIONS)
-        return msgspec.json.decode(content, type=Memory)
-    except (msgspec.MsgspecError, KeyError, TypeError, ValueError) as error:
-        raise StateError(f"{path}: is damaged: {error}; restore it, or give another --state") from error
+    number = decode_record(content, _Format, told).format
+    if number > FORMAT:
+        raise StateError(
+            f"{path}: has format {number}, this tunefleet reads up to {FORMAT}; "
+            "upgrade it, or give another --state"
+        )
+    if number < FORMAT:
+        content = _renewed(content, path.parent / VERSIONS, told)
+    return decode_record(content, Memory, told)

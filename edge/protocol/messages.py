@@ -12,6 +12,7 @@ import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
 from converters.choices import Trains
+from converters.files.text import decode_record
 from edge.choices import BATCH_TOKENS, CLIP_NORM, LR, SEQ_TOKENS
 from edge.choices import EncodingName as EncodingName
 from edge.choices import Space as Space
@@ -267,7 +268,4 @@ def decode_message(payload: bytes, kind: type[R]) -> R:
     """
     if len(payload) > MAX_MESSAGE_BYTES:
         raise ProtocolError(f"{kind.__name__}: {len(payload)} bytes, expected at most {MAX_MESSAGE_BYTES}")
-    try:
-        return msgspec.json.decode(payload, type=kind)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:  # the last: [[[[…
-        raise ProtocolError(f"{kind.__name__}: {error}") from error
+    return decode_record(payload, kind, lambda why: ProtocolError(f"{kind.__name__}: {why}"))

@@ -117,7 +117,7 @@ def parse_topic(name: str) -> Topic:
         if found := pattern.fullmatch(name):
             try:
                 return msgspec.convert(found.groupdict(), kind, strict=False)
-            except msgspec.ValidationError as error:
+            except (msgspec.ValidationError, UnicodeError) as error:
                 raise ProtocolError(f"topic: {error}") from error
     raise ProtocolError("no topic of this wire")
 

@@ -6,6 +6,7 @@ before it, oldest first (`edge.protocol.enrolment`): they change with the key in
 
 from pathlib import Path
 
+from converters.files.content import is_file, is_there
 from edge.errors import ProtocolError, StateError
 from edge.protocol.enrolment import MAX_ROTATIONS, Rotation, make_rotation
 from edge.protocol.messages import decode_message, encode_message
@@ -27,7 +28,7 @@ def read_identity(folder: Path, advice: str) -> bytes:
         DiskRefused: There is no room to make one, or it cannot be read.
     """
     path = folder / FILE
-    if not path.exists():
+    if not is_there(path):
         _write(folder, new_key(), ())
     return _read(path, advice)[0]
 
@@ -39,7 +40,7 @@ def read_rotations(folder: Path, advice: str) -> tuple[Rotation, ...]:
         StateError: The file is damaged.
     """
     path = folder / FILE
-    return _read(path, advice)[1] if path.exists() else ()
+    return _read(path, advice)[1] if is_there(path) else ()
 
 
 def rotate_identity(folder: Path, fleet: str, device_id: str, advice: str) -> tuple[Rotation, ...]:
@@ -59,7 +60,7 @@ def rotate_identity(folder: Path, fleet: str, device_id: str, advice: str) -> tu
         DiskRefused: The key is the old one.
     """
     path = folder / FILE
-    if not path.exists():
+    if not is_there(path):
         raise StateError(f"{folder}: holds no key that another could replace")
     old, before = _read(path, advice)
     new = new_key()
@@ -80,7 +81,8 @@ def _write(folder: Path, key: bytes, rotations: tuple[Rotation, ...]) -> None:
 
 def _read(path: Path, advice: str) -> tuple[bytes, tuple[Rotation, ...]]:
     with room_for("a key", path.parent):
-        first, *words = path.read_bytes().splitlines() or [b""]
+        content = path.read_bytes() if is_file(path) else b""  # a pipe would be waited for
+    first, *words = content.splitlines() or [b""]
     try:
         key = bytes.fromhex(first.decode("ascii"))
     except ValueError:

@@ -5,14 +5,15 @@ update in the spool keeps all that its device has signed, and gets a root; a tas
 here.
 """
 
+import json
 from pathlib import Path
 from typing import Any
 
-import msgspec
 from msgspec import Raw, Struct
 
+from converters.files.text import decode_object, decode_record
 from edge.errors import ProtocolError
-from edge.protocol.messages import UpdateHeader, decode_message, encode_message
+from edge.protocol.messages import ChunkBytes, UpdateHeader, decode_message, encode_message
 from edge.storage.disk import write_file
 from edge.storage.parts import read_tree
 
@@ -21,6 +22,14 @@ class SignedHeader(Struct):
     """A header in the spool, as it was sent."""
 
     body: Raw
+
+
+class _Chunked(Struct):
+    chunk_bytes: ChunkBytes
+
+
+def _told(why: str) -> ProtocolError:
+    return ProtocolError(f"header of wire version 1: {why}")
 
 
 def renew_header(path: Path, payload: Path) -> bytes:
@@ -36,13 +45,10 @@ def renew_header(path: Path, payload: Path) -> bytes:
         DiskFull: It is still as it was.
     """
     signed = decode_message(path.read_bytes(), SignedHeader)
-    try:
-        fields = msgspec.json.decode(signed.body, type=dict[str, Any])
-        sizes = (payload.stat().st_size, int(fields["chunk_bytes"]))
-        fields["root"] = read_tree(payload, *sizes).root
-    except (msgspec.MsgspecError, KeyError, TypeError, ValueError) as error:
-        raise ProtocolError(f"header of wire version 1: {error}") from error
-    body = encode_message(decode_message(msgspec.json.encode(fields), UpdateHeader))
+    fields = decode_object(bytes(signed.body), _told)
+    chunk_bytes = decode_record(bytes(signed.body), _Chunked, _told).chunk_bytes
+    fields["root"] = read_tree(payload, payload.stat().st_size, chunk_bytes).root
+    body = encode_message(decode_message(json.dumps(fields).encode(), UpdateHeader))
     write_file(path, body)
     return body
 

@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from converters.adapter import LoraAdapter
+from converters.files.content import is_file, is_there
 from converters.formats.canonical import dump_adapter
 from edge.backends.contract import ModelCard, Snapshot
 from edge.choices import Precision
@@ -105,8 +106,10 @@ def load_checkpoint(folder: Path, task: str) -> Checkpoint | None:
         DiskRefused: It cannot be read now.
     """
     path = folder / FILE
-    if not path.exists():
+    if not is_there(path):
         return None
+    if not is_file(path):  # a pipe would be waited for
+        raise StateError(f"{path}: is no file; remove it to begin anew")
     header, tensors = _read(path)
     if header.task != task:
         raise StateError(
@@ -120,6 +123,8 @@ def load_checkpoint(folder: Path, task: str) -> Checkpoint | None:
 
 def checkpoint_precision(folder: Path) -> Precision | None:
     """Reads what the folder's checkpoint was trained in; None if there is none, or none that can be read."""
+    if not is_file(folder / FILE):
+        return None
     try:
         with safe_open(folder / FILE, "numpy") as file:
             return msgspec.json.decode((file.metadata() or {})[METADATA], type=_Header).precision

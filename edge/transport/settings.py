@@ -15,6 +15,8 @@ from urllib.parse import unquote, urlsplit
 
 from msgspec import Struct
 
+from converters.files.content import is_file, read_content
+from converters.files.text import decode_text
 from edge.choices import ProtocolName
 from edge.errors import ConfigError, TlsFailure
 from edge.settings import path_faults
@@ -123,7 +125,7 @@ class MqttSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
         if not self.is_encrypted:
             return None
         files = [file for file in (self.ca_file, self.cert_file, self.key_file) if file]
-        missing = [file for file in files if not Path(file).is_file()]
+        missing = [file for file in files if not is_file(Path(file))]
         if missing:
             raise TlsFailure(f"TLS for {self.place}: no such file: {', '.join(missing)}")
         try:
@@ -216,11 +218,12 @@ def without_password(url: str) -> str:
 
 
 def _read_password(file: str) -> str:
-    try:
-        lines = Path(file).read_text("utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is not UTF-8"
-        raise ConfigError(f"{file}: the broker's password cannot be read: {reason}") from error
+
+    def told(why: str) -> ConfigError:
+        return ConfigError(f"{file}: the broker's password {why}")
+
+    content = read_content(Path(file), told, takes_pipes=True)
+    lines = decode_text(content, told).splitlines()
     if not lines or not lines[0]:
         raise ConfigError(f"{file}: its first line is empty, expected the broker's password")
     return lines[0]

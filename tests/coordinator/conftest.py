@@ -257,6 +257,7 @@ class Fleet:
         *,
         score: Any = None,
         calibrator: Any = None,
+        observers: tuple[Any, ...] = (),
         **changes: Any,
     ) -> AsyncIterator[Coordinator]:
         config = self.config(**changes)
@@ -271,7 +272,11 @@ class Fleet:
                 signer=signer,
                 score=score,
                 calibrator=calibrator,
-                observers=(Terminal(lambda event: self.said.append(event.text)), StatusNotes(state.journal)),
+                observers=(
+                    Terminal(lambda event: self.said.append(event.text)),
+                    StatusNotes(state.journal),
+                    *observers,
+                ),
                 clock=lambda: self.now + self.set_by_s,
                 timer=lambda: self.now,
                 waits=Waits(poll_s=0.02, settle_s=0.5, retry_s=0.05),

@@ -100,3 +100,26 @@ def test_nobody_is_online_before_this_session_has_heard_so(fleet):
 def online_of(fleet):
     with fleet.opened() as (journal, _):
         return [device.online for device in journal.devices()] == [True]
+
+
+def test_an_error_that_nobody_foresaw_ends_nothing_and_is_said_once(fleet, caplog):
+    class Broken:
+        """An observer with a mistake in it."""
+
+        def __call__(self, event):
+            if event.kind == "joined":
+                raise ZeroDivisionError("of no use \x1b[2J")
+
+    async def scenario():
+        async with fleet.serving(observers=(Broken(),)):
+            async with fleet.device("x").joined() as x:
+                await x.manifest()
+            async with fleet.device("y").joined() as y:
+                assert (await y.teach(seed=1))[0].status == "accepted"
+
+    with caplog.at_level("DEBUG", logger="edge.complaints"):
+        asyncio.run(scenario())
+    (line,) = [line for line in fleet.said if "mistake in tunefleet" in line]
+    assert "ZeroDivisionError: of no use \\x1b[2J; this is" in line
+    (record,) = [record for record in caplog.records if record.exc_info]
+    assert record.exc_info[0] is ZeroDivisionError

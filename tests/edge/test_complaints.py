@@ -1,6 +1,7 @@
 import pytest
 
 from edge.complaints import ALL_KINDS, EVERY_S, MAX_LENGTH, Complaints
+from edge.errors import ProtocolError
 
 
 class Log:
@@ -51,3 +52,20 @@ def test_a_clock_that_was_set_back_silences_nothing(log):
 def test_a_line_is_never_long(log):
     log.complain("x" * 10_000)
     assert len(log.lines[0]) == MAX_LENGTH
+
+
+def test_a_strangers_words_are_printable_and_on_one_line(log):
+    log.complain("from \x1b[31mred\r\n12:00:00 accepted\u202e")
+    assert log.lines == ["from \\x1b[31mred\\r\\n12:00:00 accepted\\u202e"]
+
+
+def test_errors_of_ours_are_told_and_mistakes_are_named_as_such(log, caplog):
+    with caplog.at_level("DEBUG", logger="edge.complaints"):
+        log.complain.unforeseen("hello", ProtocolError("no name"))
+        log.complain.unforeseen("hello", KeyError("name"))
+        log.complain.unforeseen("state", KeyError("other"))
+    assert log.lines == [
+        "hello: left out: no name",
+        "hello: left out: KeyError: 'name'; this is a mistake in tunefleet",
+    ]
+    assert [record.exc_info[0] for record in caplog.records] == [KeyError]

@@ -102,3 +102,16 @@ def test_a_coordinator_on_a_terminal_has_lines_without_a_bar():
     with shown(False, out, has_bars=False) as show:
         show(Event("accepted", "update 1 of lamp accepted", {}))
     assert out.getvalue()[8:] == " update 1 of lamp accepted\n"
+
+
+def test_a_traceback_is_told_line_by_line():
+    out = io.StringIO()
+    log = logging.getLogger("edge.somewhere")
+    with shown(False, out, log_level="debug"):
+        try:
+            raise KeyError("lost")
+        except KeyError as error:
+            log.debug("it broke", exc_info=error)
+    lines = out.getvalue().splitlines()
+    assert "debug: it broke" in lines[0]
+    assert "debug: KeyError: 'lost'" in lines[-1]

@@ -94,7 +94,7 @@ class GgufTokenizer:
         if not template:
             return None
         special = {"bos_token": self._text(self.bos_id), "eos_token": self._text(self.eos_id)}
-        return ChatTemplate(template.decode(), special)
+        return ChatTemplate(template.decode(errors="replace"), special)
 
     @cached_property
     def _alphabet(self) -> frozenset[str] | None:

@@ -12,6 +12,8 @@ from converters.adapter import LoraAdapter
 from converters.bases.contract import Base
 from converters.bases.targets import ALL_LAYERS
 from converters.choices import Format
+from converters.files.content import is_folder, read_content
+from converters.files.text import decode_record
 from converters.formats.about import NOTHING, About
 from converters.formats.canonical import load_adapter, save_adapter
 from converters.formats.card import Lineage
@@ -153,10 +155,11 @@ def trained_asking(adapter: Path) -> Asking | None:
 
     Its metrics.json tells, for as long as it lies beside the adapter.
     """
-    folder = adapter if adapter.is_dir() else adapter.parent
+    folder = adapter if is_folder(adapter) else adapter.parent
     try:
-        metrics = msgspec.json.decode((folder / METRICS).read_bytes(), type=_Asked)
-    except (OSError, msgspec.MsgspecError):
+        content = read_content(folder / METRICS, StateError)
+        metrics = decode_record(content, _Asked, StateError)
+    except StateError:
         return None
     is_of_it = Path(metrics.adapter).name == adapter.name or adapter.is_dir()
     return metrics.asking if is_of_it else None

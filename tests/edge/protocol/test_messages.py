@@ -181,7 +181,7 @@ def test_the_fields_of_epochs_come_last_and_only_where_they_are_told():
         (b'{"sha256":"' + SHA.encode() + b'","ranges":[[0,1,2]],"window":1}', Want, "`array` of length 2"),
         (b'{"sha256":"' + SHA.encode() + b'","ranges":[],"window":17}', Want, "<= 16"),
         (b"[" * 100_000, Want, "Want: "),
-        (b'{"body":' + b"[" * 30_000 + b"]" * 30_000 + b"}", Signed, "Signed: maximum recursion depth"),
+        (b'{"body":' + b"[" * 30_000 + b"]" * 30_000 + b"}", Signed, "Signed: is nested too deeply"),
     ],
 )
 def test_what_is_no_message_is_one_line(payload, kind, complaint):

@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
+from converters.files.content import read_content
+from converters.files.text import decode_record
 from edge.errors import DataError
 
 TRAIN = ("train",)
@@ -30,8 +30,8 @@ def locate(path: Path, *, is_held_out: bool = False) -> Path:
         if path.is_dir():
             return _part(path, HELD_OUT if is_held_out else TRAIN)
         path.stat()
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
+    except (OSError, ValueError) as error:  # the latter: a name that no file can have
+        raise DataError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
     raise DataError(f"{path}: is neither a file nor a folder; write what a pipe gives to a file first")
 
 
@@ -69,10 +69,12 @@ def _part(folder: Path, names: tuple[str, ...]) -> Path:
 
 def _splits(folder: Path) -> list[str]:
     """Reads the names in a saved DatasetDict; they become parts of paths, so nothing else is taken."""
-    try:
-        found = msgspec.json.decode((folder / "dataset_dict.json").read_bytes(), type=dict[str, list[str]])
-    except FileNotFoundError:
+    path = folder / "dataset_dict.json"
+    if not path.is_file():
         return []
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise DataError(f"{folder / 'dataset_dict.json'}: is damaged: {error}") from error
-    return [name for name in found.get("splits", []) if is_saved_dataset(folder / name)]
+
+    def told(why: str) -> DataError:
+        return DataError(f"{path}: is damaged: {why}")
+
+    names = decode_record(read_content(path, told), dict[str, list[str]], told).get("splits", [])
+    return [name for name in names if "\0" not in name and is_saved_dataset(folder / name)]

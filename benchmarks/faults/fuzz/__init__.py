@@ -1,0 +1,1 @@
+"""Every decoder of the project under inputs that nobody means well with."""
