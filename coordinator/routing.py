@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 from coordinator.announcing import Announcer
 from coordinator.events.telling import Complaints
+from coordinator.intake.admitting import Admitting
 from coordinator.intake.allowance import Allowance
 from coordinator.intake.arrivals import Arrivals
 from coordinator.intake.gate import Gate
@@ -13,13 +14,14 @@ from coordinator.intake.updates import NOT_RECEIPTED, Intake
 from coordinator.ledger.head import Head
 from coordinator.place import Place
 from edge.delivery.publisher import Publisher
-from edge.errors import DiskRefused, ProtocolError, Rejected, Repeated
+from edge.errors import DiskRefused, ProtocolError, Rejected, Repeated, Unproven
 from edge.protocol.messages import Hello, Presence, Telemetry, UpdateHeader, Want
 from edge.protocol.topics import (
     ChallengeTopic,
     ChunkTopic,
     CoordinatorTopic,
     DeviceTopic,
+    EnrolTopic,
     HeaderTopic,
     HelloTopic,
     StateTopic,
@@ -29,7 +31,7 @@ from edge.protocol.topics import (
 )
 from edge.transport.base import Message, Transport
 
-DEVICE_KINDS = ("hello", "state", "want", "telemetry", "up")
+DEVICE_KINDS = ("hello", "state", "enrol", "want", "telemetry", "up")
 AGAIN_S = 5.0  # at the earliest, the version is announced to a device that asks for what is not here
 
 
@@ -37,6 +39,7 @@ class Offices(NamedTuple):
     """Whom messages concern."""
 
     intake: Intake
+    admitting: Admitting
     arrivals: Arrivals
     roster: Roster
     allowance: Allowance
@@ -99,8 +102,14 @@ class Router:
         match self._topics.parse(message.topic):
             case ChunkTopic() as topic:
                 offices.intake.take_chunk(topic.device_id, topic.update, topic.number, payload)
+            case EnrolTopic() as topic:
+                offices.admitting.take(topic, message)
             case DeviceTopic() as topic if payload:
-                await self._hear(topic, message, at)
+                try:
+                    await self._hear(topic, message, at)
+                except Unproven:
+                    offices.admitting.turn_away(topic, message)
+                    raise
             case ChallengeTopic() if offices.place:
                 answer = offices.place.answer(payload, offices.head.version.version)
                 await self._transport.publish(self._topics.answer, answer)
@@ -121,6 +130,8 @@ class Router:
             case HelloTopic():
                 hello = offices.gate.open(topic, message, Hello, seen_at).record
                 offices.arrivals.greet(hello, at, is_retained)
+                if not is_retained:
+                    offices.admitting.greet(device_id)
             case StateTopic():
                 presence = offices.gate.open(topic, message, Presence, seen_at)
                 offices.arrivals.observe(device_id, presence, at, is_retained)

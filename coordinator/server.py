@@ -22,12 +22,14 @@ from coordinator.events.telling import Complaints, Observer, teller
 from coordinator.first_version import make_first_version
 from coordinator.initial_adapter import GivenAdapter, coverage_line, describe, settle
 from coordinator.intake.admission import Rules
+from coordinator.intake.admitting import Admitting
 from coordinator.intake.allowance import Allowance
 from coordinator.intake.arrivals import Arrivals
 from coordinator.intake.attempts import Attempts, Making
 from coordinator.intake.doorkeeper import Doorkeeper
 from coordinator.intake.gate import Gate
 from coordinator.intake.norms import open_norms
+from coordinator.intake.notices import Notices
 from coordinator.intake.open_uploads import Uploads
 from coordinator.intake.roster import Roster
 from coordinator.intake.updates import Desk, Intake
@@ -119,8 +121,10 @@ class Coordinator:
             head=self._head, clock=clock, tell=self._tell, complain=self._complain, timer=timer,
         )  # fmt: skip
         self._intake = Intake(desk)
+        self._notices = Notices(transport, topics, signer, timer)
+        admitting = Admitting(config.fleet, signer.key, self._roster, self._notices, self._tell, clock, timer)
         self._doorkeeper = Doorkeeper(
-            journal=state.journal, roster=self._roster, drop=lambda device, _: self._intake.drop(device),
+            journal=state.journal, roster=self._roster, bar=(self._intake.drop, admitting.bar),
             publish=transport.publish, topics=topics, list_state=listed.state, tell=self._tell,
             complain=self._complain, poll_s=waits.poll_s,
         )  # fmt: skip
@@ -130,8 +134,9 @@ class Coordinator:
         )
         self._scorer = Scorer(score, versions, config.eval_every, self._tell, self._complain)
         offices = Offices(
-            intake=self._intake, arrivals=Arrivals(self._roster, self._tell), roster=self._roster,
-            allowance=allowance, publisher=self._publisher, announcer=announcer, gate=Gate(self._roster),
+            intake=self._intake, admitting=admitting, arrivals=Arrivals(self._roster, self._tell),
+            roster=self._roster, allowance=allowance, publisher=self._publisher, announcer=announcer,
+            gate=Gate(self._roster),
             head=self._head, place=place,
         )  # fmt: skip
         self._router = Router(transport, topics, offices, self._complain, clock)
@@ -185,6 +190,7 @@ class Coordinator:
             self._merging.run(),
             self._scorer.run(),
             self._doorkeeper.run(),
+            self._notices.run(),
             *([self._place.keep(self._transport.publish)] if self._place else []),
         )
 

@@ -20,6 +20,7 @@ EventKind = Literal[
     "checked",  # the data; before the broker is asked
     "backend",  # what will train, and why
     "joined",
+    "enrolled",  # the coordinator knows this device by its token, or by its new key
     "waiting",
     "proved",  # the base model is a copy of the fleet's
     "downloading",  # repeated, with `done` and `total` in chunks

@@ -5,13 +5,13 @@ from pathlib import Path
 
 from coordinator.ledger.contract import Journal
 from edge.errors import ConfigError, ProtocolError, Rejected
-from edge.protocol.enrolment import Rotated, check_rotations
+from edge.protocol.enrolment import Enrol, Rotation, check_rotations
 from edge.protocol.messages import decode_message
 
 MAX_BYTES = 1 << 16
 
 
-def read_rotated(path: Path) -> Rotated:
+def read_rotations(path: Path) -> tuple[Rotation, ...]:
     """Reads what `tunefleet enroll --rotate --out` has written.
 
     Raises:
@@ -19,15 +19,20 @@ def read_rotated(path: Path) -> Rotated:
     """
     try:
         with path.open("rb") as file:
-            return decode_message(file.read(MAX_BYTES), Rotated)
+            rotations = decode_message(file.read(MAX_BYTES), Enrol).rotations
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
     except ProtocolError as error:
         told = "expected what `tunefleet enroll --rotate --out` writes"
         raise ConfigError(f"{path}: is no rotation: {error}; {told}") from error
+    if not rotations:
+        raise ConfigError(f"{path}: is no rotation; expected what `tunefleet enroll --rotate --out` writes")
+    return rotations
 
 
-def rotate_key(journal: Journal, device: str, rotated: Rotated, at: float | None = None) -> str:
+def rotate_key(
+    journal: Journal, device: str, rotations: tuple[Rotation, ...], at: float | None = None
+) -> str:
     """Gives a device its newest key, and returns it.
 
     Raises:
@@ -41,7 +46,7 @@ def rotate_key(journal: Journal, device: str, rotated: Rotated, at: float | None
     if known and known.banned_at is not None:
         raise ConfigError(f"{device} is banned; `tunefleet device unban {device}` first")
     try:
-        keys = check_rotations(rotated.rotations, journal.meta("fleet") or "", device, key)
+        keys = check_rotations(rotations, journal.meta("fleet") or "", device, key)
     except Rejected as error:
         raise ConfigError(f"{device} keeps its key: {error.detail}") from error
     if len(keys) > 1:

@@ -168,11 +168,11 @@ def rotate(
     as_json: AsJson = False,
 ) -> None:
     """Gives a device the key that its old key has signed for, where it cannot say so itself."""
-    from coordinator.access.rotating import read_rotated, rotate_key
+    from coordinator.access.rotating import read_rotations, rotate_key
 
-    rotated = read_rotated(file)
+    rotations = read_rotations(file)
     with _opened(state) as journal:
-        key = rotate_key(journal, device, rotated)
+        key = rotate_key(journal, device, rotations)
     if as_json:
         _print_json({"device": device, "key": key})
     else:

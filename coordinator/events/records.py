@@ -99,7 +99,7 @@ class DeviceAdmitted(FleetEvent, frozen=True, tag="admitted"):
     device: str
     key: str  # public
     how: str
-    line = "device {device} was let in {how}; key {key}"
+    line = "device {device} is {how}: key {key}"
 
 
 class UpdateAccepted(FleetEvent, frozen=True, tag="accepted"):

@@ -5,7 +5,7 @@ from SQLite and the file's time, and read only when they have changed.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 
 from coordinator.events.records import DeviceBarred
 from coordinator.events.telling import Tell
@@ -24,7 +24,7 @@ class Doorkeeper:
     Args:
         journal: Of a state folder, in which other processes may write.
         roster: The devices.
-        drop: Gets each device that may speak no longer.
+        bar: Get each device that may speak no longer, with its key.
         publish: Of the coordinator's transport.
         topics: Of the fleet.
         list_state: A value that changes when the list's file does.
@@ -38,7 +38,7 @@ class Doorkeeper:
         *,
         journal: Journal,
         roster: Roster,
-        drop: Callable[[str, str], None],
+        bar: Sequence[Callable[[str, str], None]],
         publish: Callable[..., Awaitable[object]],
         topics: Topics,
         list_state: Callable[[], object],
@@ -46,7 +46,7 @@ class Doorkeeper:
         complain: Callable[[str], None],
         poll_s: float = POLL_S,
     ) -> None:
-        self._journal, self._roster, self._drop, self._publish = journal, roster, drop, publish
+        self._journal, self._roster, self._bar, self._publish = journal, roster, bar, publish
         self._topics, self._list_state, self._tell, self._complain = topics, list_state, tell, complain
         self._poll_s = poll_s
         self._seen = self._look()
@@ -68,7 +68,8 @@ class Doorkeeper:
         barred = self._roster.refresh()
         self._seen = found
         for device, key in barred.items():
-            self._drop(device, key)
+            for office in self._bar:
+                office(device, key)
             self._tell(DeviceBarred(device, key))
         await self._clear()
 

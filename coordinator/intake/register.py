@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from coordinator.ledger.contract import AccessRecords
 from coordinator.ledger.records import Spent
 from edge.errors import Rejected
-from edge.protocol.enrolment import Claim, Rotated, check_claim, check_rotations
+from edge.protocol.enrolment import Claim, Rotation, check_claim, check_rotations
 
 
 class Register:
@@ -49,7 +49,7 @@ class Register:
             Rejected: `banned`, or `unknown-device`.
         """
         self._refuse_banned(device_id, key)
-        expected = self._expected(device_id, pinned)
+        expected = self.expected(device_id, pinned)
         if expected is None and not self._is_open:
             raise Rejected("unknown-device", f"{device_id} was not let in, and enrolment is closed")
         if expected not in (None, key):
@@ -83,7 +83,7 @@ class Register:
         key: str,
         pinned: str | None,
         at: float,
-    ) -> None:
+    ) -> bool:
         """Lets a device in by its token.
 
         Args:
@@ -95,15 +95,18 @@ class Register:
             pinned: As `check`.
             at: Unix time in seconds.
 
+        Returns:
+            Whether it was let in by this.
+
         Raises:
             Rejected: Its token is none, has ended or was used up, or the name is another device's.
             DiskRefused: Nobody was let in.
         """
         check_claim(claim, fleet, coordinator, device_id, key, at)
         self._refuse_banned(device_id, key)
-        other = self._expected(device_id, pinned)
+        other = self.expected(device_id, pinned)
         if other == key:
-            return
+            return False
         if other is not None:
             raise Rejected(
                 "unknown-device", f"{device_id} has key {other[:16]}…, the token came with another"
@@ -112,19 +115,22 @@ class Register:
         if not self._records.spend(Spent(nonce, device_id, key, at), claim.grant.uses):
             raise Rejected("unknown-device", f"{device_id} came with token {nonce[:16]}…, which was used up")
         self.reload()
+        return True
 
-    def rotate(self, rotated: Rotated, fleet: str, device_id: str, pinned: str | None, at: float) -> str:
+    def rotate(
+        self, rotations: tuple[Rotation, ...], fleet: str, device_id: str, pinned: str | None, at: float
+    ) -> str:
         """Gives a device the key that its old one has signed for, and returns the newest.
 
         Raises:
             Rejected: Nothing leads from the key that it has.
             DiskRefused: It has the key that it had.
         """
-        expected = self._expected(device_id, pinned)
+        expected = self.expected(device_id, pinned)
         if expected is None:
             raise Rejected("unknown-device", f"{device_id} was never let in, and has no key to change")
         self.check(device_id, expected, pinned)
-        keys = check_rotations(rotated.rotations, fleet, device_id, expected)
+        keys = check_rotations(rotations, fleet, device_id, expected)
         if any(key in self._banned for key in keys):
             raise Rejected("banned", f"{device_id} with key {keys[-1][:16]}… is banned")
         if len(keys) > 1:
@@ -137,7 +143,7 @@ class Register:
         if key in self._banned or (known and known.banned_at is not None):
             raise Rejected("banned", f"{device_id} with key {key[:16]}… is banned")
 
-    def _expected(self, device_id: str, pinned: str | None) -> str | None:
+    def expected(self, device_id: str, pinned: str | None) -> str | None:
         """Returns the only key that may speak for a device; None where none is known of."""
         known, listed = self._known.get(device_id), self._listed.get(device_id)
         if listed is not None:

@@ -18,7 +18,7 @@ from coordinator.ledger.contract import Journal
 from coordinator.ledger.records import Device
 from coordinator.limits import Limits
 from edge.errors import Rejected, Unproven
-from edge.protocol.enrolment import Claim, Rotated
+from edge.protocol.enrolment import Claim, Rotation
 from edge.protocol.messages import Hello, Presence, Telemetry
 from edge.protocol.signing import NEVER as BEFORE_ALL
 from edge.protocol.signing import Opened, Stamp
@@ -86,14 +86,15 @@ class Roster:
             name: key for name, key in before.items() if name not in self._devices or name in self._barred
         }
 
-    def redeem(self, claim: Claim, fleet: str, coordinator: str, device_id: str, key: str, at: float) -> None:
+    def redeem(self, claim: Claim, fleet: str, coordinator: str, device_id: str, key: str, at: float) -> bool:
         """Lets a device in by a token; see `Register.redeem`."""
-        self.register.redeem(claim, fleet, coordinator, device_id, key, self.key(device_id), at)
+        is_new = self.register.redeem(claim, fleet, coordinator, device_id, key, self.key(device_id), at)
         self._barred = self._find_barred()
+        return is_new
 
-    def rotate(self, rotated: Rotated, fleet: str, device_id: str, at: float) -> str:
+    def rotate(self, rotations: tuple[Rotation, ...], fleet: str, device_id: str, at: float) -> str:
         """Gives a device another key, and returns it; see `Register.rotate`."""
-        key = self.register.rotate(rotated, fleet, device_id, self.key(device_id), at)
+        key = self.register.rotate(rotations, fleet, device_id, self.key(device_id), at)
         if device_id in self._devices:
             self._devices[device_id] = self._devices[device_id]._replace(key=key, stamps={})
             self._newcomers.recount(self._devices.values())

@@ -127,7 +127,7 @@ class Intake:
         if self._desk.uploads.write(upload, number, message) and upload.is_whole:
             self._checks.add(upload)
 
-    def drop(self, device_id: str) -> None:
+    def drop(self, device_id: str, _key: str) -> None:
         """Forgets what a device is sending that may speak no longer."""
         self._desk.uploads.drop(device_id)
 

@@ -15,12 +15,14 @@ from edge.delivery.upload import Uploader
 from edge.device.budget import Budget
 from edge.device.config import DeviceConfig
 from edge.device.courier import Courier
+from edge.device.enroller import Enroller
 from edge.device.inbox import Inbox
 from edge.device.learning.learner import Learner
 from edge.device.session import Session
 from edge.device.state import DeviceState
 from edge.device.wakeups import Wakeups
 from edge.events import Event, Show
+from edge.protocol.messages import Receipt
 from edge.protocol.topics import Topics
 from edge.storage.spool import Spool
 from edge.training.worker.supervisor import Trainer
@@ -60,7 +62,8 @@ class Client:
             memory.coordinator_key,
             wakeups=wakeups,
             on_chunk=downloader.receive,
-            on_receipt=uploader.receive,
+            on_receipt=self._take_receipt,
+            on_access=lambda notice: self._enroller.take(notice),
             warn=lambda text: show(Event("warning", text, {})),
             # A coordinator that tells no epoch may be followed back to any version, as ever.
             seen=(memory.epoch, memory.newest if memory.epoch else -1),
@@ -82,6 +85,7 @@ class Client:
         self._complain = Complaints(lambda text: show(Event("warning", text, {})), time.monotonic)
         self._worker = worker
         self._courier = Courier(self._session)
+        self._enroller = Enroller(self._session, self._courier.greet_again)
         self._learner = Learner(self._session, worker)
         self._stopping = asyncio.Event()
 
@@ -114,7 +118,8 @@ class Client:
         config = self._session.config
         async with self._session.transport, self._worker:
             self._session.say("joined", f"fleet {config.fleet} as {config.device_id}")
-            runs = (self._learner.run, self._learner.follow, self._courier.run, self._listen)
+            loops_of = self._learner, self._courier, self._enroller
+            runs = (self._learner.follow, self._listen, *(one.run for one in loops_of))
             loops = [asyncio.create_task(run()) for run in runs]
             try:
                 done, _ = await asyncio.wait(loops, return_when=asyncio.FIRST_COMPLETED)
@@ -122,6 +127,10 @@ class Client:
                     loop.result()
             finally:
                 await _end(*loops)
+
+    def _take_receipt(self, receipt: Receipt) -> None:
+        self._enroller.hear()
+        self._session.uploader.receive(receipt)
 
     async def _listen(self) -> None:
         async for message in self._session.transport.messages():

@@ -43,6 +43,11 @@ class Courier:
         while True:
             await until_the_disk_takes(self._deliver, session.warn, self._sleep)
 
+    def greet_again(self) -> None:
+        """Has the capability card sent once more: the coordinator did not know this device before."""
+        self._greeted = None
+        self._session.wakeups.something_to_send.set()
+
     async def _deliver(self) -> None:
         """Delivers the oldest update, or waits for one."""
         session = self._session

@@ -9,7 +9,7 @@ import msgspec
 from msgspec import Struct
 
 from edge.errors import ConfigError, StateError
-from edge.protocol.enrolment import Rotated, Token, make_claim
+from edge.protocol.enrolment import Enrol, Token, make_claim
 from edge.protocol.messages import is_id
 from edge.protocol.signing import public_key
 from edge.storage.disk import claim_folder
@@ -84,7 +84,7 @@ def enroll(folder: Path, device_id: str | None, fleet: str | None, token: Token 
     )
 
 
-def rotate(folder: Path, device_id: str | None, fleet: str | None) -> tuple[Enrolled, Rotated]:
+def rotate(folder: Path, device_id: str | None, fleet: str | None) -> tuple[Enrolled, Enrol]:
     """Gives a device a new key that its old one has signed for; `join` tells the coordinator.
 
     Args:
@@ -113,7 +113,7 @@ def rotate(folder: Path, device_id: str | None, fleet: str | None) -> tuple[Enro
         expires=None,
         num_rotations=len(rotations),
     )
-    return report, Rotated(rotations=rotations)
+    return report, Enrol(rotations=rotations)
 
 
 def _faults(device_id: str | None, fleet: str | None, owner: _Owner | None) -> Iterator[str]:

@@ -11,9 +11,10 @@ from types import MappingProxyType
 
 from edge.device.wakeups import Wakeups
 from edge.errors import ProtocolError, Repeated
+from edge.protocol.enrolment import AccessNotice
 from edge.protocol.messages import Manifest, Receipt
 from edge.protocol.signing import NEVER, Keyring, Opened, R, Stamp, check_order, read_signed, stamp_of
-from edge.protocol.topics import BlobTopic, ReceiptTopic, Topics, VersionTopic
+from edge.protocol.topics import AccessTopic, BlobTopic, ReceiptTopic, Topics, VersionTopic
 from edge.transport.base import Message
 
 
@@ -27,6 +28,7 @@ class Inbox:
         wakeups: Get what manifests change.
         on_chunk: Gets every blob's chunks, with the blob's sha256 and their number.
         on_receipt: Gets every receipt of this device that the coordinator has signed.
+        on_access: Gets what the coordinator says of this device's key.
         warn: Gets what is wrong with a message.
         seen: Epoch and version of the newest manifest of an earlier run.
         heard: The latest stamps of an earlier run, by kind of topic.
@@ -48,6 +50,7 @@ class Inbox:
         wakeups: Wakeups,
         on_chunk: Callable[[str, int, bytes], None],
         on_receipt: Callable[[Receipt], None],
+        on_access: Callable[[AccessNotice], None],
         warn: Callable[[str], None],
         seen: tuple[int, int] = (0, -1),
         heard: Mapping[str, Stamp] = MappingProxyType({}),
@@ -64,6 +67,7 @@ class Inbox:
         self._wakeups = wakeups
         self._on_chunk = on_chunk
         self._on_receipt = on_receipt
+        self._on_access = on_access
         self._warn = warn
         self._manifests: dict[str, Manifest] = {}
 
@@ -77,6 +81,8 @@ class Inbox:
                     self._take_manifest(topic.tier, message)
                 case ReceiptTopic(device_id=self._device_id):
                     self._on_receipt(self._open(message, Receipt, "receipt").record)
+                case AccessTopic(device_id=self._device_id):
+                    self._on_access(self._open(message, AccessNotice, "access").record)
         except Repeated:
             return
         except ProtocolError as error:

@@ -2,6 +2,7 @@
 
     state.json           this file's `Memory`: fleet, base model, pinned coordinator, the task under way
     identity.key         the device's private key, readable by its owner only
+    enrolment.json       a token that the coordinator has not answered yet (`edge.storage.enrolment`)
     lock                 held while a client runs
     versions/            adapters that were downloaded, by their sha256, and parts of the one under way
     task/                the worker's folder for the task under way: checkpoints, result
@@ -30,6 +31,7 @@ from edge.device.task import Task
 from edge.errors import StateError
 from edge.protocol.signing import Signer, Stamp
 from edge.storage.disk import claim_folder, room_for, write_file
+from edge.storage.enrolment import read_enrolment
 from edge.storage.identity import read_identity
 from edge.storage.wire_1 import renew_manifest
 
@@ -66,6 +68,7 @@ def fresh_memory(config: DeviceConfig) -> Memory:
 
     Raises:
         BaseModelError: As `base_fingerprint`.
+        StateError: Its token is for another device.
     """
     base = Path(config.base)
     fingerprint = base_fingerprint(base, config.fingerprint)
@@ -74,8 +77,25 @@ def fresh_memory(config: DeviceConfig) -> Memory:
         device_id=config.device_id,
         base=fingerprint,
         base_files="" if fingerprint else base_files(base),
-        coordinator_key=config.coordinator_key,
+        coordinator_key=config.coordinator_key or _enrolled_with(config),
     )
+
+
+def _enrolled_with(config: DeviceConfig) -> str | None:
+    """Returns the coordinator's key that a token has named in this state folder.
+
+    Raises:
+        StateError: It was another fleet's, or for another device.
+    """
+    waiting = read_enrolment(Path(config.state))
+    if waiting is None:
+        return None
+    if (waiting.fleet, waiting.device_id) != (config.fleet, config.device_id):
+        raise StateError(
+            f"{config.state}: its token is for {waiting.device_id} in fleet {waiting.fleet}, this is "
+            f"{config.device_id} in {config.fleet}; enroll again"
+        )
+    return waiting.coordinator
 
 
 def _renewed(content: bytes, versions: Path, told: Told) -> bytes:

@@ -15,7 +15,7 @@ Each signature is over a text that begins with what it is for, so that none can 
 
 import base64
 import binascii
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 from cryptography.exceptions import InvalidSignature
@@ -51,8 +51,8 @@ class Token(Record, frozen=True):
     secret: Sha256  # the token's private key
 
 
-class Claim(Record, frozen=True, tag="claim"):
-    """Topic `device/<id>/enrol`, signed by the device's key: it holds a token."""
+class Claim(Record, frozen=True):
+    """What says that a device holds a token."""
 
     grant: Grant
     signature: Signature  # the coordinator's, over the grant
@@ -69,10 +69,22 @@ class Rotation(Record, frozen=True):
     signature: Signature  # of `old`
 
 
-class Rotated(Record, frozen=True, tag="rotated"):
-    """Topic `device/<id>/enrol`, signed by the newest key: how it follows from those before, oldest first."""
+class Enrol(Record, frozen=True, omit_defaults=True):
+    """Topic `device/<id>/enrol`, inside `Signed`: why the key that signs it may speak for the device."""
 
-    rotations: Annotated[tuple[Rotation, ...], Meta(min_length=1, max_length=MAX_ROTATIONS)]
+    claim: Claim | None = None
+    rotations: Annotated[tuple[Rotation, ...], Meta(max_length=MAX_ROTATIONS)] = ()  # oldest first
+
+
+class AccessNotice(Record, frozen=True, omit_defaults=True):
+    """Topic `device/<id>/access`, inside `Signed`: how the coordinator stands to a device's key.
+
+    Nobody else is answered: who is unknown hears nothing.
+    """
+
+    key: Sha256  # public, of the device
+    standing: Literal["enrolled", "banned"]
+    news: Annotated[str, Meta(max_length=200)] = ""  # what has changed by what the device sent
 
 
 def draw_token(
@@ -192,10 +204,10 @@ def check_rotations(
         if rotation.old == keys[-1]:
             check_signature(rotation.old, rotation.signature, _rotated(rotation), "the rotation")
             keys += (rotation.new,)
-    if keys[-1] != rotations[-1].new:
+    newest = rotations[-1].new if rotations else None
+    if keys[-1] != newest:
         raise Rejected(
-            "unknown-device",
-            f"{device_id} has key {pinned[:16]}…, from which nothing leads to {rotations[-1].new[:16]}…",
+            "unknown-device", f"{device_id} has key {pinned[:16]}…, from which its word does not lead on"
         )
     return keys
 

@@ -11,11 +11,13 @@ from typing import Literal, NamedTuple
 from edge.protocol.topics import (
     FORMS,
     ROOT,
+    AccessTopic,
     AnswerTopic,
     BlobTopic,
     ChallengeTopic,
     ChunkTopic,
     CoordinatorTopic,
+    EnrolTopic,
     HeaderTopic,
     HelloTopic,
     ReceiptTopic,
@@ -51,6 +53,8 @@ RIGHTS: dict[type[Topic], Right] = {
     BlobTopic: Right(_COORDINATOR, _DEVICE),
     HelloTopic: Right(_BOTH, _COORDINATOR),  # the coordinator takes what is retained of a forgotten device
     StateTopic: Right(_BOTH, _COORDINATOR),
+    EnrolTopic: Right(_DEVICE, _COORDINATOR),
+    AccessTopic: Right(_COORDINATOR, _DEVICE),
     WantTopic: Right(_DEVICE, _COORDINATOR),
     ReceiptTopic: Right(_COORDINATOR, _DEVICE),
     TelemetryTopic: Right(_DEVICE, _COORDINATOR),

@@ -123,13 +123,22 @@ class Keyring:
             Unproven: The signature is not of that key over this topic, stamp and body.
             ProtocolError: It is, and the body is no `kind`.
         """
-        body, stamp = bytes(signed.body), stamp_of(signed)
+        self.verify(topic, signed, kind.__name__)
+        body = bytes(signed.body)
+        return Opened(decode_message(body, kind), signed.key, stamp_of(signed), body)
+
+    def verify(self, topic: str, signed: Signed, what: str) -> None:
+        """Checks who has signed an envelope for `topic`; `what` is in it, in words.
+
+        Raises:
+            Unproven: It is not the key that it names.
+        """
+        text = _signed_bytes(topic, stamp_of(signed), bytes(signed.body))
         try:
-            self._key(signed.key).verify(bytes.fromhex(signed.signature), _signed_bytes(topic, stamp, body))
+            self._key(signed.key).verify(bytes.fromhex(signed.signature), text)
         except (InvalidSignature, ValueError) as error:
-            told = f"bad signature: {kind.__name__} was not signed by key {signed.key[:16]}… for this topic"
+            told = f"bad signature: {what} was not signed by key {signed.key[:16]}… for this topic"
             raise Unproven(told) from error
-        return Opened(decode_message(body, kind), signed.key, stamp, body)
 
     def _key(self, key: str) -> Ed25519PublicKey:
         loaded = self._loaded.get(key)

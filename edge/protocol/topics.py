@@ -62,6 +62,14 @@ class StateTopic(DeviceTopic, frozen=True):
     """A device's presence, retained."""
 
 
+class EnrolTopic(DeviceTopic, frozen=True):
+    """A device's claim to a token, or the word of its old key for its new one."""
+
+
+class AccessTopic(DeviceTopic, frozen=True):
+    """Whether the coordinator knows a device."""
+
+
 class WantTopic(DeviceTopic, frozen=True):
     """The chunks that a device asks for."""
 
@@ -95,6 +103,8 @@ FORMS: dict[type[Topic], str] = {  # below ROOT and the fleet's name
     BlobTopic: "blob/{sha256}/{number}",
     HelloTopic: "device/{device_id}/hello",
     StateTopic: "device/{device_id}/state",
+    EnrolTopic: "device/{device_id}/enrol",
+    AccessTopic: "device/{device_id}/access",
     WantTopic: "device/{device_id}/want",
     ReceiptTopic: "device/{device_id}/receipt",
     TelemetryTopic: "device/{device_id}/telemetry",
@@ -156,7 +166,7 @@ class Topics:
         return f"{self.root}/blob/{sha256}/{chunk}"
 
     def device(self, device_id: str, kind: str) -> str:
-        """Returns the topic `hello`, `state`, `want`, `receipt` or `telemetry` of a device; `+` means all."""
+        """Returns the topic of a device of that kind, such as `hello`; `+` means all."""
         return f"{self.root}/device/{device_id}/{kind}"
 
     def up(self, device_id: str, update: str, part: int | str) -> str:

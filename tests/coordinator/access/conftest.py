@@ -158,6 +158,10 @@ class Site:
             assert time.monotonic() < deadline, (self.folder / "broker.log").read_text()
             time.sleep(0.02)
 
+    def at_end(self, do):
+        """Has something done when the test is over."""
+        self._stack.callback(do)
+
     def stop(self):
         self._broker.terminate()
         self._broker.wait()

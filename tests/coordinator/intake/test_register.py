@@ -9,7 +9,7 @@ from coordinator.intake.register import Register
 from coordinator.intake.roster import Roster
 from coordinator.ledger.sqlite import SqliteJournal
 from edge.errors import Rejected, StateError
-from edge.protocol.enrolment import Rotated, draw_token, make_claim, make_rotation
+from edge.protocol.enrolment import draw_token, make_claim, make_rotation
 from edge.protocol.signing import new_key, public_key
 
 COORDINATOR = new_key()
@@ -49,7 +49,7 @@ class House:
     def rotate(self, *keys, device="lamp"):
         words = [make_rotation("home", device, old, new) for old, new in pairwise(keys)]
         try:
-            return self.roster.rotate(Rotated(rotations=tuple(words)), "home", device, NOW)
+            return self.roster.rotate(tuple(words), "home", device, NOW)
         except Rejected as rejected:
             return rejected.reason
 
@@ -221,7 +221,7 @@ def test_several_rotations_are_followed_at_once_and_an_old_one_leads_nowhere():
     assert house.enrol(C) == "in"
 
 
-def test_a_rotated_device_that_leaves_the_list_is_out():
+def test_a_word_device_that_leaves_the_list_is_out():
     house = House(listed={"lamp": A})
     house.rotate(*PRIVATE[:2])
     house.listed = {}
@@ -232,7 +232,7 @@ def test_a_rotated_device_that_leaves_the_list_is_out():
 def test_a_rotation_needs_the_word_of_the_key_that_is_pinned():
     house = House(listed={"lamp": A})
     stolen = make_rotation("home", "lamp", PRIVATE[2], PRIVATE[3])
-    forged = Rotated(rotations=(structs.replace(stolen, old=A),))
+    forged = (structs.replace(stolen, old=A),)
     with pytest.raises(Rejected, match="bad-signature"):
         house.roster.rotate(forged, "home", "lamp", NOW)
     assert house.rotate(PRIVATE[2], PRIVATE[3]) == "unknown-device"

@@ -26,6 +26,7 @@ class Ears:
             wakeups=self.wakeups,
             on_chunk=lambda *_: None,
             on_receipt=lambda _: None,
+            on_access=lambda _: None,
             warn=self.warnings.append,
             seen=seen,
         )
