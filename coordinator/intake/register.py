@@ -59,7 +59,7 @@ class Register:
 
     def names(self, device_id: str) -> bool:
         """Tells whether the owner has let in a device of that name."""
-        return self._expected(device_id, None) is not None
+        return self.expected(device_id, None) is not None
 
     def admits(self, device_id: str, key: str) -> bool:
         """Tells whether a device with its pinned key may still speak."""
