@@ -87,7 +87,7 @@ def test_watch_tells_a_fleets_story_and_takes_no_part_in_it(watched):
         watched.until(name, "watching")
     watched.until("broker", "Sending SUBACK to watch-")
     watched.run_fleet()
-    publish = ["mosquitto_pub", "-p", str(watched.port), "-t", "tunefleet/v1/home/device/lamp/receipt", "-m"]
+    publish = ["mosquitto_pub", "-p", str(watched.port), "-t", "tunefleet/v2/home/device/lamp/receipt", "-m"]
     subprocess.run([*publish, HOSTILE], check=True)
     for name in ("human", "machine"):
         watched.until(name, "00000000 of lamp")
@@ -143,7 +143,7 @@ def test_mosquitto_sub_as_the_docs_say_it_shows_text_alone(watched):
         watched.until(f"sub-{number}", '"online":false')
         said = (watched.folder / f"sub-{number}.out").read_bytes().decode("ascii")
         assert all(line.isprintable() for line in said.splitlines())
-        topics = {line.split(" ")[0].removeprefix("tunefleet/v1/home/") for line in said.splitlines()}
+        topics = {line.split(" ")[0].removeprefix("tunefleet/v2/home/") for line in said.splitlines()}
         kinds = {re.sub(r"/[0-9a-f]{32}/", "/*/", topic) for topic in topics}
         plain = {"coordinator", "version/r8", *(f"device/lamp/{one}" for one in ("hello", "state", "want"))}
         assert plain | {"device/lamp/receipt"} <= kinds
