@@ -9,6 +9,7 @@ it was.
 import asyncio
 
 from edge.delivery.download import Downloader
+from edge.delivery.silence import Silence
 from edge.delivery.upload import Uploader
 from edge.device.budget import Budget
 from edge.device.config import DeviceConfig
@@ -50,8 +51,9 @@ class Client:
         spool: Spool | None = None,
     ) -> None:
         wakeups, topics, memory = Wakeups(), Topics(config.fleet), state.memory
-        downloader = Downloader(transport, topics, config.device_id, state.signer, config.patience_s)
-        uploader = Uploader(transport, topics, state.signer, config.patience_s)
+        silence = Silence(lambda: show(Event("warning", _unanswered(config, state.signer.key), {})))
+        downloader = Downloader(transport, topics, config.device_id, state.signer, config.patience_s, silence)
+        uploader = Uploader(transport, topics, state.signer, config.patience_s, silence)
         inbox = Inbox(
             config.fleet,
             config.device_id,
@@ -111,7 +113,13 @@ class Client:
         config = self._session.config
         async with self._session.transport, self._worker:
             self._session.say("joined", f"fleet {config.fleet} as {config.device_id}")
-            runs = (self._learner.run, self._learner.follow, self._courier.run, self._listen)
+            runs = (
+                self._learner.run,
+                self._learner.follow,
+                self._learner.keep,
+                self._courier.run,
+                self._listen,
+            )
             loops = [asyncio.create_task(run()) for run in runs]
             try:
                 done, _ = await asyncio.wait(loops, return_when=asyncio.FIRST_COMPLETED)
@@ -129,3 +137,10 @@ async def _end(*tasks: asyncio.Task[object]) -> None:
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _unanswered(config: DeviceConfig, key: str) -> str:
+    return (
+        f"the coordinator of fleet {config.fleet} has answered nothing for a minute; if it is there, it has "
+        f"not let this device in: its owner types `tunefleet device allow {config.device_id} {key}`"
+    )
