@@ -56,7 +56,6 @@ class Memory(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     seq_epoch: int = 0  # of the session that told it
     heard: dict[str, Stamp] = {}  # the coordinator's latest stamp on each of its topics
     own_epoch: int = 0  # of this device's own latest session: what it signs is later than all before
-    seq_epoch: int = 0  # the coordinator's session that told it
     tokens_per_s: float | None = None  # measured by the last task
     micro_batch_tokens: int = 0  # what memory allowed in the last task; 0 is all at once
 

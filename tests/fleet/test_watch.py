@@ -18,7 +18,10 @@ from edge.backends.toy import make_toy_base
 
 ROOT = Path(__file__).parents[2]
 BROKER = shutil.which("mosquitto", path=f"{os.environ['PATH']}:/usr/sbin:/opt/homebrew/sbin")
-HOSTILE = '{"update":"%s","status":"rejected","detail":"\\u001b[2J[red]x[/red]\\u202e"}' % ("0" * 32)
+HOSTILE = '{"update":"%s","header":"%s","status":"rejected","detail":"\\u001b[2J[red]x[/red]\\u202e"}' % (
+    "0" * 32,
+    "0" * 64,
+)
 
 pytestmark = pytest.mark.broker
 
@@ -103,7 +106,7 @@ def test_watch_tells_a_fleets_story_and_takes_no_part_in_it(watched):
         r" lamp         says hello: toy, rank 64 at most, ",
         r" \*coordinator offers version 0: rank 8, 16.9 KB; 3 steps at 0.001",
         r" lamp         asks for version 0: chunks 0-16 of 17",
-        r" \*coordinator sent all of version 0: 17 chunks, 16.9 KB",
+        r" \*coordinator sent all of version 0: 17 chunks, 19.5 KB",
         r" lamp         update [0-9a-f]{8} on version 0: 8.6 KB, loss [0-9.]+ to [0-9.]+, 60 examples",
         r" \*coordinator accepted update [0-9a-f]{8} of lamp",
         r" \*coordinator offers version 2, from 1: ",
