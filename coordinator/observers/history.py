@@ -49,7 +49,7 @@ class Rejection(Struct, frozen=True):
     device: str
     base_version: int | None
     status: (
-        str  # `rejected`, `discarded` (by a rollback, or unmergeable) or `refused` (its header is at odds)
+        str  # `rejected`, `discarded` (by a rollback, or unmergeable) or `refused`, by its header
     )
     reason: str
     detail: str

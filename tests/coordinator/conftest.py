@@ -83,7 +83,7 @@ class Device:
         self._make_header = make_header
         self.receipts: list[Receipt] = []
         self.manifests: dict[str, Manifest] = {}
-        self.offered: dict[str, tuple[str, int]] = {}  # roots and sizes of blobs
+        self.offered: dict[str, tuple[str, int]] = {}  # by sha256: root, and how many chunks
         self.chunks: dict[str, dict[int, bytes]] = {}
         self.num_chunks_seen = 0
         self.news = asyncio.Event()
@@ -124,7 +124,8 @@ class Device:
                 manifest = opened(message, Manifest)
                 self.manifests[manifest.tier] = manifest
                 for blob in filter(None, (manifest, manifest.sketch)):
-                    self.offered[blob.sha256] = blob.root, blob.size_bytes
+                    total = num_chunks(blob.size_bytes, manifest.chunk_bytes)
+                    self.offered[blob.sha256] = blob.root, total
             elif isinstance(topic, BlobTopic):
                 self.num_chunks_seen += 1
                 self.take_chunk(topic, message.payload)
@@ -133,8 +134,8 @@ class Device:
             self.news.set()
 
     def take_chunk(self, topic: BlobTopic, payload: bytes) -> None:
-        root, size_bytes = self.offered[topic.sha256]
-        chunk = proven_chunk(payload, topic.number, num_chunks(size_bytes, CHUNK_BYTES), root)
+        root, total = self.offered[topic.sha256]
+        chunk = proven_chunk(payload, topic.number, total, root)
         self.chunks.setdefault(topic.sha256, {})[topic.number] = chunk
 
     async def until(self, condition: Callable[[], Any]) -> Any:
