@@ -12,6 +12,7 @@ from coordinator.intake.gate import Gate
 from coordinator.intake.roster import Roster
 from coordinator.intake.updates import NOT_RECEIPTED, Intake
 from coordinator.ledger.head import Head
+from coordinator.older_wire import OlderWire
 from coordinator.place import Place
 from edge.delivery.publisher import Publisher
 from edge.errors import DiskRefused, ProtocolError, Rejected, Repeated, Unproven
@@ -47,6 +48,7 @@ class Offices(NamedTuple):
     announcer: Announcer
     gate: Gate
     head: Head
+    older_wire: OlderWire
     place: Place | None  # None where no other coordinator can come
 
 
@@ -81,6 +83,7 @@ class Router:
             await self._transport.subscribe(self._topics.device("+", kind if kind != "up" else "up/+/+"))
         for topic in (self._topics.coordinator, self._topics.challenge) if self._offices.place else ():
             await self._transport.subscribe(topic)
+        await self._offices.older_wire.subscribe()
 
     async def run(self) -> None:
         """Takes messages until the transport is left."""
@@ -99,6 +102,9 @@ class Router:
 
     async def _receive(self, message: Message) -> None:
         offices, at, payload = self._offices, self._clock(), message.payload
+        if offices.older_wire.takes(message.topic):
+            offices.older_wire.hear(message.topic)
+            return
         match self._topics.parse(message.topic):
             case ChunkTopic() as topic:
                 offices.intake.take_chunk(topic.device_id, topic.update, topic.number, payload)

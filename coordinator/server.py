@@ -38,6 +38,7 @@ from coordinator.ledger.retention import Retention
 from coordinator.ledger.state import CoordinatorState
 from coordinator.merging.loop import Hands, MergeLoop, Waits
 from coordinator.merging.merger import Merger, check_calibration
+from coordinator.older_wire import OlderWire
 from coordinator.place import Place
 from coordinator.routing import Offices, Router
 from coordinator.scoring import Score, Scorer
@@ -136,8 +137,8 @@ class Coordinator:
         offices = Offices(
             intake=self._intake, admitting=admitting, arrivals=Arrivals(self._roster, self._tell),
             roster=self._roster, allowance=allowance, publisher=self._publisher, announcer=announcer,
-            gate=Gate(self._roster),
-            head=self._head, place=place,
+            gate=Gate(self._roster), head=self._head, place=place,
+            older_wire=OlderWire(transport, config.fleet, config.ranks, self._complain),
         )  # fmt: skip
         self._router = Router(transport, topics, offices, self._complain, clock)
         held, receiving = self._roster.held, uploads.base_versions

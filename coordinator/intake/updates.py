@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from msgspec import structs
 
-from coordinator.events.records import FleetEvent, UpdateAccepted, UpdateRejected
+from coordinator.events.records import FleetEvent, UpdateAccepted, UpdateRefused, UpdateRejected
 from coordinator.events.telling import Complaints, Tell
 from coordinator.intake.admission import Rules, Sound, check_header, check_id, check_payload
 from coordinator.intake.allowance import Allowance
@@ -29,7 +29,7 @@ from coordinator.intake.receipts import Receipts
 from coordinator.intake.roster import Roster
 from coordinator.ledger.contract import Updates
 from coordinator.ledger.head import Head, Standing
-from coordinator.ledger.records import Update
+from coordinator.ledger.records import Refusal, Update
 from edge.errors import DiskRefused, Rejected
 from edge.protocol.messages import MAX_DETAIL, Receipt, UpdateHeader
 from edge.protocol.signing import Opened, Signer
@@ -94,13 +94,17 @@ class Intake:
         """Judges a header; the first of an update opens it, a repeated one is answered with where it stands.
 
         Raises:
-            Rejected: It contradicts itself, and is answered by nothing.
             DiskRefused: Nothing was answered.
         """
         desk, header = self._desk, opened.record
-        check_id(header, update)
         if not desk.allowance.hears_header(device_id):
             desk.complain(f"{device_id} offers updates too often; some are not answered", "offers")
+            return
+        try:
+            check_id(header, update)
+        except Rejected as rejected:
+            self._refuse(device_id, update, opened.digest, rejected)
+            return
             return
         desk.roster.finish(device_id, header.base_version, desk.clock())
         known = desk.journal.update(update)
@@ -113,6 +117,13 @@ class Intake:
             if upload:  # the device has signed another header since
                 desk.uploads.close(update)
             self._open(opened)
+
+    def _refuse(self, device_id: str, update: str, digest: str, rejected: Rejected) -> None:
+        """Answers a header that contradicts itself; about the update that it names it says nothing."""
+        desk = self._desk
+        desk.journal.refuse(Refusal(desk.clock(), device_id, update, rejected.reason, rejected.detail))
+        desk.tell(UpdateRefused(update, device_id, rejected.reason, rejected.detail))
+        self._receipts.put(device_id, _rejection(update, digest, rejected))
 
     def take_chunk(self, device_id: str, update: str, number: int, message: bytes) -> None:
         """Keeps a chunk of an update under way; the last one has it checked. Chunks of others are dropped.

@@ -48,7 +48,9 @@ class Rejection(Struct, frozen=True):
     update: str
     device: str
     base_version: int | None
-    status: str  # `rejected`, `discarded` (by a rollback, or unmergeable), or `refused`: it proved nobody's
+    status: (
+        str  # `rejected`, `discarded` (by a rollback, or unmergeable) or `refused`, by its header
+    )
     reason: str
     detail: str
     at: float  # Unix time

@@ -45,7 +45,7 @@ class FleetStatus(Struct, frozen=True):
     accepted: int
     rejected: int
     discarded: int  # accepted, and in no version after all
-    refused: int  # messages that proved nobody's, the latest thousand
+    refused: int  # headers that contradicted themselves, the latest thousand
     fairness: float | None  # Jain's index of the devices' weight shares; None: nothing is merged yet
     devices: tuple[DeviceStatus, ...]
     pace: FleetPace | None  # what the coordinator waits for; None: none is running

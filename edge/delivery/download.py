@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import Callable
 
+from edge.delivery.silence import Silence
 from edge.delivery.window import heard
 from edge.errors import DiskRefused, Rejected
 from edge.protocol.messages import WINDOW, Want
@@ -23,6 +24,7 @@ class Downloader:
         device_id: Who asks.
         signer: Of this device.
         patience_s: Without a chunk for this long, the window is asked for again.
+        silence: Is told of questions and answers; by default nobody is.
         clock: Seconds of any beginning.
 
     Attributes:
@@ -36,6 +38,7 @@ class Downloader:
         device_id: str,
         signer: Signer,
         patience_s: float,
+        silence: Silence | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._transport = transport
@@ -43,6 +46,7 @@ class Downloader:
         self._signer = signer
         self._want_topic = topics.device(device_id, "want")
         self._patience_s = patience_s
+        self._silence = silence or Silence(lambda: None)
         self._clock = clock
         self._part: PartFile | None = None
         self._pull: Pull | None = None
@@ -55,7 +59,8 @@ class Downloader:
         if self._part is None or sha256 != self._part.sha256:
             return
         try:
-            self._part.write(number, message)
+            if self._part.write(number, message):
+                self._silence.heard()
         except Rejected:
             self.num_junk += 1  # not of this file: the rest of it is still to come
             return
@@ -96,6 +101,7 @@ class Downloader:
         while not part.received.is_complete:
             if ranges := pull.ask(self._clock()):
                 on_progress(part.received.total - part.received.num_missing)
+                self._silence.asked()
                 want = Want(sha256=part.sha256, ranges=ranges, window=WINDOW)
                 await self._transport.publish(self._want_topic, self._signer.seal(self._want_topic, want))
                 pull.asked(self._clock())

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 from typing import BinaryIO
 
+from edge.delivery.silence import Silence
 from edge.delivery.window import Sending, heard, send_all
 from edge.protocol.merkle import Tree
 from edge.protocol.messages import Receipt
@@ -27,6 +28,7 @@ class Uploader:
         signer: Of this device: an envelope is never sent twice.
         patience_s: Without a receipt for this long, the header is sent again; once receipts have come, it is
             as long as they take here.
+        silence: Is told of questions and answers; by default nobody is.
         clock: Seconds of any beginning.
     """
 
@@ -36,12 +38,14 @@ class Uploader:
         topics: Topics,
         signer: Signer,
         patience_s: float,
+        silence: Silence | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._transport = transport
         self._topics = topics
         self._signer = signer
         self._patience = Patience(patience_s)
+        self._silence = silence or Silence(lambda: None)
         self._clock = clock
         self._entry: Entry | None = None
         self._push: Push | None = None
@@ -51,6 +55,7 @@ class Uploader:
         """Takes a receipt whose signature was checked; those about other headers are left out."""
         entry = self._entry
         if self._push and entry and (receipt.update, receipt.header) == (entry.header.update, entry.digest):
+            self._silence.heard()
             self._push.receive(receipt, self._clock())
             self._receipt_came.set()
 
@@ -84,6 +89,7 @@ class Uploader:
         async def send(part: Part) -> None:
             topic = self._topics.up(header.device_id, header.update, part)
             if part == "header":
+                self._silence.asked()
                 content = self._signer.seal_body(topic, entry.body)
             else:
                 with room_for("reading", entry.folder):

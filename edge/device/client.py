@@ -11,6 +11,7 @@ import time
 
 from edge.complaints import Complaints
 from edge.delivery.download import Downloader
+from edge.delivery.silence import Silence
 from edge.delivery.upload import Uploader
 from edge.device.budget import Budget
 from edge.device.config import DeviceConfig
@@ -54,8 +55,9 @@ class Client:
         spool: Spool | None = None,
     ) -> None:
         wakeups, topics, memory = Wakeups(), Topics(config.fleet), state.memory
-        downloader = Downloader(transport, topics, config.device_id, state.signer, config.patience_s)
-        uploader = Uploader(transport, topics, state.signer, config.patience_s)
+        silence = Silence(lambda: show(Event("warning", _unanswered(config, state.signer.key), {})))
+        downloader = Downloader(transport, topics, config.device_id, state.signer, config.patience_s, silence)
+        uploader = Uploader(transport, topics, state.signer, config.patience_s, silence)
         inbox = Inbox(
             config.fleet,
             config.device_id,
@@ -119,7 +121,7 @@ class Client:
         async with self._session.transport, self._worker:
             self._session.say("joined", f"fleet {config.fleet} as {config.device_id}")
             loops_of = self._learner, self._courier, self._enroller
-            runs = (self._learner.follow, self._listen, *(one.run for one in loops_of))
+            runs = (self._learner.follow, self._learner.keep, self._listen, *(one.run for one in loops_of))
             loops = [asyncio.create_task(run()) for run in runs]
             try:
                 done, _ = await asyncio.wait(loops, return_when=asyncio.FIRST_COMPLETED)
@@ -144,3 +146,10 @@ async def _end(*tasks: asyncio.Task[object]) -> None:
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _unanswered(config: DeviceConfig, key: str) -> str:
+    return (
+        f"the coordinator of fleet {config.fleet} has answered nothing for a minute; if it is there, it has "
+        f"not let this device in: its owner types `tunefleet device allow {config.device_id} {key}`"
+    )

@@ -52,6 +52,21 @@ class Epochs:
                 session.say("warning", FORGOTTEN, version=inbox.seen[1])
             wakeups.offers_changed.set()
 
+    async def keep(self) -> None:
+        """Writes down how far the coordinator has come, for ever: no restart may go back behind it."""
+        session, inbox, wakeups = self._session, self._session.inbox, self._session.wakeups
+        while True:
+            await wakeups.version_rose.wait()
+            wakeups.version_rose.clear()
+            memory = self._state.memory
+            is_noted = inbox.seen <= (memory.epoch, memory.newest)
+            if memory.coordinator_key is None or inbox.seen[0] != memory.epoch or is_noted:
+                continue  # a turn of the epoch is noted by `run`, a key with the first task
+            try:
+                self._state.update(newest=inbox.seen[1], heard=dict(inbox.heard))
+            except DiskRefused as error:  # the next version is noted
+                session.say("warning", f"{error}")
+
     def loss(self, task: Task) -> str:
         """Returns why a task is of no use to the coordinator as it is now; empty where it may be."""
         mine, now = task.manifest, self._session.inbox.rival(task.manifest)

@@ -13,9 +13,14 @@ from edge.device.wakeups import Wakeups
 from edge.errors import ProtocolError, Repeated
 from edge.protocol.enrolment import AccessNotice
 from edge.protocol.messages import Manifest, Receipt
+from edge.protocol.rights import OLD_ROOT
 from edge.protocol.signing import NEVER, Keyring, Opened, R, Stamp, check_order, read_signed, stamp_of
 from edge.protocol.topics import AccessTopic, BlobTopic, ReceiptTopic, Topics, VersionTopic
 from edge.transport.base import Message
+
+OLD_MANIFEST = (
+    b'{"body":{'  # how every signed message of wire version 1 begins; the notice for its devices does not
+)
 
 
 class Inbox:
@@ -70,9 +75,13 @@ class Inbox:
         self._on_access = on_access
         self._warn = warn
         self._manifests: dict[str, Manifest] = {}
+        self._is_older_told = False
 
     def receive(self, message: Message) -> None:
         """Takes one message; what breaks the contract is told and left out."""
+        if message.topic.startswith(f"{OLD_ROOT}/"):
+            self._notice_older_wire(message)
+            return
         try:
             match self._topics.parse(message.topic):
                 case BlobTopic() as topic:
@@ -102,6 +111,12 @@ class Inbox:
     def ranks(self) -> list[int]:
         """Returns the ranks of all offered tiers."""
         return sorted(manifest.rank for manifest in self._manifests.values())
+
+    def _notice_older_wire(self, message: Message) -> None:
+        """Tells once that this fleet's coordinator is of wire version 1, where none of the present one is."""
+        if message.payload.startswith(OLD_MANIFEST) and not self._manifests and not self._is_older_told:
+            self._is_older_told = True
+            self._warn(f"fleet {self._fleet} speaks wire version 1: update tunefleet on its coordinator")
 
     def _open(self, message: Message, kind: type[R], slot: str, *, again: bool = False) -> Opened[R]:
         """Returns what the coordinator has signed, where it has signed nothing later on this topic.
@@ -140,6 +155,8 @@ class Inbox:
             self._manifests.clear()
             self._wakeups.epoch_turned.set()
         if manifest.version >= self.seen[1]:  # an older one was only late
+            if manifest.version > self.seen[1]:
+                self._wakeups.version_rose.set()
             self.seen = (manifest.epoch, manifest.version)
             self._manifests[tier] = manifest
             self._wakeups.offers_changed.set()

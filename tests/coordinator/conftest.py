@@ -83,6 +83,7 @@ class Device:
         self._make_header = make_header
         self.receipts: list[Receipt] = []
         self.manifests: dict[str, Manifest] = {}
+        self.offered: dict[str, tuple[str, int]] = {}  # by sha256: root, and how many chunks
         self.chunks: dict[str, dict[int, bytes]] = {}
         self.num_chunks_seen = 0
         self.news = asyncio.Event()
@@ -122,6 +123,9 @@ class Device:
             if isinstance(topic, VersionTopic):
                 manifest = opened(message, Manifest)
                 self.manifests[manifest.tier] = manifest
+                for blob in filter(None, (manifest, manifest.sketch)):
+                    total = num_chunks(blob.size_bytes, manifest.chunk_bytes)
+                    self.offered[blob.sha256] = blob.root, total
             elif isinstance(topic, BlobTopic):
                 self.num_chunks_seen += 1
                 self.take_chunk(topic, message.payload)
@@ -130,14 +134,8 @@ class Device:
             self.news.set()
 
     def take_chunk(self, topic: BlobTopic, payload: bytes) -> None:
-        manifests = self.manifests.values()
-        blobs = [
-            blob for one in manifests for blob in (one, one.sketch) if blob and blob.sha256 == topic.sha256
-        ]
-        if not blobs:  # of a version that another has followed
-            return
-        total = num_chunks(blobs[0].size_bytes, CHUNK_BYTES)
-        chunk = proven_chunk(payload, topic.number, total, blobs[0].root)
+        root, total = self.offered[topic.sha256]
+        chunk = proven_chunk(payload, topic.number, total, root)
         self.chunks.setdefault(topic.sha256, {})[topic.number] = chunk
 
     async def until(self, condition: Callable[[], Any]) -> Any:

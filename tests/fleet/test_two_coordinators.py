@@ -93,7 +93,7 @@ def test_a_killed_coordinator_comes_back_whatever_its_presence_says(programs, mo
     first.kill()
     first.wait()
     presence = json.dumps({"online": True, "epoch": int(time.time() * 1000)})
-    topic = "tunefleet/v1/home/coordinator"
+    topic = "tunefleet/v2/home/coordinator"
     publish = ["mosquitto_pub", "-p", str(mosquitto), "-t", topic, "-r", "-q", "1", "-m", presence]
     subprocess.run(publish, check=True)
     (programs.folder / "state.log").unlink()

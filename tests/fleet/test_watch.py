@@ -18,7 +18,10 @@ from edge.backends.toy import make_toy_base
 
 ROOT = Path(__file__).parents[2]
 BROKER = shutil.which("mosquitto", path=f"{os.environ['PATH']}:/usr/sbin:/opt/homebrew/sbin")
-HOSTILE = '{"update":"%s","status":"rejected","detail":"\\u001b[2J[red]x[/red]\\u202e"}' % ("0" * 32)
+HOSTILE = '{"update":"%s","header":"%s","status":"rejected","detail":"\\u001b[2J[red]x[/red]\\u202e"}' % (
+    "0" * 32,
+    "0" * 64,
+)
 
 pytestmark = pytest.mark.broker
 
@@ -87,7 +90,7 @@ def test_watch_tells_a_fleets_story_and_takes_no_part_in_it(watched):
         watched.until(name, "watching")
     watched.until("broker", "Sending SUBACK to watch-")
     watched.run_fleet()
-    publish = ["mosquitto_pub", "-p", str(watched.port), "-t", "tunefleet/v1/home/device/lamp/receipt", "-m"]
+    publish = ["mosquitto_pub", "-p", str(watched.port), "-t", "tunefleet/v2/home/device/lamp/receipt", "-m"]
     subprocess.run([*publish, HOSTILE], check=True)
     for name in ("human", "machine"):
         watched.until(name, "00000000 of lamp")
@@ -103,7 +106,7 @@ def test_watch_tells_a_fleets_story_and_takes_no_part_in_it(watched):
         r" lamp         says hello: toy, rank 64 at most, ",
         r" \*coordinator offers version 0: rank 8, 16.9 KB; 3 steps at 0.001",
         r" lamp         asks for version 0: chunks 0-16 of 17",
-        r" \*coordinator sent all of version 0: 17 chunks, 16.9 KB",
+        r" \*coordinator sent all of version 0: 17 chunks, 19.5 KB",
         r" lamp         update [0-9a-f]{8} on version 0: 8.6 KB, loss [0-9.]+ to [0-9.]+, 60 examples",
         r" \*coordinator accepted update [0-9a-f]{8} of lamp",
         r" \*coordinator offers version 2, from 1: ",
@@ -143,7 +146,7 @@ def test_mosquitto_sub_as_the_docs_say_it_shows_text_alone(watched):
         watched.until(f"sub-{number}", '"online":false')
         said = (watched.folder / f"sub-{number}.out").read_bytes().decode("ascii")
         assert all(line.isprintable() for line in said.splitlines())
-        topics = {line.split(" ")[0].removeprefix("tunefleet/v1/home/") for line in said.splitlines()}
+        topics = {line.split(" ")[0].removeprefix("tunefleet/v2/home/") for line in said.splitlines()}
         kinds = {re.sub(r"/[0-9a-f]{32}/", "/*/", topic) for topic in topics}
         plain = {"coordinator", "version/r8", *(f"device/lamp/{one}" for one in ("hello", "state", "want"))}
         assert plain | {"device/lamp/receipt"} <= kinds

@@ -20,6 +20,7 @@ from edge.device.learning.runner import TaskRunner
 from edge.device.session import Session
 from edge.device.task import Task
 from edge.protocol.messages import Blob
+from edge.protocol.rights import OLD_ROOT
 from edge.training.worker.supervisor import Trainer
 
 T = TypeVar("T")
@@ -57,6 +58,7 @@ class Learner:
         """
         try:
             await self._session.transport.subscribe(self._session.topics.version("+"))
+            await self._session.transport.subscribe(f"{OLD_ROOT}/{self._session.config.fleet}/version/+")
             await self._learn(self._session.config.max_tasks)
         finally:
             await self._runner.close()
@@ -64,6 +66,10 @@ class Learner:
     async def follow(self) -> None:
         """Follows the coordinator for ever; a task that is of no use to it any more is dropped."""
         await self._epochs.run()
+
+    async def keep(self) -> None:
+        """Notes for ever how far the coordinator has come."""
+        await self._epochs.keep()
 
     async def stop(self) -> bool:
         """Ends a task under way with a checkpoint; tells whether `run` will now end by itself."""

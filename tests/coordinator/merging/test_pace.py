@@ -152,7 +152,7 @@ def test_what_waits_over_a_restart_is_waited_for_as_before(fleet):
                 await x.teach(seed=1)
                 await until_said(fleet, "1 of 2 updates")
             fleet.said.clear()
-            async with fleet.serving(buffer_size=None, epoch=2):
+            async with fleet.serving(buffer_size=None):
                 await until_said(fleet, "1 of 2 updates, 2 devices online")
                 await y.teach(seed=2)
                 await x.manifest(version=1)
@@ -203,7 +203,7 @@ def test_a_device_whose_accepted_update_is_lost_gets_a_version_to_go_on_from(fle
             (payload,) = (fleet.folder / "updates").iterdir()
             payload.write_bytes(b"damaged")
             first = x.manifests["r4"]
-            async with fleet.serving(buffer_size=2, epoch=2):
+            async with fleet.serving(buffer_size=2):
                 manifest = await x.manifest(version=1)
                 assert manifest.sha256 == first.sha256
                 await asyncio.sleep(0.3)

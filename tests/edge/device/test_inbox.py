@@ -1,5 +1,6 @@
 """Which of the manifests that it hears a device follows."""
 
+from coordinator.older_wire import NOTICE
 from edge.device.inbox import Inbox
 from edge.device.wakeups import Wakeups
 from edge.protocol.messages import Recipe
@@ -88,6 +89,33 @@ def test_what_was_seen_counts_over_a_restart(make_manifest):
     assert ears.chosen() is None
     ears.hear(2, 57)
     assert ears.chosen() == (2, 57, "r4")
+
+
+def test_nothing_is_taken_twice_or_late_and_nothing_unsigned_takes_a_tier_away(make_manifest):
+    ears = Ears(make_manifest)
+    topic = TOPICS.version("r4")
+    signer = Signer(ears.key, 1)
+    first, second = (signer.seal(topic, make_manifest(version=version, epoch=1)) for version in (3, 3))
+    for payload in (second, second, b""):
+        ears.inbox.receive(Message(topic, payload))
+    assert (ears.chosen(), ears.warnings) == ((1, 3, "r4"), [])
+    ears.inbox.receive(Message(topic, first))
+    assert "Manifest 1 of its epoch came after 2" in ears.warnings[0]
+
+
+def test_a_fleet_of_the_first_wire_is_told_of_in_one_line(make_manifest):
+    ears = Ears(make_manifest)
+    for _ in range(3):
+        ears.inbox.receive(Message("tunefleet/v1/home/version/r4", b'{"body":{"fleet":"home"},"key":""}'))
+    assert ears.warnings == ["fleet home speaks wire version 1: update tunefleet on its coordinator"]
+
+
+def test_what_the_first_wire_has_left_in_a_fleet_of_the_second_is_not_told(make_manifest):
+    ears = Ears(make_manifest)
+    ears.inbox.receive(Message("tunefleet/v1/home/version/r4", NOTICE))
+    ears.hear(1, 3)
+    ears.inbox.receive(Message("tunefleet/v1/home/version/r8", b'{"body":{"fleet":"home"},"key":""}'))
+    assert ears.warnings == []
 
 
 def test_a_coordinator_that_tells_no_epoch_is_followed_as_ever(make_manifest):

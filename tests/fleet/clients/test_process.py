@@ -199,7 +199,7 @@ def test_sigterm_ends_in_order_with_a_checkpoint_and_says_offline(home, broker):
             assert list((home.folder / "lamp" / "task").glob("*/checkpoint*"))
             await watcher.subscribe(Topics("home").device("lamp", "state"))
             message = await anext(watcher.messages())
-            assert json.loads(message.payload)["online"] is False
+            assert json.loads(message.payload)["body"]["online"] is False
 
     asyncio.run(way())
 
