@@ -105,7 +105,6 @@ class Intake:
         except Rejected as rejected:
             self._refuse(device_id, update, opened.digest, rejected)
             return
-            return
         desk.roster.finish(device_id, header.base_version, desk.clock())
         known = desk.journal.update(update)
         upload = desk.uploads.find(device_id, update)
