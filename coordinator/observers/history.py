@@ -48,9 +48,7 @@ class Rejection(Struct, frozen=True):
     update: str
     device: str
     base_version: int | None
-    status: (
-        str  # `rejected`, `discarded` (by a rollback, or unmergeable) or `refused`, by its header
-    )
+    status: str  # `rejected`, `discarded` (by a rollback, or unmergeable) or `refused`, by its header
     reason: str
     detail: str
     at: float  # Unix time

@@ -28,6 +28,7 @@ class Column(NamedTuple):
     title: str
     cells: Sequence[str]
     is_number: bool = False
+    has_lines: bool = False  # cells are laid out in lines already
 
     @property
     def width(self) -> int:
@@ -96,7 +97,7 @@ def history_view(
     kept = _fitting(list(columns.values()), width - SPACE - max(longest, len("from")))
     room = width - sum(column.width + SPACE for column in kept)
     shown = [column for name, column in columns.items() if column in kept]
-    shown.append(Column("from", [_wrapped(names, room) for names in contributors]))
+    shown.append(Column("from", [_wrapped(names, room) for names in contributors], has_lines=True))
     reasons = [*_reasons(versions), *(_rejection(fault) for fault in rejections)]
     return Group(_table(shown), _lines(reasons)) if reasons else _table(shown)
 
@@ -187,7 +188,8 @@ def _table(columns: Sequence[Column]) -> Table:
     for column in columns:
         table.add_column(column.title, justify="right" if column.is_number else "left", overflow="fold")
     for cells in zip(*(column.cells for column in columns), strict=True):
-        table.add_row(*(Text(plain_lines(cell)) for cell in cells))
+        told = zip(cells, columns, strict=True)
+        table.add_row(*(Text(plain_lines(cell) if one.has_lines else plain(cell)) for cell, one in told))
     return table
 
 
