@@ -17,6 +17,7 @@ import coordinator.commands.cli
 import edge.commands.cli
 from converters.command import Program, examples
 from converters.errors import TunefleetError
+from converters.plain import plain
 
 __version__ = "0.1.0"
 _HOMES = {  # each name and where it is defined
@@ -95,7 +96,7 @@ def main() -> None:
     try:
         app()
     except TunefleetError as error:
-        sys.exit(f"tunefleet: {error}")
+        sys.exit(f"tunefleet: {plain(error)}")
 
 
 if __name__ == "__main__":

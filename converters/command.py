@@ -18,6 +18,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from converters.choices import LogLevel
 from converters.errors import TunefleetError
+from converters.plain import plain
 
 # Groups of commands.
 FIRST, LOCAL, FLEET = "To begin with", "On this machine", "In a fleet"
@@ -105,7 +106,7 @@ class Program(TyperGroup):
             return super().invoke(ctx)
         except TunefleetError as error:
             if ctx.params.get("verbose"):  # of the whole program; a group of commands has none
-                sys.exit(f"tunefleet: {error.whole}")
+                sys.exit(f"tunefleet: {plain(error.whole)}")
             raise
 
     def format_help(self, ctx: Any, formatter: Any) -> None:

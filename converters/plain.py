@@ -6,6 +6,8 @@ characters, which no terminal's encoding has. Markup is the business of whoever 
 text only, pages escape their own.
 """
 
+import json
+
 
 def plain(text: object, most: int | None = None) -> str:
     """Writes `text` in printable characters, on one line.
@@ -21,3 +23,17 @@ def plain(text: object, most: int | None = None) -> str:
 
 def _escaped(letter: str) -> str:
     return letter if letter.isprintable() else ascii(letter)[1:-1]
+
+
+def plain_lines(text: str) -> str:
+    """Writes a text of several lines in printable characters; its line breaks stay."""
+    return "\n".join(map(plain, text.split("\n")))
+
+
+def plain_json(text: str) -> str:
+    """Writes JSON in printable characters: what is none stands in strings, and is escaped as JSON does."""
+    return text if text.isprintable() else "".join(map(_escaped_json, text))
+
+
+def _escaped_json(letter: str) -> str:
+    return letter if letter.isprintable() or letter == "\n" else json.dumps(letter)[1:-1]

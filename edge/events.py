@@ -15,6 +15,7 @@ from typing import Any, Literal, NamedTuple, TextIO
 import msgspec
 
 from converters.choices import LogLevel
+from converters.plain import plain, plain_json
 
 EventKind = Literal[
     "checked",  # the data; before the broker is asked
@@ -92,7 +93,7 @@ def _way(stream: TextIO, as_json: bool, has_bars: bool) -> Iterator[Show]:
     if as_json:
         yield lambda event: _write(stream, _json_line(event))
     elif not has_bars:
-        yield lambda event: _write(stream, f"{time.strftime('%H:%M:%S')} {event.text}")
+        yield lambda event: _write(stream, plain(f"{time.strftime('%H:%M:%S')} {event.text}"))
     elif stream.isatty():
         with _bars(stream) as show:
             yield show
@@ -144,7 +145,7 @@ def _write(stream: TextIO, line: str) -> None:
 def _json_line(event: Event) -> str:
     told = {"event": event.kind, "level": event.level, "time": round(time.time(), 3)}
     record = {**told, **event.facts, "text": event.text}
-    return msgspec.json.encode(record).decode()
+    return plain_json(msgspec.json.encode(record).decode())
 
 
 def _lines(stream: TextIO) -> Show:
@@ -156,7 +157,7 @@ def _lines(stream: TextIO) -> Show:
             if now - shown_at[event.kind] < PLAIN_EVERY_S:
                 return
             shown_at[event.kind] = now
-        _write(stream, f"{time.strftime('%H:%M:%S')} {event.kind}: {event.text}")
+        _write(stream, plain(f"{time.strftime('%H:%M:%S')} {event.kind}: {event.text}"))
 
     return show
 
@@ -167,7 +168,11 @@ def _bars(stream: TextIO) -> Iterator[Show]:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn
 
-    columns = (TextColumn("{task.fields[kind]}"), BarColumn(), TextColumn("{task.description}"))
+    columns = (
+        TextColumn("{task.fields[kind]}"),
+        BarColumn(),
+        TextColumn("{task.description}", markup=False),
+    )
     with Progress(*columns, console=Console(file=stream), transient=True) as progress:
         bar = progress.add_task("", kind="", visible=False)
 
@@ -177,7 +182,7 @@ def _bars(stream: TextIO) -> Iterator[Show]:
                 progress.update(
                     bar,
                     kind=event.kind,
-                    description=event.text,
+                    description=plain(event.text),
                     completed=event.facts["done"],
                     total=total,
                     visible=True,
@@ -185,7 +190,9 @@ def _bars(stream: TextIO) -> Iterator[Show]:
             else:
                 progress.update(bar, visible=False)
                 progress.console.print(
-                    f"{time.strftime('%H:%M:%S')} {event.kind}: {event.text}", markup=False, highlight=False
+                    plain(f"{time.strftime('%H:%M:%S')} {event.kind}: {event.text}"),
+                    markup=False,
+                    highlight=False,
                 )
 
         yield show

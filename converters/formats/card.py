@@ -20,6 +20,7 @@ from converters.bases.name import HUB, is_hub_name
 from converters.errors import BaseModelError
 from converters.files.atomic import write_atomic
 from converters.formats.about import CARD, About
+from converters.plain import plain, plain_json
 
 MARK = "<!-- written by tunefleet -->"
 _LIBRARIES = {"peft": "peft", "mlx": "mlx"}
@@ -91,7 +92,7 @@ def card_text(
         f"| {name} | {_cell(value)} |" for name, value in _facts(adapter, about, lineage, base).items()
     )
     return (
-        f"---\n{matter}\n---\n{MARK}\n\n# {lineage.title}\n\n"
+        f"---\n{matter}\n---\n{MARK}\n\n# {plain(lineage.title)}\n\n"
         f"A LoRA adapter: a small part beside a language model, and no model by itself.\n\n"
         f"| | |\n|---|---|\n{rows}\n\n"
         f"## How to load it\n\nIn this folder:\n\n```python\n{_code(form, about)}```\n"
@@ -118,7 +119,7 @@ def _facts(adapter: LoraAdapter, about: About, lineage: Lineage, base: Base | No
     facts = dict(lineage.facts)
     if about.base:
         is_known = is_hub_name(about.base)
-        facts["Base model"] = f"[{about.base}]({HUB}{about.base})" if is_known else f"`{about.base}`"
+        facts["Base model"] = f"[{about.base}]({HUB}{about.base})" if is_known else _quoted(about.base)
     fingerprint = _fingerprint(base) if "Base fingerprint" not in facts else None
     if fingerprint:
         facts["Base fingerprint"] = f"`{fingerprint}`"
@@ -142,12 +143,20 @@ def _fingerprint(base: Base | None) -> str | None:
 
 def _code(form: Literal["peft", "mlx"], about: About) -> str:
     known = about.base or ""
-    base = json.dumps(known or "NAME OR FOLDER OF THE BASE MODEL", ensure_ascii=False)
+    base = plain_json(json.dumps(known or "NAME OR FOLDER OF THE BASE MODEL", ensure_ascii=False))
     if form == "mlx":
         return _MLX.format(base=base, here='"."')
     template = _PEFT if known and not known.endswith(".gguf") else _PEFT_ON
     return template.format(base=base, here='"."')
 
 
+def _quoted(text: str) -> str:
+    """Writes a text as code; a backtick in it would end that."""
+    told = text.replace("`", "'")
+    return f"`{told}`"
+
+
 def _cell(value: str) -> str:
-    return " ".join(value.split()).replace("|", "\\|")
+    """Writes a value into a table's cell: whatever it holds, it neither ends the cell nor is HTML."""
+    told = plain(" ".join(value.split())).replace("|", "\\|")
+    return told.replace("&", "&amp;").replace("<", "&lt;")

@@ -7,6 +7,7 @@ import typer
 from typer import Argument, Option
 
 from converters.command import AsJson, examples
+from converters.plain import plain_json
 from coordinator.access.kinds import BrokerKind
 
 EXAMPLES = examples(
@@ -69,7 +70,7 @@ def broker_config(
         import msgspec
 
         report = {"kind": kind, "fleet": plan.fleet, "files": [str(out / name) for name in files]}
-        typer.echo(msgspec.json.encode(report))
+        typer.echo(plain_json(msgspec.json.encode(report).decode()))
         return
     for name in files:
         typer.echo(f"{out / name}")

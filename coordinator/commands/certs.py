@@ -7,6 +7,7 @@ import typer
 from typer import Argument, Option
 
 from converters.command import AsJson, examples
+from converters.plain import plain_json
 
 if TYPE_CHECKING:
     from coordinator.access.certificates import Certificates, Issued
@@ -95,4 +96,4 @@ def _print_json(certificates: "Certificates", made: "list[Issued]", num_revoked:
         ],
         "num_revoked": num_revoked,
     }
-    typer.echo(msgspec.json.encode(report))
+    typer.echo(plain_json(msgspec.json.encode(report).decode()))

@@ -11,6 +11,7 @@ from typer import Argument, Option
 from converters.choices import Format
 from converters.command import FIRST, OUTPUT, AsJson, Command, checks_against, examples, unfold
 from converters.command import FLEET as COMMANDS
+from converters.plain import plain_json
 from coordinator.commands import device
 from coordinator.commands.broker_config import EXAMPLES as BROKER_CONFIG
 from coordinator.commands.broker_config import broker_config
@@ -233,7 +234,7 @@ def _report(read: "Callable[[], object]", watch: bool) -> None:
     if watch:
         from coordinator.observers.tables import watch_lines
 
-        watch_lines(lambda: msgspec.json.encode(read()).decode())
+        watch_lines(lambda: plain_json(msgspec.json.encode(read()).decode()))
     else:
         _print_json(read())
 
@@ -251,4 +252,4 @@ def _show(look: "Callable[[], Callable[[int], RenderableType]]", watch: bool) ->
 def _print_json(report: object) -> None:
     import msgspec
 
-    typer.echo(msgspec.json.encode(report))
+    typer.echo(plain_json(msgspec.json.encode(report).decode()))

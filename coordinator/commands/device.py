@@ -9,6 +9,7 @@ import typer
 from typer import Argument, Option
 
 from converters.command import AsJson, Command, examples
+from converters.plain import plain_json
 
 if TYPE_CHECKING:
     from coordinator.ledger.contract import Journal
@@ -241,4 +242,4 @@ def _checked(device: str, journal: "Journal") -> bool:
 def _print_json(report: object) -> None:
     import msgspec
 
-    typer.echo(msgspec.json.encode(report))
+    typer.echo(plain_json(msgspec.json.encode(report).decode()))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from converters.command import OUTPUT, examples
+from converters.plain import plain_json
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -123,7 +124,7 @@ def _show(result: "DemoResult", folder: Path, console: "Console", *, as_json: bo
     from coordinator.demo.shown.screen import result_table
 
     if as_json:
-        print(msgspec.json.encode(result).decode())
+        print(plain_json(msgspec.json.encode(result).decode()))
     else:
         console.print(result_table(result))
     forms = ", ".join(form.upper() for form in result.forms)

@@ -11,6 +11,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from converters.plain import plain, plain_lines
 from coordinator.events.pace import describe_pace
 from coordinator.initial_adapter import describe
 from coordinator.observers.access import DeviceAccess
@@ -27,6 +28,7 @@ class Column(NamedTuple):
     title: str
     cells: Sequence[str]
     is_number: bool = False
+    has_lines: bool = False  # cells are laid out in lines already
 
     @property
     def width(self) -> int:
@@ -95,7 +97,7 @@ def history_view(
     kept = _fitting(list(columns.values()), width - SPACE - max(longest, len("from")))
     room = width - sum(column.width + SPACE for column in kept)
     shown = [column for name, column in columns.items() if column in kept]
-    shown.append(Column("from", [_wrapped(names, room) for names in contributors]))
+    shown.append(Column("from", [_wrapped(names, room) for names in contributors], has_lines=True))
     reasons = [*_reasons(versions), *(_rejection(fault) for fault in rejections)]
     return Group(_table(shown), _lines(reasons)) if reasons else _table(shown)
 
@@ -166,7 +168,7 @@ def _devices(devices: Sequence[DeviceStatus], width: int, now: float) -> Table:
             "weight", [f"{one.weight_share:.1%}" if one.merged else "" for one in devices], is_number=True
         ),
         Column("tok/s", [_number(one.tokens_per_s, ",.0f") for one in devices], is_number=True),
-        Column("backend", [one.backend or "" for one in devices]),
+        Column("backend", [plain(one.backend or "") for one in devices]),
         Column("stale", [_number(one.mean_staleness, ".2f") for one in devices], is_number=True),
     ]
     return _table(_fitting(columns, width))
@@ -186,12 +188,13 @@ def _table(columns: Sequence[Column]) -> Table:
     for column in columns:
         table.add_column(column.title, justify="right" if column.is_number else "left", overflow="fold")
     for cells in zip(*(column.cells for column in columns), strict=True):
-        table.add_row(*(Text(cell) for cell in cells))
+        told = zip(cells, columns, strict=True)
+        table.add_row(*(Text(plain_lines(cell) if one.has_lines else plain(cell)) for cell, one in told))
     return table
 
 
 def _lines(lines: Sequence[str]) -> Text:
-    return Text("\n".join(lines))
+    return Text("\n".join(map(plain, lines)))
 
 
 def _entry(one: DeviceAccess) -> str:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from converters.plain import plain
 from coordinator.watch.sighting import COORDINATOR, NOBODY, Sighting
 from coordinator.watch.traffic import Sum
 
@@ -36,7 +37,7 @@ def lines(width: int | None, *, names_fleet: bool) -> Show:
             text, mark = MARKS[seen.signature] + seen.text, "~" if seen.is_retained else " "
         name = f"{fleet}/{who}" if names_fleet else who
         line = f"{time.strftime('%H:%M:%S')}{mark}{name:<{WHO_WIDTH}} {text}"
-        return fit(printable(line), width)
+        return fit(plain(line), width)
 
     return show
 
@@ -56,11 +57,6 @@ def as_json(seen: Sighting | Sum) -> str:
             "message": _finite(seen.message),
         }
     return json.dumps({"time": round(time.time(), 3), **facts}, allow_nan=False)
-
-
-def printable(text: str) -> str:
-    """Escapes what moves a cursor, hides or turns writing around."""
-    return "".join(one if one.isprintable() else ascii(one)[1:-1] for one in text)
 
 
 def fit(line: str, width: int | None) -> str:

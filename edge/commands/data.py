@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from converters.command import AsJson, Command, Program, examples, unfold
+from converters.plain import plain, plain_json
 from edge.choices import SEQ_TOKENS
 from edge.commands.options import DATA, BaseOption, ColumnOptions, SeqTokens
 
@@ -65,7 +66,7 @@ def check(
         room = min(seq_tokens, context_tokens(found) or seq_tokens)
         summary = summarise(columns.source(str(file)), load_tokenizer(found), seq_tokens=room)
     if as_json:
-        typer.echo(msgspec.json.encode(summary))
+        typer.echo(plain_json(msgspec.json.encode(summary).decode()))
     else:
         _print(summary)
     if summary.num_unusable or not summary.num_rows:
@@ -79,9 +80,9 @@ def _print(summary: "Summary") -> None:
     from rich.console import Console
 
     console = Console(highlight=False, markup=False)
-    console.print(f"{summary.path}: {summary.num_rows:,} rows", soft_wrap=True)
+    console.print(f"{plain(summary.path)}: {summary.num_rows:,} rows", soft_wrap=True)
     for name, text in _facts(summary):
-        console.print(f"  {name:<12} {text}", soft_wrap=True)
+        console.print(f"  {name:<12} {plain(text)}", soft_wrap=True)
     if summary.lengths:
         console.print("\n  tokens of an example")
         for line in _bars(summary.lengths):
@@ -164,6 +165,4 @@ def _marked(example: "Shown", has_colour: bool) -> "Text":
 
 def _visible(piece: str) -> str:
     """Shows a token on one line: a file must not steer the terminal."""
-    return "".join(
-        letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in piece
-    )
+    return plain(piece)

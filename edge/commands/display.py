@@ -7,6 +7,7 @@ from typing import Self
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from converters.plain import plain
 from edge.training.requests import Progress as TrainingProgress
 from edge.training.requests import Validation
 
@@ -26,7 +27,7 @@ class Display:
         self.console = Console(stderr=True, highlight=False)
         self.said_at = -LINE_EVERY_S
         self.bar = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=BAR_WIDTH),
             TimeRemainingColumn(elapsed_when_finished=True),
             console=self.console,
@@ -49,7 +50,7 @@ class Display:
     def stage(self, text: str) -> None:
         """Says what begins; on a terminal until it is over, or in a line of its own if it has steps."""
         if self.console.is_terminal:
-            self.begun = text
+            self.begun = text = plain(text)
             room = max(self.console.width - BAR_WIDTH - TIME_WIDTH, 1)
             self.bar.update(self.row, description=text if len(text) <= room else f"{text[: room - 1]}…")
         else:
@@ -88,4 +89,4 @@ class Display:
         return (progress.step, progress.steps) if progress.steps else (progress.seconds, self.seconds)
 
     def _say(self, text: str) -> None:
-        self.console.print(text, markup=False, soft_wrap=True)
+        self.console.print(plain(text), markup=False, soft_wrap=True)

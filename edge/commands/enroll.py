@@ -7,6 +7,7 @@ import typer
 from typer import Option
 
 from converters.command import AsJson, examples
+from converters.plain import plain_json
 
 if TYPE_CHECKING:
     from edge.protocol.enrolment import Token
@@ -79,7 +80,7 @@ def enroll(
     else:
         report = enrolling.enroll(state, device_id, fleet, _token(token, token_file))
     if as_json:
-        typer.echo(msgspec.json.encode(report))
+        typer.echo(plain_json(msgspec.json.encode(report).decode()))
     elif rotate:
         typer.echo(f"{report.device} has a new key, which `join` tells the coordinator:\n{report.key}")
     elif report.coordinator_key:

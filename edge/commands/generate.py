@@ -11,6 +11,7 @@ import typer
 from typer import Argument, Option
 
 from converters.command import OUTPUT, examples
+from converters.plain import plain_json
 from edge.choices import MAX_TOKENS
 from edge.commands.options import AdapterOption, BackendOption, BaseOption, PrecisionOption
 
@@ -209,7 +210,7 @@ async def _print_json(worker: "Worker", request: "Generation") -> None:
         "num_tokens": found.num_tokens,
         "ended_by": found.ended_by,
     }
-    typer.echo(json.dumps(report, ensure_ascii=False))
+    typer.echo(plain_json(json.dumps(report, ensure_ascii=False)))
 
 
 async def _print_text(worker: "Worker", request: "Generation") -> None:

@@ -6,6 +6,8 @@ from typing import Any
 
 import typer
 
+from converters.plain import plain
+
 
 def print_report(report: Mapping[str, Any], as_json: bool) -> None:
     """Prints a report as a table, or as one line of JSON."""
@@ -14,10 +16,11 @@ def print_report(report: Mapping[str, Any], as_json: bool) -> None:
         return
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(show_header=False, box=None)
     for name, value in _rows(report):
-        table.add_row(name.removeprefix("num_").replace("_", " "), value)
+        table.add_row(name.removeprefix("num_").replace("_", " "), Text(plain(value)))
     Console().print(table)
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import msgspec
 
 from converters.errors import TunefleetError
+from converters.plain import plain
 from edge.backends import resolve_backend
 from edge.device.capability_card import device_presence
 from edge.device.client import Client
@@ -70,7 +71,7 @@ def main() -> None:
         with shown(options.json, log_level=options.log_level) as show:
             asyncio.run(run_client(config, show))
     except TunefleetError as error:
-        sys.exit(f"tunefleet: {error.whole if options.verbose else error}")
+        sys.exit(f"tunefleet: {plain(error.whole if options.verbose else error)}")
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ from importlib import resources
 from pathlib import Path
 from string import Template
 
+from converters.plain import plain_lines
 from coordinator.demo.files import adapter_name
 from coordinator.demo.result import DemoResult, DeviceResult, Sample
 from coordinator.demo.shown.plot import DESK, PHONE, device_colours, draw_plot
@@ -33,20 +34,25 @@ def render_page(result: DemoResult, plot: bytes, plot_for_phones: bytes, folder:
     template = Template(resources.files("coordinator.demo.shown").joinpath("page.html").read_text("utf-8"))
     return template.substitute(
         headline=_headline(result),
-        verdict=escape(result.verdict),
+        verdict=_shown(result.verdict),
         bars=_bars(result),
         rows="".join(_row(device, colours[device.device_id]) for device in result.devices),
         samples="".join(_sample(sample) for sample in result.samples),
         plot=_data_url(plot),
         plot_for_phones=_data_url(plot_for_phones),
-        notes="".join(f"<li>{escape(note)}</li>" for note in result.notes),
+        notes="".join(f"<li>{_shown(note)}</li>" for note in result.notes),
         num_devices=len(result.devices),
         num_versions=len(result.versions) - 1,
         num_updates=len(result.updates),
         seconds=f"{result.seconds:.0f}",
-        adapters="\n".join(escape(_adapter(form, folder)) for form in result.forms),
-        folder=escape(str(folder)),
+        adapters="\n".join(_shown(_adapter(form, folder)) for form in result.forms),
+        folder=_shown(str(folder)),
     )
+
+
+def _shown(text: str) -> str:
+    """Escapes a text for a page: what is markup there, and what is not printable."""
+    return escape(plain_lines(text))
 
 
 def _data_url(picture: bytes) -> str:
@@ -71,7 +77,7 @@ def _bars(result: DemoResult) -> str:
     ]
     rows.append(("fleet", "together", result.fleet.exact, "var(--ink)"))
     return "".join(
-        f'<div class="bar"><span class="name">{escape(name)} <small>{what}</small></span>'
+        f'<div class="bar"><span class="name">{_shown(name)} <small>{what}</small></span>'
         f'<span class="track"><span class="fill" style="width:{share:.1%};background:{colour}"></span></span>'
         f'<span class="share">{share:.1%}</span></div>'
         for name, what, share, colour in rows
@@ -80,8 +86,8 @@ def _bars(result: DemoResult) -> str:
 
 def _row(device: DeviceResult, colour: str) -> str:
     cells = {
-        "is asked for": escape(device.kind),
-        "backend": escape(device.backend),
+        "is asked for": _shown(device.kind),
+        "backend": _shown(device.backend),
         "pace": "full speed" if device.slowdown == 1 else f"{device.slowdown:g} x slower",
     }
     numbers = {
@@ -93,7 +99,7 @@ def _row(device: DeviceResult, colour: str) -> str:
         "with the fleet": f"<b>{device.fleet.exact:.1%}</b>",
     }
     return (
-        f'<tr><td class="name"><i style="background:{colour}"></i><b>{escape(device.device_id)}</b></td>'
+        f'<tr><td class="name"><i style="background:{colour}"></i><b>{_shown(device.device_id)}</b></td>'
         + "".join(f'<td data-label="{label}">{cell}</td>' for label, cell in cells.items())
         + "".join(f'<td class="n" data-label="{label}">{cell}</td>' for label, cell in numbers.items())
         + "</tr>"
@@ -103,10 +109,10 @@ def _row(device: DeviceResult, colour: str) -> str:
 def _sample(sample: Sample) -> str:
     right = "right" if sample.fleet == sample.expected else "wrong"
     return (
-        f"<tr><td>{escape(sample.prompt.strip())}</td>"
-        f'<td data-label="before"><code>{escape(_first_line(sample.base))}</code></td>'
+        f"<tr><td>{_shown(sample.prompt.strip())}</td>"
+        f'<td data-label="before"><code>{_shown(_first_line(sample.base))}</code></td>'
         f'<td class="{right}" data-label="with the fleet">'
-        f"<code>{escape(_first_line(sample.fleet))}</code></td></tr>"
+        f"<code>{_shown(_first_line(sample.fleet))}</code></td></tr>"
     )
 
 

@@ -14,6 +14,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from converters.plain import plain
 from coordinator.demo.result import DemoResult
 from coordinator.demo.shown.views import DeviceView, FleetView
 
@@ -79,7 +80,7 @@ class Lines:
             self._say(f"  {view.describe()}")
 
     def _say(self, text: str) -> None:
-        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+        self._console.print(plain(text), markup=False, highlight=False, soft_wrap=True)
 
 
 class Picture:
@@ -133,7 +134,8 @@ class Picture:
             rows += [Text(), device_table(self._view.devices), Text(), *_progress(self._view)]
         else:
             rows += [
-                Text(f"  {note}", no_wrap=True, overflow="ellipsis") for note in self._notes[-NUM_NOTES:]
+                Text(plain(f"  {note}"), no_wrap=True, overflow="ellipsis")
+                for note in self._notes[-NUM_NOTES:]
             ]
             if self._total:
                 rows.append(_bar(len(self._notes), self._total, f"{len(self._notes)} of {self._total}"))
@@ -154,9 +156,9 @@ def device_table(devices: tuple[DeviceView, ...]) -> Table:
         what, step, steps = device.activity
         table.add_row(
             Text(device.device_id, "bold"),
-            device.backend,
+            Text(plain(device.backend)),
             _slowed(device.slowdown),
-            Text(what),
+            Text(plain(what)),
             f"{step}/{steps}" if steps else "",
             str(device.updates),
         )
@@ -178,8 +180,8 @@ def result_table(result: DemoResult) -> Table:
         table.add_column(name, justify="right", no_wrap=True)
     for device in result.devices:
         table.add_row(
-            device.device_id,
-            device.backend,
+            Text(plain(device.device_id)),
+            Text(plain(device.backend)),
             str(device.updates),
             f"{device.mean_staleness:.1f}",
             f"{device.weight_share:.0%}",

@@ -8,7 +8,7 @@ import pytest
 
 from coordinator.watch.memory import MOST, Memory
 from coordinator.watch.run import watch
-from coordinator.watch.show import as_json, fit, lines, printable
+from coordinator.watch.show import as_json, fit, lines
 from coordinator.watch.sighting import Chunk, Sighting, sight
 from coordinator.watch.traffic import Traffic
 from edge.protocol.messages import (
@@ -172,7 +172,6 @@ def test_lines_are_cut_by_columns_and_not_by_characters() -> None:
     assert fit("x" * 80, 80) == "x" * 80
     assert fit("x" * 81, 80) == "x" * 79 + "…"
     assert fit("x" * 500, None) == "x" * 500
-    assert printable("a\x1b\u202eb") == "a\\x1b\\u202eb"
 
 
 def test_chunks_are_one_line_a_transfer() -> None:
