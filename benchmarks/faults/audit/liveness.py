@@ -10,6 +10,9 @@ from benchmarks.faults.record import LABORATORY, Entry
 from benchmarks.faults.schedule import BROKER, COORDINATOR, DISKS
 
 
+MISTAKE = "this is a mistake in tunefleet"  # what nobody foresaw is told so (`edge.complaints`)
+
+
 class GoneOn(NamedTuple):
     """One fault, and how long after it was over its target went on."""
 
@@ -76,6 +79,9 @@ def check_liveness(evidence: Evidence) -> Iterator[Finding]:
             last_s = max(times, default=0.0)
             told = f"had no receipt in {bound_s:.0f} s after the last fault; its last came at {last_s:.1f} s"
             yield Finding("stuck", device, told)
+    for entry in evidence.entries:
+        if entry.event == "warning" and MISTAKE in str(entry.facts.get("text")):
+            yield Finding("mistake", entry.who, entry.facts["text"])
     for entry in evidence.said("hung"):
         yield Finding("stuck", entry.who, entry.facts["text"])
     for entry in evidence.said("exit"):
