@@ -9,7 +9,6 @@ from benchmarks.faults.audit.evidence import Evidence, Finding
 from benchmarks.faults.record import LABORATORY, Entry
 from benchmarks.faults.schedule import BROKER, COORDINATOR, DISKS
 
-
 MISTAKE = "this is a mistake in tunefleet"  # what nobody foresaw is told so (`edge.complaints`)
 
 
