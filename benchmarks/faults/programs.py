@@ -54,6 +54,7 @@ class Program:
         self._readers: set[asyncio.Task[None]] = set()
         self._is_wanted = False
         self._is_killed = False
+        self._lock = asyncio.Lock()  # two that start it at once would leave one that nobody knows
 
     @property
     def pid(self) -> int | None:
@@ -63,9 +64,12 @@ class Program:
 
     async def start(self) -> None:
         """Starts it, where it does not run."""
-        if self.pid is not None:
-            return
-        self._is_wanted, self._is_killed = True, False
+        async with self._lock:
+            if self.pid is None:
+                self._is_wanted, self._is_killed = True, False
+                await self._start()
+
+    async def _start(self) -> None:
         with self._log.open("ab") as log:
             process = await asyncio.create_subprocess_exec(
                 *self._command, stdin=PIPE if self._given else DEVNULL, stdout=PIPE, stderr=log,
@@ -85,13 +89,14 @@ class Program:
 
     async def kill(self, *, alone: bool = False) -> None:
         """Kills it, and unless it is to go `alone` all that it started; it stays dead until `start`."""
-        self._is_killed = True
-        process = self._process
-        if process is None or process.returncode is not None:
-            return
-        with contextlib.suppress(ProcessLookupError):
-            (os.kill if alone else os.killpg)(process.pid, signal.SIGKILL)
-        await process.wait()
+        async with self._lock:
+            self._is_killed = True
+            process = self._process
+            if process is None or process.returncode is not None:
+                return
+            with contextlib.suppress(ProcessLookupError):
+                (os.kill if alone else os.killpg)(process.pid, signal.SIGKILL)
+            await process.wait()
 
     def kill_children(self) -> int:
         """Kills what it started, and returns how many they were."""
@@ -109,8 +114,9 @@ class Program:
 
     async def stop(self, within_s: float) -> bool:
         """Asks it to end, kills what is left then, and returns whether it ended in time."""
-        self._is_wanted, self._is_killed = False, True
-        process = self._process
+        async with self._lock:
+            self._is_wanted, self._is_killed = False, True
+            process = self._process
         if process is None:
             return True
         is_in_time = True
@@ -138,8 +144,9 @@ class Program:
             return
         self._ended(self.name, status)
         await asyncio.sleep(AGAIN_S)
-        if self._is_wanted and not self._is_killed and process is self._process:
-            await self.start()
+        async with self._lock:
+            if self._is_wanted and not self._is_killed and process is self._process:
+                await self._start()
 
 
 def children_of(pid: int) -> list[int]:

@@ -16,7 +16,7 @@ from coordinator.ledger.records import Update, Version
 from coordinator.ledger.state import open_ledger
 from coordinator.ledger.versions import VersionStore
 
-Kind = str  # lost, twice, contradiction, damaged, lineage, uncounted, stuck, ended
+Kind = str  # lost, twice, contradiction, damaged, lineage, uncounted, stuck, ended, mistake
 
 
 class Finding(Struct, frozen=True):

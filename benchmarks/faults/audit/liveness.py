@@ -9,6 +9,8 @@ from benchmarks.faults.audit.evidence import Evidence, Finding
 from benchmarks.faults.record import LABORATORY, Entry
 from benchmarks.faults.schedule import BROKER, COORDINATOR, DISKS
 
+MISTAKE = "this is a mistake in tunefleet"  # what nobody foresaw is told so (`edge.complaints`)
+
 
 class GoneOn(NamedTuple):
     """One fault, and how long after it was over its target went on."""
@@ -76,6 +78,9 @@ def check_liveness(evidence: Evidence) -> Iterator[Finding]:
             last_s = max(times, default=0.0)
             told = f"had no receipt in {bound_s:.0f} s after the last fault; its last came at {last_s:.1f} s"
             yield Finding("stuck", device, told)
+    for entry in evidence.entries:
+        if entry.event == "warning" and MISTAKE in str(entry.facts.get("text")):
+            yield Finding("mistake", entry.who, entry.facts["text"])
     for entry in evidence.said("hung"):
         yield Finding("stuck", entry.who, entry.facts["text"])
     for entry in evidence.said("exit"):
@@ -88,14 +93,16 @@ def check_liveness(evidence: Evidence) -> Iterator[Finding]:
 def _is_refused_start(evidence: Evidence, ending: Entry) -> bool:
     """Tells whether a program did not start since its disk failed, and said so: its user is told at once."""
     since: list[str] = []  # what it said since it was started
-    num_broken = 0
+    num_broken, was_broken = 0, False  # since then
     for one in evidence.entries[: evidence.entries.index(ending)]:
         if one.who == ending.who:
             since = [] if one.event == "started" else [*since, one.event]
+            was_broken = num_broken > 0 or (was_broken and one.event != "started")
         elif one.facts.get("target") == ending.who and one.facts.get("kind") in DISKS:
             num_broken += 1 if one.event == "fault" else -1
+            was_broken |= num_broken > 0
     is_told = ending.facts["text"].startswith("tunefleet: ")
-    return is_told and num_broken > 0 and not {"joined", "serving"} & set(since)
+    return is_told and was_broken and not {"joined", "serving"} & set(since)
 
 
 def receipts_per_s(evidence: Evidence, window_s: float = 10.0) -> tuple[float, float]:
