@@ -5,8 +5,8 @@
     updates/<update>           the payload, once it is whole and its sha256 is right
 
 A small one is held in memory instead, and costs the disk nothing before its verdict: a kill before that loses
-what its device still has in its spool, and sends again. All of them together are bounded in bytes, so that a
-thousand devices may send at once.
+what its device still has in its spool, and sends again. All of them together are bounded in bytes and not in
+number, so that a thousand devices may send at once.
 
 Memory of a large one is a byte per chunk. How many may be under way is bounded, for each device and for all.
 Where there is no room one that stands still makes some, and its device begins it anew: of the device that
@@ -24,15 +24,12 @@ from typing import NamedTuple
 
 from coordinator.intake.roster import Roster
 from coordinator.ledger.contract import Updates
-from coordinator.ledger.payloads import SMALL_BYTES
 from coordinator.limits import Limits
 from edge.errors import ProtocolError
 from edge.protocol.messages import UpdateHeader, decode_message
 from edge.storage.disk import room_for, write_file
 from edge.storage.held_part import HeldPart
 from edge.storage.parts import PartFile
-
-MAX_HELD_BYTES = 64 << 20  # of small updates that are held in memory
 
 
 class Upload(NamedTuple):
@@ -208,25 +205,25 @@ class Uploads:
 
     def _has_room(self, header: UpdateHeader) -> bool:
         """Tells whether there is a place: of small updates the bytes count, of large ones the number."""
-        is_small = _is_small(header)
-        needed, most = (header.size_bytes, MAX_HELD_BYTES) if is_small else (1, self._max_open)
-        alike = [one.header for one in self._open.values() if _is_small(one.header) == is_small]
-        if sum(_places(one) for one in alike) + needed > most:
+        is_small = self._is_small(header)
+        needed, most = (header.size_bytes, self._limits.max_held_bytes) if is_small else (1, self._max_open)
+        alike = [one.header for one in self._open.values() if self._is_small(one.header) == is_small]
+        if sum(self._places(one) for one in alike) + needed > most:
             return False
         if self._roster is None or self._roster.has_delivered(header.device_id):
             return True
         kept = min(most // 2, self._roster.num_delivered * needed)
-        newcomers = sum(_places(one) for one in alike if not self._roster.has_delivered(one.device_id))
+        newcomers = sum(self._places(one) for one in alike if not self._roster.has_delivered(one.device_id))
         return newcomers + needed <= most - kept
 
     def _idlest(self, header: UpdateHeader, busy: Container[str]) -> str | None:
         """Returns the update that makes room; None where all move."""
-        is_small = _is_small(header)
+        is_small = self._is_small(header)
         places = Counter(upload.header.device_id for upload in self._open.values())
         still = [
             update
             for update in self._still(self._limits.idle_s, busy)
-            if _is_small(self._open[update].header) == is_small
+            if self._is_small(self._open[update].header) == is_small
         ]
         return max(still, key=lambda update: places[self._open[update].header.device_id], default=None)
 
@@ -244,22 +241,20 @@ class Uploads:
         if payload.exists():
             return Upload(header, None, payload, digest)
         said = header.size_bytes, header.chunk_bytes, header.sha256, header.root
-        part = HeldPart(*said) if _is_small(header) else PartFile(self._part(header.update), *said)
+        part = HeldPart(*said) if self._is_small(header) else PartFile(self._part(header.update), *said)
         return Upload(header, part, payload, digest)
+
+    def _is_small(self, header: UpdateHeader) -> bool:
+        return header.size_bytes <= self._limits.small_bytes
+
+    def _places(self, header: UpdateHeader) -> int:
+        return header.size_bytes if self._is_small(header) else 1
 
     def _header(self, update: str) -> Path:
         return self._incoming / f"{update}.header"
 
     def _part(self, update: str) -> Path:
         return self._incoming / f"{update}.part"
-
-
-def _is_small(header: UpdateHeader) -> bool:
-    return header.size_bytes <= SMALL_BYTES
-
-
-def _places(header: UpdateHeader) -> int:
-    return header.size_bytes if _is_small(header) else 1
 
 
 def _attempt(header: UpdateHeader) -> tuple[str, int, int]:
