@@ -24,6 +24,9 @@ class Limits(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
         headers_per_minute: Updates that are offered, repeats counted; more are not answered.
         telemetry_per_minute: Reports of progress; more are dropped.
         max_open_per_device: Updates under way at a time.
+        small_bytes: An update that is no larger is held in memory while it comes, and its payload stands in
+            the journal; others are files. 0 holds none.
+        max_held_bytes: Small updates under way, of all devices.
         idle_s: An update under way without a new chunk for so long makes room where there is none.
         expiry_s: And after so long it is forgotten.
         max_waiting: Updates in the buffer, of all devices; who comes then is told `busy` and asks again.
@@ -44,6 +47,8 @@ class Limits(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     headers_per_minute: AtLeast1 = 600
     telemetry_per_minute: AtLeast1 = 120
     max_open_per_device: AtLeast1 = 4
+    small_bytes: Annotated[int, Meta(ge=0, le=MIB)] = 64 * 1024
+    max_held_bytes: AtLeast1 = 64 * MIB
     idle_s: Positive = 60.0
     expiry_s: Positive = 3600.0
     max_waiting: AtLeast1 = 1000

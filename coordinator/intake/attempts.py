@@ -69,8 +69,12 @@ class Attempts:
         """Returns the header with numbers that can be; see `Making.bounded`."""
         return self._making.bounded(header)
 
-    def check(self, header: UpdateHeader) -> None:
+    def check(self, header: UpdateHeader, under_way: str | None = None) -> None:
         """Checks that an update may be one for its attempt.
+
+        Args:
+            header: Of the update.
+            under_way: The update that is being written down for this attempt, if one is.
 
         Raises:
             Rejected: `too-many-attempts` or `attempt-taken`.
@@ -82,7 +86,8 @@ class Attempts:
                 f"attempt {header.attempt} at version {header.base_version}, counted from 0, "
                 f"expected at most {allowed - 1}",
             )
-        taken = self._journal.counted(header.device_id, header.base_version, header.attempt)
+        counted = self._journal.counted(header.device_id, header.base_version, header.attempt)
+        taken = counted or under_way
         if taken not in (None, header.update):
             raise Rejected(
                 "attempt-taken",

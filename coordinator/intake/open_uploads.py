@@ -4,17 +4,21 @@
     incoming/<update>.part     the chunks that have come (`edge.storage.parts`)
     updates/<update>           the payload, once it is whole and its sha256 is right
 
-Memory is a byte per chunk. How many updates may be under way is bounded, for each device and for all. Where
-there is no room one that stands still makes some, and its device begins it anew: of the device that holds
-most, the one that has stood longest. One that moves, however slowly, or is being checked makes none; who
-finds none asks again. Some places are for devices that have delivered before, so that a crowd of newcomers
-cannot keep them out. What stands still for an hour is forgotten.
+A small one is held in memory instead, and costs the disk nothing before its verdict: a kill before that loses
+what its device still has in its spool, and sends again. All of them together are bounded in bytes and not in
+number, so that a thousand devices may send at once.
+
+Memory of a large one is a byte per chunk. How many may be under way is bounded, for each device and for all.
+Where there is no room one that stands still makes some, and its device begins it anew: of the device that
+holds most, the one that has stood longest. One that moves, however slowly, or is being checked makes none;
+who finds none asks again. Some places are for devices that have delivered before, so that a crowd of
+newcomers cannot keep them out. What stands still for an hour is forgotten.
 """
 
 import hashlib
 import time
 from collections import Counter
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,6 +28,7 @@ from coordinator.limits import Limits
 from edge.errors import ProtocolError
 from edge.protocol.messages import UpdateHeader, decode_message
 from edge.storage.disk import room_for, write_file
+from edge.storage.held_part import HeldPart
 from edge.storage.parts import PartFile
 
 
@@ -31,9 +36,14 @@ class Upload(NamedTuple):
     """One update under way."""
 
     header: UpdateHeader
-    part: PartFile | None  # None: the payload is whole, and lies at `payload`
+    part: PartFile | HeldPart | None  # None: the payload is whole, and lies at `payload`
     payload: Path
     digest: str  # SHA-256 of the header as its device signed it
+
+    @property
+    def is_held(self) -> bool:
+        """Tells whether it is small, and in memory alone."""
+        return isinstance(self.part, HeldPart)
 
     @property
     def is_whole(self) -> bool:
@@ -47,7 +57,7 @@ class Uploads:
     Args:
         incoming: Folder of headers and parts.
         updates: Folder of whole payloads.
-        max_open: Updates under way at a time.
+        max_open: Large updates under way at a time.
         limits: Of each device, and how long one may stand still.
         roster: Knows who has delivered before; None where everybody has.
         clock: Seconds of any beginning, never set back.
@@ -69,6 +79,7 @@ class Uploads:
         self._roster = roster
         self._clock = clock
         self._open: dict[str, Upload] = {}  # the one without progress for longest comes first
+        self._of: dict[str, set[str]] = {}  # the same, by device
         self._moved_at: dict[str, float] = {}
 
     def recover(self, journal: Updates) -> None:
@@ -118,19 +129,20 @@ class Uploads:
         for update in self._same_attempt(header):
             if update not in busy:
                 self.close(update)
-        own = [update for update, one in self._open.items() if one.header.device_id == header.device_id]
+        own = self._of.get(header.device_id, ())
         if len(own) >= self._limits.max_open_per_device:
-            leaves = next((update for update in own if update not in busy), None)
-        elif self._has_room(header.device_id):
+            leaves = next((update for update in self._in_order(own) if update not in busy), None)
+        elif self._has_room(header):
             leaves = ""
         else:
-            leaves = self._idlest(busy)
+            leaves = self._idlest(header, busy)
         if leaves is None:
             return None
         if leaves:
             self.close(leaves)
         upload = self._taken_up(header, body)
-        write_file(self._header(header.update), body)
+        if not upload.is_held:
+            write_file(self._header(header.update), body)
         self._hold(upload)
         return upload
 
@@ -161,39 +173,58 @@ class Uploads:
         """
         upload = self._open.pop(update)
         del self._moved_at[update]
-        with room_for("the removal of an update", self._incoming):
-            self._header(update).unlink(missing_ok=True)
+        own = self._of[upload.header.device_id]
+        own.discard(update)
+        if not own:
+            del self._of[upload.header.device_id]
+        if not upload.is_held:
+            with room_for("the removal of an update", self._incoming):
+                self._header(update).unlink(missing_ok=True)
         if upload.part is not None:
             upload.part.discard()
 
     def drop(self, device_id: str) -> None:
         """Forgets all updates of a device that are under way."""
-        for update, upload in list(self._open.items()):
-            if upload.header.device_id == device_id:
-                self.close(update)
+        for update in list(self._of.get(device_id, ())):
+            self.close(update)
 
     def _hold(self, upload: Upload) -> None:
         """Puts an update that has moved behind all others."""
         self._open[upload.header.update] = upload
+        self._of.setdefault(upload.header.device_id, set()).add(upload.header.update)
         self._moved_at[upload.header.update] = self._clock()
+
+    def _in_order(self, updates: Container[str]) -> Iterator[str]:
+        """Yields some of the updates under way, the one without progress for longest first."""
+        return (update for update in self._open if update in updates)
 
     def _same_attempt(self, header: UpdateHeader) -> list[str]:
         """Returns the updates under way of which only one can count with this one: the newest is meant."""
-        return [update for update, one in self._open.items() if _attempt(one.header) == _attempt(header)]
+        own = self._of.get(header.device_id, ())
+        return [update for update in own if _attempt(self._open[update].header) == _attempt(header)]
 
-    def _has_room(self, device_id: str) -> bool:
-        if len(self._open) >= self._max_open:
+    def _has_room(self, header: UpdateHeader) -> bool:
+        """Tells whether there is a place: of small updates the bytes count, of large ones the number."""
+        is_small = self._is_small(header)
+        needed, most = (header.size_bytes, self._limits.max_held_bytes) if is_small else (1, self._max_open)
+        alike = [one.header for one in self._open.values() if self._is_small(one.header) == is_small]
+        if sum(self._places(one) for one in alike) + needed > most:
             return False
-        if self._roster is None or self._roster.has_delivered(device_id):
+        if self._roster is None or self._roster.has_delivered(header.device_id):
             return True
-        kept = min(self._max_open // 2, self._roster.num_delivered)
-        devices = (upload.header.device_id for upload in self._open.values())
-        return sum(not self._roster.has_delivered(one) for one in devices) < self._max_open - kept
+        kept = min(most // 2, self._roster.num_delivered * needed)
+        newcomers = sum(self._places(one) for one in alike if not self._roster.has_delivered(one.device_id))
+        return newcomers + needed <= most - kept
 
-    def _idlest(self, busy: Container[str]) -> str | None:
+    def _idlest(self, header: UpdateHeader, busy: Container[str]) -> str | None:
         """Returns the update that makes room; None where all move."""
+        is_small = self._is_small(header)
         places = Counter(upload.header.device_id for upload in self._open.values())
-        still = self._still(self._limits.idle_s, busy)
+        still = [
+            update
+            for update in self._still(self._limits.idle_s, busy)
+            if self._is_small(self._open[update].header) == is_small
+        ]
         return max(still, key=lambda update: places[self._open[update].header.device_id], default=None)
 
     def _still(self, since_s: float, busy: Container[str]) -> list[str]:
@@ -209,8 +240,15 @@ class Uploads:
         payload, digest = self._updates / header.update, hashlib.sha256(body).hexdigest()
         if payload.exists():
             return Upload(header, None, payload, digest)
-        path, sizes = self._part(header.update), (header.size_bytes, header.chunk_bytes)
-        return Upload(header, PartFile(path, *sizes, header.sha256, header.root), payload, digest)
+        said = header.size_bytes, header.chunk_bytes, header.sha256, header.root
+        part = HeldPart(*said) if self._is_small(header) else PartFile(self._part(header.update), *said)
+        return Upload(header, part, payload, digest)
+
+    def _is_small(self, header: UpdateHeader) -> bool:
+        return header.size_bytes <= self._limits.small_bytes
+
+    def _places(self, header: UpdateHeader) -> int:
+        return header.size_bytes if self._is_small(header) else 1
 
     def _header(self, update: str) -> Path:
         return self._incoming / f"{update}.header"

@@ -13,28 +13,32 @@ its SHA-256, to the byte as the device signed it.
 import asyncio
 import time
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 from msgspec import structs
 
-from coordinator.events.records import FleetEvent, UpdateAccepted, UpdateRefused, UpdateRejected
+from coordinator.events.records import UpdateAccepted, UpdateRefused, UpdateRejected
 from coordinator.events.telling import Complaints, Tell
 from coordinator.intake.admission import Rules, Sound, check_header, check_id, check_payload
 from coordinator.intake.allowance import Allowance
 from coordinator.intake.attempts import Attempts
 from coordinator.intake.checks import Checks
+from coordinator.intake.commits import Commits
 from coordinator.intake.norms import Norms
 from coordinator.intake.open_uploads import Upload, Uploads
 from coordinator.intake.receipts import Receipts
 from coordinator.intake.roster import Roster
 from coordinator.ledger.contract import Updates
 from coordinator.ledger.head import Head, Standing
-from coordinator.ledger.records import Refusal, Update
+from coordinator.ledger.records import Refusal, Update, Verdict
 from edge.errors import DiskRefused, Rejected
 from edge.protocol.messages import MAX_DETAIL, Receipt, UpdateHeader
 from edge.protocol.signing import Opened, Signer
 from edge.protocol.tiers import tier_rank
 from edge.protocol.topics import Topics
+from edge.storage.held_part import HeldPart
+from edge.storage.parts import PartFile
 from edge.transport.base import Transport
 
 AT_A_TIME = 4  # checks that run together, each with a payload in memory
@@ -78,6 +82,10 @@ class Intake:
         self._desk = desk
         self._check = check
         self._checks = Checks(self._admit)
+        self._commits = Commits(
+            desk.journal, lambda fault: desk.complain(f"{fault}; {NOT_RECEIPTED}", "disk")
+        )
+        self._busy = _Busy(self._checks, self._commits)
         self._receipts = Receipts(desk.transport, desk.topics, desk.signer)
 
     def recover(self) -> None:
@@ -87,8 +95,9 @@ class Intake:
             self._checks.add(upload)
 
     def loops(self) -> list[Coroutine[Any, Any, None]]:
-        """Returns what has to run beside the messages: checks and receipts, for ever."""
-        return [self._receipts.run(), self._expire(), *(self._checks.run() for _ in range(AT_A_TIME))]
+        """Returns what has to run beside the messages: checks, journal and receipts, for ever."""
+        beside = [self._receipts.run(), self._commits.run(), self._expire()]
+        return [*beside, *(self._checks.run() for _ in range(AT_A_TIME))]
 
     def take_header(self, device_id: str, update: str, opened: Opened[UpdateHeader]) -> None:
         """Judges a header; the first of an update opens it, a repeated one is answered with where it stands.
@@ -106,6 +115,8 @@ class Intake:
             self._refuse(device_id, update, opened.digest, rejected)
             return
         desk.roster.finish(device_id, header.base_version, desk.clock())
+        if update in self._commits:  # its receipt follows
+            return
         known = desk.journal.update(update)
         upload = desk.uploads.find(device_id, update)
         if known is not None:
@@ -132,10 +143,10 @@ class Intake:
             DiskRefused: The chunk is not kept, what was there before still is.
         """
         upload = self._desk.uploads.find(device_id, update)
-        if upload is None or update in self._checks:
+        if upload is None or update in self._busy:
             return
         if self._desk.uploads.write(upload, number, message) and upload.is_whole:
-            self._checks.add(upload)
+            self._check_soon(upload)
 
     def drop(self, device_id: str, _key: str) -> None:
         """Forgets what a device is sending that may speak no longer."""
@@ -147,10 +158,10 @@ class Intake:
             check_header(header, desk.rules, desk.head.standing)
             desk.attempts.check(header)
         except Rejected as rejected:
-            self._settle(header, opened.digest, rejected)
+            self._settle(header, opened.digest, rejected, None)
             return
         crowded = desk.allowance.crowded(header.device_id, header.size_bytes)
-        if not crowded and desk.uploads.begin(header, opened.body, self._checks) is None:
+        if not crowded and desk.uploads.begin(header, opened.body, self._busy) is None:
             crowded = "too many updates are under way, and all of them move"
         if crowded:
             busy = Receipt(update=header.update, header=opened.digest, status="busy", detail=crowded)
@@ -158,82 +169,122 @@ class Intake:
 
     def _go_on(self, upload: Upload) -> None:
         if upload.is_whole:
-            self._checks.add(upload)
+            self._check_soon(upload)
         elif upload.part is not None:
             update, missing = upload.header.update, upload.part.received.missing()
             receipt = Receipt(update=update, header=upload.digest, status="missing", missing=missing)
             self._receipts.put(upload.header.device_id, receipt)
 
+    def _check_soon(self, upload: Upload) -> None:
+        """Has a whole upload checked: a small one here and now, since a thread would take as long again."""
+        if isinstance(upload.part, HeldPart):
+            content = upload.part.content
+            self._conclude(upload, self._judge(upload.header, content))
+        else:
+            self._checks.add(upload)
+
     async def _admit(self, upload: Upload) -> None:
-        """Judges a whole upload; where the disk is full it stays, and its device asks again."""
+        """Judges a whole large upload; where the disk is full it stays, and its device asks again."""
         try:
-            try:
-                sound = await asyncio.to_thread(self._inspect, upload)
-                if self._desk.roster.is_barred(upload.header.device_id):  # since its header came
-                    upload.payload.unlink(missing_ok=True)
-                    return
-                self._desk.attempts.check(upload.header)
-            except Rejected as rejected:
-                self._settle(upload.header, upload.digest, rejected)
-                upload.payload.unlink(missing_ok=True)
-            else:
-                if sound is None:
-                    self._go_on(upload)
-                else:
-                    self._settle(upload.header, upload.digest, sound)
+            found = await asyncio.to_thread(self._judge, upload.header, lambda: _read(upload))
         except (DiskRefused, OSError) as error:
             self._desk.complain(f"{error}; {NOT_RECEIPTED}")
+        else:
+            self._conclude(upload, found)
 
-    def _inspect(self, upload: Upload) -> Sound | None:
-        """Raises `Rejected` where the payload is not sound. The version may have changed since its header.
+    def _judge(
+        self, header: UpdateHeader, content: Callable[[], bytes | None]
+    ) -> tuple[Sound | Rejected, bytes] | None:
+        """Returns what a whole upload is worth, and its payload. The version may have changed meanwhile.
 
         Returns:
-            What is in it; None where this disk has lost some of it, and it is to come again.
+            None where this disk has lost some of it, and it is to come again.
         """
-        header, standing = upload.header, self._desk.head.standing
+        standing, payload = self._desk.head.standing, b""
         bound = self._desk.norms.bound(tier_rank(header.tier))
         rules = self._desk.rules if bound is None else self._desk.rules._replace(fleet_norm=bound)
-        check_header(header, rules, standing)
-        if upload.part is not None and not upload.payload.exists() and not upload.part.finish(upload.payload):
-            return None
-        return self._check(header, upload.payload.read_bytes(), rules, standing)
+        try:
+            check_header(header, rules, standing)
+            found = content()
+            if found is None:
+                return None
+            payload = found
+            return self._check(header, payload, rules, standing), payload
+        except Rejected as rejected:
+            return rejected, payload
 
-    def _settle(self, header: UpdateHeader, digest: str, verdict: Sound | Rejected) -> None:
-        """Writes a verdict into the journal, and then gives its receipt."""
-        desk, facts = self._desk, (header.update, header.device_id, header.base_version)
-        if isinstance(verdict, Rejected):
-            seq = self._list(header, verdict)
-            event: FleetEvent = UpdateRejected(*facts, verdict.reason, verdict.detail)
-            receipt = _rejection(header.update, digest, verdict)
+    def _conclude(self, upload: Upload, found: tuple[Sound | Rejected, bytes] | None) -> None:
+        """Takes the consequences of a check."""
+        header = upload.header
+        if self._desk.roster.is_barred(header.device_id):  # since its header came
+            with suppress(OSError):  # it goes at the next start
+                upload.payload.unlink(missing_ok=True)
+        elif found is None:
+            self._go_on(upload)
         else:
-            bounded, told = desk.attempts.bounded(header)
-            seq = desk.journal.record(bounded, desk.clock(), None, verdict.norm, told)
-            desk.roster.deliver(header.device_id)
-            desk.norms.add(header.device_id, tier_rank(header.tier), verdict.norm)
-            event, receipt = UpdateAccepted(*facts), _acceptance(header.update, digest, told)
-        if desk.uploads.find(header.device_id, header.update):
-            desk.uploads.close(header.update)
-        desk.tell(event)
-        self._receipts.put(header.device_id, _numbered(receipt, header, seq))
+            self._settle(header, upload.digest, self._held_to_its_attempt(header, found[0]), found[1])
 
-    def _list(self, header: UpdateHeader, rejected: Rejected) -> int:
-        """Writes a rejected update down; of a device that has had many today it is only counted.
+    def _held_to_its_attempt(self, header: UpdateHeader, verdict: Sound | Rejected) -> Sound | Rejected:
+        """Rejects an update whose attempt is another's, in the journal or on its way there."""
+        if isinstance(verdict, Sound):
+            try:
+                self._desk.attempts.check(header, self._commits.taken(header))
+            except Rejected as rejected:
+                return rejected
+        return verdict
 
-        Returns:
-            Its place in the journal; 0 where it has none.
-        """
+    def _settle(
+        self, header: UpdateHeader, digest: str, verdict: Sound | Rejected, payload: bytes | None
+    ) -> None:
+        """Has a verdict written into the journal, and gives its receipt after it; without room, neither."""
         desk = self._desk
-        if desk.allowance.lists_rejection(header.device_id):
-            return desk.journal.record(header, desk.clock(), rejected)
-        desk.roster.count_unlisted(header.device_id)
-        return 0
+        if self._commits.is_full:
+            return
+        if isinstance(verdict, Sound):
+            bounded, told = desk.attempts.bounded(header)
+            kept = payload if _is_held(desk.uploads, header) else None
+            row = Verdict(bounded, desk.clock(), None, verdict.norm, told, kept)
+            self._commits.put(row, lambda seq: self._accepted(header, digest, verdict.norm, told, seq))
+        elif desk.allowance.lists_rejection(header.device_id):
+            row = Verdict(header, desk.clock(), verdict)
+            self._commits.put(row, lambda seq: self._rejected(header, digest, verdict, seq))
+        else:
+            desk.roster.count_unlisted(header.device_id)
+            self._rejected(header, digest, verdict, 0)
+
+    def _accepted(self, header: UpdateHeader, digest: str, norm: float, told: str, seq: int) -> None:
+        desk = self._desk
+        desk.roster.deliver(header.device_id)
+        desk.norms.add(header.device_id, tier_rank(header.tier), norm)
+        self._answer(header, _acceptance(header.update, digest, told), seq)
+        desk.tell(UpdateAccepted(header.update, header.device_id, header.base_version))
+
+    def _rejected(self, header: UpdateHeader, digest: str, rejected: Rejected, seq: int) -> None:
+        desk = self._desk
+        upload = desk.uploads.find(header.device_id, header.update)
+        self._answer(header, _rejection(header.update, digest, rejected), seq)
+        if upload and not upload.is_held:
+            with suppress(OSError):  # it goes at the next start
+                upload.payload.unlink(missing_ok=True)
+        told = rejected.reason, rejected.detail
+        desk.tell(UpdateRejected(header.update, header.device_id, header.base_version, *told))
+
+    def _answer(self, header: UpdateHeader, receipt: Receipt, seq: int) -> None:
+        """Gives the receipt of a verdict that is on the disk, and forgets what came."""
+        desk = self._desk
+        self._receipts.put(header.device_id, _numbered(receipt, header, seq))
+        if desk.uploads.find(header.device_id, header.update):
+            try:
+                desk.uploads.close(header.update)
+            except DiskRefused as error:
+                desk.complain(str(error), "disk")
 
     async def _expire(self) -> None:
         """Forgets what stands still, for ever."""
         while True:
             await asyncio.sleep(EXPIRE_EVERY_S)
             try:
-                number = self._desk.uploads.expire(self._checks)
+                number = self._desk.uploads.expire(self._busy)
             except (DiskRefused, OSError) as error:
                 self._desk.complain(f"{error}; trying again in {EXPIRE_EVERY_S:.0f} s")
                 continue
@@ -241,6 +292,32 @@ class Intake:
                 self._desk.complain(
                     f"{number} updates under way stood still for too long and are forgotten", "forgotten"
                 )
+
+
+class _Busy:
+    """The updates that may not be forgotten: they are being checked, or written down."""
+
+    def __init__(self, checks: Checks, commits: Commits) -> None:
+        self._checks, self._commits = checks, commits
+
+    def __contains__(self, update: object) -> bool:
+        return update in self._checks or update in self._commits
+
+
+def _read(upload: Upload) -> bytes | None:
+    """Returns a large payload, whole and on the disk; None where the disk has lost some of it."""
+    if (
+        isinstance(upload.part, PartFile)
+        and not upload.payload.exists()
+        and not upload.part.finish(upload.payload)
+    ):
+        return None
+    return upload.payload.read_bytes()
+
+
+def _is_held(uploads: Uploads, header: UpdateHeader) -> bool:
+    upload = uploads.find(header.device_id, header.update)
+    return upload is not None and upload.is_held
 
 
 def _final(update: Update, digest: str) -> Receipt:

@@ -10,8 +10,6 @@ from collections.abc import Iterable
 from coordinator.ledger.contract import Objects
 from coordinator.ledger.contract import Payloads as Rows
 
-SMALL_BYTES = 64 * 1024  # up to here a payload stands in the journal
-
 
 class Payloads:
     """`Objects` of a journal and of a folder.

@@ -15,7 +15,7 @@ def test_a_restart_goes_on_where_it_stopped(fleet, is_killed):
         async with fleet.device("x").joined() as x, fleet.device("y").joined() as y:
             half = None
             try:
-                async with fleet.serving():
+                async with fleet.serving(limits={"small_bytes": 0}):
                     await x.teach(seed=1)
                     half = await y.prepare()
                     await y.send_header(half[0])
@@ -27,7 +27,7 @@ def test_a_restart_goes_on_where_it_stopped(fleet, is_killed):
             except InterruptedError:
                 fleet.broker.kill("coordinator")
             header, payload = half
-            async with fleet.serving():
+            async with fleet.serving(limits={"small_bytes": 0}):
                 await y.send_header(header)
                 receipt = await y.receipt(header.update, count=2)
                 assert receipt.missing == ((2, -(-len(payload) // header.chunk_bytes)),)

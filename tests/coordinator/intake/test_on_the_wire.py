@@ -61,7 +61,7 @@ def test_a_repeated_header_is_told_what_is_missing(fleet):
 def test_what_is_whole_at_the_start_is_admitted_without_its_device(fleet):
     async def scenario():
         async with fleet.device("x").joined() as x:
-            async with fleet.serving():
+            async with fleet.serving(limits={"small_bytes": 0}):
                 header, payload = await x.prepare()
                 await x.send_header(header)
                 await x.send_chunks(header, payload, range(1))
@@ -69,7 +69,7 @@ def test_what_is_whole_at_the_start_is_admitted_without_its_device(fleet):
                 await x.receipt(header.update)
             (part,) = (fleet.folder / "incoming").glob("*.part")
             part.write_bytes(payload)  # as when killed just after the last chunk
-            async with fleet.serving():
+            async with fleet.serving(limits={"small_bytes": 0}):
                 assert (await x.receipt(header.update, count=2)).status == "accepted"
 
     asyncio.run(scenario())
@@ -172,10 +172,12 @@ def files_of_at_most(size_bytes):
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-@pytest.mark.parametrize("what", ["everything", "the journal"])
-def test_with_a_full_disk_nothing_is_receipted_and_nothing_is_lost(fleet, what):
+@pytest.mark.parametrize(
+    ("what", "small_bytes"), [("everything", 0), ("the journal", 0), ("the journal", 1 << 16)]
+)
+def test_with_a_full_disk_nothing_is_receipted_and_nothing_is_lost(fleet, what, small_bytes):
     async def scenario():
-        async with fleet.serving(), fleet.device("x").joined() as x:
+        async with fleet.serving(limits={"small_bytes": small_bytes}), fleet.device("x").joined() as x:
             header, payload = await x.prepare()
             await x.send_header(header)
             await x.send_header(header)

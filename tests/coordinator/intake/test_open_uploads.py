@@ -11,7 +11,7 @@ from edge.protocol.messages import encode_message
 
 PAYLOAD = bytes(3000)
 TREE = Tree(split_chunks(PAYLOAD, 1024))
-LIMITS = Limits()
+LIMITS = Limits(small_bytes=0)  # all are files
 
 
 @pytest.fixture
@@ -107,7 +107,7 @@ def test_what_stands_still_for_an_hour_is_forgotten_by_a_clock_that_nobody_sets(
 
 
 def test_one_device_cannot_take_all_the_room(folders, header):
-    uploads = Uploads(*folders, max_open=100)
+    uploads = Uploads(*folders, 100, LIMITS)
     begin(uploads, header(10, "y"))
     for number in range(LIMITS.max_open_per_device + 2):
         begin(uploads, header(number))
@@ -124,7 +124,7 @@ def test_newcomers_leave_places_for_devices_that_have_delivered_before(folders, 
 
 
 def test_a_second_payload_for_the_same_attempt_takes_the_place_of_the_first(folders, make_header):
-    uploads = Uploads(*folders, max_open=3)
+    uploads = Uploads(*folders, 3, LIMITS)
     first, second = make_header(PAYLOAD), make_header(PAYLOAD[1:])
     begin(uploads, first)
     begin(uploads, second)
@@ -132,13 +132,13 @@ def test_a_second_payload_for_the_same_attempt_takes_the_place_of_the_first(fold
 
 
 def test_a_device_finds_its_own_uploads_only(folders, header):
-    uploads = Uploads(*folders, max_open=3)
+    uploads = Uploads(*folders, 3, LIMITS)
     begin(uploads, header(1, "x"))
     assert uploads.find("y", header(1).update) is None
 
 
 def test_a_chunk_that_cannot_be_is_rejected(folders, header):
-    uploads = Uploads(*folders, max_open=3)
+    uploads = Uploads(*folders, 3, LIMITS)
     upload = begin(uploads, header(1))
     for number, chunk in (
         (3, b""),
@@ -151,14 +151,14 @@ def test_a_chunk_that_cannot_be_is_rejected(folders, header):
 
 
 def test_another_process_takes_up_what_was_under_way(tmp_path, folders, header):
-    first = Uploads(*folders, max_open=3)
+    first = Uploads(*folders, 3, LIMITS)
     first.write(begin(first, header(1)), 1, TREE.proof(1) + PAYLOAD[1024:2048])
     begin(first, header(2))
     (folders[0] / "left-over.part").write_bytes(b"")
     (folders[0] / f"{'f' * 32}.header").write_bytes(b"of an older version")
     journal = SqliteJournal(None, "home")
     journal.record(header(2), at=0.0)
-    second = Uploads(*folders, max_open=3)
+    second = Uploads(*folders, 3, LIMITS)
     second.recover(journal)
     assert opened(header, second) == [1]
     assert second.find("x", header(1).update).part.received.missing() == ((0, 1), (2, 3))

@@ -54,7 +54,7 @@ class Office:
         for name in ("incoming", "updates"):
             (folder / name).mkdir()
         self.slow, self.gate = set(), Event()
-        self.limits, self.recipe, self.now = Limits(), Recipe(steps=20, attempts=0), 0.0
+        self.limits, self.recipe, self.now = Limits(small_bytes=0), Recipe(steps=20, attempts=0), 0.0
         self.checked, self.receipts = [], []
 
     @asynccontextmanager
@@ -65,7 +65,9 @@ class Office:
                 desk = Desk(
                     transport=transport, topics=TOPICS, signer=SIGNER, journal=self.journal,
                     roster=self.roster,
-                    uploads=Uploads(self.folder / "incoming", self.folder / "updates", max_open),
+                    uploads=Uploads(
+                        self.folder / "incoming", self.folder / "updates", max_open, self.limits
+                    ),
                     rules=Rules("home", BASE, 5, 1 << 20, 1e6),
                     allowance=Allowance(self.limits, self.journal, lambda: self.now, chunk_bytes=1024),
                     attempts=Attempts(self.journal, Making(self.recipe, 1000.0)), norms=Norms(10.0),
@@ -114,11 +116,17 @@ class Office:
     def send_whole(self, header, content):
         """Header and chunks of an update that the test has made."""
         self.send_header(header)
-        chunks = list(split_chunks(content, header.chunk_bytes))
-        tree = Tree(chunks)
-        for number, chunk in enumerate(chunks):
-            message = tree.proof(number) + chunk
+        self.send_chunks(header, content)
+
+    def send_chunks(self, header, content=None, but_last=0):
+        for number, message in list(enumerate(self.messages(header, content)))[: -but_last or None]:
             self.intake.take_chunk(header.device_id, header.update, number, message)
+
+    def messages(self, header, content=None):
+        """The chunks of an update as they come, each with its proof."""
+        chunks = list(split_chunks(content or payload(header.attempt), header.chunk_bytes))
+        tree = Tree(chunks)
+        return [tree.proof(number) + chunk for number, chunk in enumerate(chunks)]
 
     async def until(self, condition):
         async with asyncio.timeout(10):
@@ -149,6 +157,72 @@ def test_while_a_large_update_is_checked_anothers_is_received_checked_and_receip
             office.gate.set()
             assert await office.verdicts(2) == [(small.update, "accepted"), (large.update, "accepted")]
             assert office.journalled() == [("y", 0, "accepted"), ("x", 0, "accepted")]
+
+    asyncio.run(way())
+
+
+def test_a_small_update_costs_the_disk_nothing_before_its_verdict_and_stands_in_the_journal(office):
+    async def way():
+        office.limits = Limits()
+        async with office.open():
+            header = office.header("x")
+            office.send_header(header)
+            office.send_chunks(header, but_last=1)
+            await asyncio.sleep(0.05)
+            assert list((office.folder / "incoming").iterdir()) == []
+            office.send_chunks(header)
+            assert await office.verdicts(1) == [(header.update, "accepted")]
+            assert office.journal.payload(header.update) == payload(0)
+            assert list((office.folder / "updates").iterdir()) == []
+
+    asyncio.run(way())
+
+
+def test_a_kill_forgets_a_small_update_that_has_no_verdict_and_its_device_is_asked_for_all_of_it(office):
+    async def way():
+        office.limits = Limits()
+        header = office.header("x")
+        async with office.open():
+            office.send_header(header)
+            office.send_chunks(header, but_last=1)
+        async with office.open():
+            office.send_header(header)
+            office.send_header(header)
+            await office.until(lambda: office.receipts)
+            assert office.receipts[0].missing == ((0, len(office.messages(header))),)
+            office.send_chunks(header)
+            assert (await office.verdicts(2))[1] == (header.update, "accepted")
+
+    asyncio.run(way())
+
+
+def test_of_many_small_updates_all_are_receipted_and_counted_once_whatever_comes_again(office):
+    async def way():
+        office.limits = Limits(max_waiting=1000)
+        async with office.open():
+            names = [f"d{number}" for number in range(200)]
+            sent = [office.send(name).update for name in names for _ in range(2)]
+            found = await office.verdicts(len(names))
+            assert {update for update, _ in found} == set(sent)
+            for name in names:
+                office.send(name)
+            found = await office.verdicts(2 * len(names))
+            assert {status for _, status in found} == {"accepted"}
+            assert len(office.journalled()) == len(names)
+            assert office.journal.payloads() == set(sent)
+
+    asyncio.run(way())
+
+
+def test_of_two_small_ones_that_come_together_for_the_same_attempt_one_counts(office):
+    async def way():
+        office.limits = Limits()
+        async with office.open():
+            first = office.send("x")
+            other = office.make_header(payload(1), device_id="x", attempt=0)
+            office.send_whole(other, payload(1))
+            found = dict(await office.verdicts(2))
+            assert found == {first.update: "accepted", other.update: "rejected"}
 
     asyncio.run(way())
 
@@ -308,10 +382,10 @@ def test_what_a_device_says_of_its_training_is_held_to_the_recipe(office):
 @pytest.mark.parametrize(
     ("limits", "devices", "told"),
     [
-        (Limits(max_waiting=2), "xyz", "2 updates wait to be merged, as many as may"),
-        (Limits(max_waiting_bytes=20_000), "xyz", "bytes wait to be merged, as much as may"),
+        (Limits(small_bytes=0, max_waiting=2), "xyz", "2 updates wait to be merged, as many as may"),
+        (Limits(small_bytes=0, max_waiting_bytes=20_000), "xyz", "bytes wait to be merged, as much as may"),
         (
-            Limits(max_waiting_per_device=2),
+            Limits(small_bytes=0, max_waiting_per_device=2),
             "xxx",
             "2 updates of x wait to be merged, as many as a device may",
         ),
@@ -355,7 +429,7 @@ def test_an_update_far_longer_than_the_fleets_is_rejected(office):
 
 def test_rejections_beyond_a_days_share_are_told_and_counted_and_not_written_down(office):
     async def way():
-        office.limits = Limits(rejections_per_day=3)
+        office.limits = Limits(small_bytes=0, rejections_per_day=3)
         async with office.open():
             for attempt in range(5):
                 office.send_header(
@@ -374,10 +448,12 @@ def test_rejections_beyond_a_days_share_are_told_and_counted_and_not_written_dow
 
 def test_who_offers_too_often_is_not_answered_and_nobody_else_is_held_up(office):
     async def way():
-        office.limits = Limits(headers_per_minute=5)
+        office.limits = Limits(small_bytes=0, headers_per_minute=5)
         async with office.open():
             header = office.make_header(payload(0), device_id="x", base="0" * 64)
-            for _ in range(500):
+            office.send_header(header)
+            await office.verdicts(1)
+            for _ in range(499):
                 office.send_header(header)
             honest = office.send("y")
             found = await office.verdicts(6)
