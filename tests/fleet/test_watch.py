@@ -18,9 +18,8 @@ from edge.backends.toy import make_toy_base
 
 ROOT = Path(__file__).parents[2]
 BROKER = shutil.which("mosquitto", path=f"{os.environ['PATH']}:/usr/sbin:/opt/homebrew/sbin")
-HOSTILE = '{"update":"%s","header":"%s","status":"rejected","detail":"\\u001b[2J[red]x[/red]\\u202e"}' % (
-    "0" * 32,
-    "0" * 64,
+HOSTILE = json.dumps(
+    {"update": "0" * 32, "header": "0" * 64, "status": "rejected", "detail": "\x1b[2J[red]x[/red]\u202e"}
 )
 
 pytestmark = pytest.mark.broker
