@@ -2,8 +2,8 @@
 
 Two attackers. One says yes where training lowered a code's loss most (Yeom et al., arXiv 1709.01604). The
 other has other fleets of the same kind, of which it knows who was in, and compares with these, code by code:
-the likelihood ratio of two Gaussians of one width (LiRA, Carlini et al., arXiv 2112.03570, in its form for few
-shadow models). Every world is attacked in turn, and the other worlds of its seed are the shadows.
+the likelihood ratio of two Gaussians of one width (LiRA, Carlini et al., arXiv 2112.03570, in its form for
+few shadow models). Every world is attacked in turn, and the other worlds of its seed are the shadows.
 """
 
 from collections.abc import Sequence
