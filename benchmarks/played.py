@@ -6,6 +6,7 @@ from converters.adapter import LoraAdapter
 from converters.masking import leading_rows
 from coordinator.strategies.contract import Contribution
 from edge.device.task import Learnt, Task, make_plan, task_seed
+from edge.privacy.terms import NO_TERMS, Terms
 from edge.protocol.chunks import CHUNK_BYTES
 from edge.protocol.codec import decode_adapter
 from edge.protocol.messages import EncodingName, Manifest, Recipe, Space
@@ -24,6 +25,7 @@ def make_offer(
     space: Space,
     recipe: Recipe,
     encoding: EncodingName = "f16",
+    privacy: Terms = NO_TERMS,
 ) -> Task:
     """Returns the task that devices of a tier would be offered: to train on the version in a file."""
     manifest = Manifest(
@@ -32,6 +34,7 @@ def make_offer(
         version=version,
         parent=version - 1 if version else None,
         sha256="0" * 64,  # nobody downloads it
+        root="0" * 64,
         size_bytes=path.stat().st_size,
         chunk_bytes=CHUNK_BYTES,
         encoding=encoding,
@@ -39,13 +42,15 @@ def make_offer(
         rank=rank,
         space=space,
         recipe=recipe,
+        privacy=privacy,
     )
     return Task(manifest, attempt=1)
 
 
 def plan_of(name: str, task: Task) -> Plan:
     """Returns how a device trains: its name and the version decide the order of its data."""
-    return make_plan(task.manifest.recipe, task_seed(name, task), 0, NO_CHECKPOINT_S)
+    seed = task_seed(name, task)
+    return make_plan(task.manifest.recipe, seed, 0, NO_CHECKPOINT_S, task.manifest.privacy)
 
 
 def received(update: Learnt, dispatched: LoraAdapter, train_rank: int, staleness: int) -> Contribution:

@@ -11,6 +11,7 @@ from coordinator.ledger.head import Head
 from coordinator.ledger.state import CoordinatorState
 from edge.delivery.trees import Trees
 from edge.protocol.messages import Blob, Manifest
+from edge.protocol.sealing import sealing_public_key
 from edge.protocol.signing import Signer
 from edge.protocol.tiers import tier_name
 from edge.protocol.topics import Topics
@@ -48,6 +49,7 @@ class Announcer:
         transport: Transport,
         timer: Callable[[], float],
     ) -> None:
+        self._seal = sealing_public_key(state.key) if config.sealing == "hpke" else None
         self._config, self._state, self._head, self._signer = config, state, head, signer
         self._trees = trees
         self._transport, self._timer = transport, timer
@@ -97,6 +99,7 @@ class Announcer:
                 sketch=await self._blob(sketch) if sketch else None,
                 epoch=self._signer.epoch,
                 privacy=config.privacy,
+                seal=self._seal,
                 known=self._known,
             )
 

@@ -18,7 +18,7 @@ from coordinator.strategies.method import Method, fleet_faults
 from coordinator.strategies.privacy import privacy_faults
 from coordinator.strategies.tiers import train_rank
 from coordinator.strategies.written import method_lines, method_table, read_method, written_changes
-from edge.choices import RANK, AskedPrecision, EncodingName, Enrolment, Space
+from edge.choices import RANK, AskedPrecision, EncodingName, Enrolment, Sealing, Space
 from edge.privacy.terms import Terms, terms_faults
 from edge.protocol.messages import Id, Recipe, Sha256
 from edge.settings import checked, laid_over, path_faults, read_toml, write_toml
@@ -65,6 +65,8 @@ class CoordinatorConfig(BrokerConfig, frozen=True, kw_only=True):
         chunk_bytes: Of versions.
         recipe: How devices are to train; what the strategy's stages ask for is added to it.
         privacy: How updates are made private; a device that wants more than this does no task.
+        sealing: `hpke`: devices seal updates for this coordinator, and whoever else reads the broker learns
+            sizes and times. `off`: anybody there may read them, to look into a fleet that goes wrong.
         enrolment: `open` pins a device's key at first sight; `closed` knows those that are listed here, were
             let in by `tunefleet device allow` or came with a token.
         devices: Device id to public key, 64 hex digits.
@@ -106,6 +108,7 @@ class CoordinatorConfig(BrokerConfig, frozen=True, kw_only=True):
     chunk_bytes: int = 65536
     recipe: Recipe = Recipe(steps=20)
     privacy: Terms = Terms()
+    sealing: Sealing = "hpke"
     enrolment: Enrolment = "open"
     devices: dict[Id, Sha256] = {}  # noqa: RUF012
     devices_file: str | None = None

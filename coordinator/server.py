@@ -102,7 +102,7 @@ class Coordinator:
         versions, topics, base = state.versions, Topics(config.fleet), state.journal.meta("base") or ""
         trees = Trees(versions.objects, config.chunk_bytes)
         announcer = Announcer(config, state, trees, self._head, signer, transport, timer)
-        rules = _rules(config, base)
+        rules = _rules(config, base, state.key)
         journal, limits = state.journal, config.limits
         listed = DeviceList(config.devices, Path(config.devices_file) if config.devices_file else None)
         self._roster = Roster(
@@ -214,13 +214,14 @@ class Coordinator:
         return Head(versions, version, ranks)
 
 
-def _rules(config: CoordinatorConfig, base: str) -> Rules:
+def _rules(config: CoordinatorConfig, base: str, identity: bytes) -> Rules:
     return Rules(
         fleet=config.fleet,
         base=base,
         max_staleness=0 if config.method_in_force.trigger == "round" else config.max_staleness,
         max_update_bytes=config.max_update_bytes,
         max_norm=config.max_norm,
+        identity=identity,
     )
 
 

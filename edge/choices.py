@@ -14,6 +14,7 @@ EncodingName = Literal["f32", "f16", "int8", "int4"]  # of updates
 Space = Literal["product", "factors"]  # what a merge adds up
 ProtocolName = Literal["auto", "5", "3.1.1"]  # of MQTT
 Enrolment = Literal["open", "closed"]  # open: of any device
+Sealing = Literal["hpke", "off"]  # of updates, from a device to its coordinator
 
 RANK, SCALE, TARGETS = 8, 2.0, ("q_proj", "v_proj")  # of a new adapter
 LR = 1e-3

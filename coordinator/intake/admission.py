@@ -10,6 +10,7 @@ import math
 from typing import NamedTuple
 
 import numpy as np
+from msgspec import structs
 
 from converters.adapter import LoraAdapter
 from converters.arithmetic import norm
@@ -19,6 +20,7 @@ from edge.protocol.codec import decode_adapter, max_payload_bytes
 from edge.protocol.delta import update_id
 from edge.protocol.messages import UpdateHeader
 from edge.protocol.receiving import bounded_chunks
+from edge.protocol.sealing import SEALED_BYTES, Context, open_update
 
 
 class Rules(NamedTuple):
@@ -30,6 +32,7 @@ class Rules(NamedTuple):
     max_update_bytes: int
     max_norm: float  # Frobenius, increments of A and B together
     fleet_norm: float = math.inf  # the same, by what is usual in this fleet
+    identity: bytes = bytes(32)  # private key of the coordinator, which sealed updates are opened by
 
 
 class Sound(NamedTuple):
@@ -37,6 +40,14 @@ class Sound(NamedTuple):
 
     delta: LoraAdapter
     norm: float
+    header: UpdateHeader  # with the facts that were sealed
+
+
+class Unsealed(NamedTuple):
+    """An update that was opened, or was never sealed."""
+
+    header: UpdateHeader  # with the facts
+    delta: bytes  # encoded
 
 
 def check_id(header: UpdateHeader, update: str) -> None:
@@ -72,21 +83,41 @@ def check_header(header: UpdateHeader, rules: Rules, standing: Standing) -> None
     if like is None:
         raise Rejected("wrong-shape", f"tier {header.tier}, expected one of {', '.join(standing.tiers)}")
     bound = min(rules.max_update_bytes, max_payload_bytes(like, header.encoding))
+    bound += SEALED_BYTES if header.is_sealed else 0
     bounded_chunks(header.size_bytes, header.chunk_bytes)
     if header.size_bytes > bound:
         raise Rejected("too-large", f"{header.size_bytes} bytes, expected at most {bound}")
 
 
-def check_payload(header: UpdateHeader, payload: bytes, rules: Rules, standing: Standing) -> Sound:
-    """Returns the delta in `payload`, and its norm.
+def unseal_payload(header: UpdateHeader, payload: memoryview, rules: Rules) -> Unsealed:
+    """Opens what came in, where it is sealed.
+
+    Args:
+        header: Of the update, checked.
+        payload: As it came; a view of the file, which is not copied where it is sealed.
+        rules: Hold the key.
 
     Raises:
-        Rejected: `hash-mismatch`, or by its tensors `malformed`, `too-large`, `wrong-shape`, `not-finite` or
-            `norm-too-large`.
+        Rejected: `hash-mismatch`, `unsealable`, or `malformed`.
     """
     found = hashlib.sha256(payload).hexdigest()
     if found != header.sha256:
         raise Rejected("hash-mismatch", f"payload has sha256 {found}, expected {header.sha256}")
+    if not header.is_sealed:
+        return Unsealed(header, bytes(payload))
+    context = Context(
+        header.fleet, header.device_id, header.base_version, header.attempt, header.base_sha256 or ""
+    )
+    opened = open_update(payload, rules.identity, context)
+    return Unsealed(structs.replace(header, **structs.asdict(opened.facts)), opened.delta)
+
+
+def check_payload(header: UpdateHeader, payload: bytes, rules: Rules, standing: Standing) -> Sound:
+    """Returns the delta in `payload`, which is opened, and its norm.
+
+    Raises:
+        Rejected: By its tensors `malformed`, `too-large`, `wrong-shape`, `not-finite` or `norm-too-large`.
+    """
     delta = decode_adapter(payload, like=standing.tiers[header.tier])
     found_norm = delta_norm(delta)
     if not np.isfinite(found_norm) or found_norm > rules.max_norm:
@@ -96,7 +127,7 @@ def check_payload(header: UpdateHeader, payload: bytes, rules: Rules, standing: 
             f"norm {found_norm:.6g}, expected at most {rules.fleet_norm:.6g} by what is usual in this fleet"
         )
         raise Rejected("norm-too-large", told)
-    return Sound(delta, found_norm)
+    return Sound(delta, found_norm, header)
 
 
 def delta_norm(delta: LoraAdapter) -> float:

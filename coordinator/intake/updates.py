@@ -20,7 +20,14 @@ from msgspec import structs
 
 from coordinator.events.records import UpdateAccepted, UpdateRefused, UpdateRejected
 from coordinator.events.telling import Complaints, Tell
-from coordinator.intake.admission import Rules, Sound, check_header, check_id, check_payload
+from coordinator.intake.admission import (
+    Rules,
+    Sound,
+    check_header,
+    check_id,
+    check_payload,
+    unseal_payload,
+)
 from coordinator.intake.allowance import Allowance
 from coordinator.intake.attempts import Attempts
 from coordinator.intake.checks import Checks
@@ -38,11 +45,13 @@ from edge.protocol.signing import Opened, Signer
 from edge.protocol.tiers import tier_rank
 from edge.protocol.topics import Topics
 from edge.storage.held_part import HeldPart
+from edge.storage.mapping import map_file
 from edge.storage.parts import PartFile
 from edge.transport.base import Transport
 
 AT_A_TIME = 4  # checks that run together, each with a payload in memory
 EXPIRE_EVERY_S = 60.0
+Payload = bytes | memoryview  # a large one is a view of its file
 NOT_RECEIPTED = "nothing is receipted until this is mended"
 
 
@@ -193,14 +202,15 @@ class Intake:
             self._conclude(upload, found)
 
     def _judge(
-        self, header: UpdateHeader, content: Callable[[], bytes | None]
-    ) -> tuple[Sound | Rejected, bytes] | None:
+        self, header: UpdateHeader, content: Callable[[], Payload | None]
+    ) -> tuple[Sound | Rejected, Payload] | None:
         """Returns what a whole upload is worth, and its payload. The version may have changed meanwhile.
 
         Returns:
             None where this disk has lost some of it, and it is to come again.
         """
-        standing, payload = self._desk.head.standing, b""
+        standing = self._desk.head.standing
+        payload: Payload = b""
         bound = self._desk.norms.bound(tier_rank(header.tier))
         rules = self._desk.rules if bound is None else self._desk.rules._replace(fleet_norm=bound)
         try:
@@ -209,11 +219,11 @@ class Intake:
             if found is None:
                 return None
             payload = found
-            return self._check(header, payload, rules, standing), payload
+            return self._check(*unseal_payload(header, memoryview(payload), rules), rules, standing), payload
         except Rejected as rejected:
             return rejected, payload
 
-    def _conclude(self, upload: Upload, found: tuple[Sound | Rejected, bytes] | None) -> None:
+    def _conclude(self, upload: Upload, found: tuple[Sound | Rejected, Payload] | None) -> None:
         """Takes the consequences of a check."""
         header = upload.header
         if self._desk.roster.is_barred(header.device_id):  # since its header came
@@ -234,15 +244,15 @@ class Intake:
         return verdict
 
     def _settle(
-        self, header: UpdateHeader, digest: str, verdict: Sound | Rejected, payload: bytes | None
+        self, header: UpdateHeader, digest: str, verdict: Sound | Rejected, payload: Payload | None
     ) -> None:
         """Has a verdict written into the journal, and gives its receipt after it; without room, neither."""
         desk = self._desk
         if self._commits.is_full:
             return
         if isinstance(verdict, Sound):
-            bounded, told = desk.attempts.bounded(header)
-            kept = payload if _is_held(desk.uploads, header) else None
+            bounded, told = desk.attempts.bounded(verdict.header)
+            kept = bytes(payload) if payload is not None and _is_held(desk.uploads, header) else None
             row = Verdict(bounded, desk.clock(), None, verdict.norm, told, kept)
             self._commits.put(row, lambda seq: self._accepted(header, digest, verdict.norm, told, seq))
         elif desk.allowance.lists_rejection(header.device_id):
@@ -304,7 +314,7 @@ class _Busy:
         return update in self._checks or update in self._commits
 
 
-def _read(upload: Upload) -> bytes | None:
+def _read(upload: Upload) -> memoryview | None:
     """Returns a large payload, whole and on the disk; None where the disk has lost some of it."""
     if (
         isinstance(upload.part, PartFile)
@@ -312,7 +322,7 @@ def _read(upload: Upload) -> bytes | None:
         and not upload.part.finish(upload.payload)
     ):
         return None
-    return upload.payload.read_bytes()
+    return map_file(upload.payload)
 
 
 def _is_held(uploads: Uploads, header: UpdateHeader) -> bool:

@@ -43,6 +43,7 @@ class Update(NamedTuple):
     staleness: int | None  # when merged
     weight: float | None  # when merged
     seq: int = 0  # in order of arrival, over all devices
+    is_sealed: int = 0  # 1 where its payload is kept as it came, sealed for this coordinator
 
 
 class Verdict(NamedTuple):

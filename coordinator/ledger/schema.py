@@ -49,10 +49,11 @@ INSERT INTO accounts
 _FROM_2 = "ALTER TABLE versions ADD COLUMN origin TEXT; ALTER TABLE devices ADD COLUMN astray REAL;"
 # What one of version 3 lacks: who was let in, banned or has another key now, and the tokens that were used;
 # how far each device's signatures have come; what later updates are measured by, one update for each attempt,
-# and rejections that were counted only; payloads of small updates, which cost no file and no write of their
-# own.
+# and rejections that were counted only; whether a payload is sealed; payloads of small updates, which cost no
+# file and no write of their own.
 _FROM_3 = f"""
 {ACCESS_TABLES}
+ALTER TABLE updates ADD COLUMN is_sealed INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE devices ADD COLUMN stamps TEXT NOT NULL DEFAULT '{{}}';
 ALTER TABLE updates ADD COLUMN norm REAL;
 ALTER TABLE devices ADD COLUMN num_unlisted INTEGER NOT NULL DEFAULT 0;

@@ -37,6 +37,7 @@ from coordinator.strategies.contract import (
 from coordinator.strategies.tiers import dispatch
 from edge.errors import ConfigError, DiskRefused, MissingObject, ProtocolError
 from edge.protocol.codec import decode_adapter
+from edge.protocol.sealing import Context, open_update
 from edge.protocol.tiers import tier_name
 
 LOG = logging.getLogger(__name__)
@@ -192,6 +193,14 @@ class Merger:
             for name in [tier_name(rank)]
         }
 
+    def _delta(self, update: Update, dispatched: str) -> bytes:
+        """Reads an update's encoded delta, and opens it where it is kept sealed."""
+        payload = self._state.payloads.get(update.id)
+        if not update.is_sealed:
+            return payload
+        place = update.device, update.base_version, update.attempt, dispatched
+        return open_update(payload, self._state.key, Context(self._config.fleet, *place)).delta
+
     def _contribution(
         self, update: Update, standing: Standing, load: Callable[[str], LoraAdapter], read: list[str]
     ) -> Contribution:
@@ -202,7 +211,7 @@ class Merger:
         def load_delta() -> LoraAdapter:
             read.append(update.id)
             try:
-                return decode_adapter(self._state.payloads.get(update.id), like=like)
+                return decode_adapter(self._delta(update, dispatched), like=like)
             except (MissingObject, ProtocolError) as error:
                 raise UnreadableUpdate(update.id, f"its payload is gone or damaged: {error}") from error
 

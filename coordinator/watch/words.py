@@ -63,7 +63,11 @@ def _version(record: Manifest, _: Memory, __: str) -> str:
     bound = f"{recipe.steps} steps" if recipe.steps else f"{recipe.seconds:g} s"
     parent = f", from {record.parent}" if record.parent is not None else ""
     offer = f"offers version {record.version}{parent}"
-    return f"{offer}: rank {record.rank}, {size(record.size_bytes)}; {bound} at {recipe.lr:g}"
+    privacy = f"; hides each {record.privacy.unit}" if record.privacy.is_on else ""
+    sealing = "" if record.seal else "; updates are not sealed"
+    return (
+        f"{offer}: rank {record.rank}, {size(record.size_bytes)}; {bound} at {recipe.lr:g}{privacy}{sealing}"
+    )
 
 
 def _want(record: Want, memory: Memory, __: str) -> str:
@@ -74,9 +78,16 @@ def _want(record: Want, memory: Memory, __: str) -> str:
 def _header(record: UpdateHeader, _: Memory, __: str) -> str:
     return (
         f"update {record.update[:8]} on version {record.base_version}: {size(record.size_bytes)}, "
-        f"loss {record.loss_before:.2f} to {record.loss_after:.2f}, {record.num_examples:,} examples, "
-        f"{record.encoding}"
+        f"{_facts(record)}, {record.encoding}"
     )
+
+
+def _facts(header: UpdateHeader) -> str:
+    if header.is_sealed:
+        return "sealed"
+    if header.loss_before is None or header.loss_after is None:
+        return "loss untold"
+    return f"loss {header.loss_before:.2f} to {header.loss_after:.2f}, {header.num_examples:,} examples"
 
 
 def _receipt(record: Receipt, memory: Memory, device: str) -> str:
@@ -92,9 +103,10 @@ def _receipt(record: Receipt, memory: Memory, device: str) -> str:
 
 def _telemetry(record: Telemetry, _: Memory, __: str) -> str:
     of = f"/{record.steps}" if record.steps else ""
+    loss = "" if record.loss is None else f"loss {record.loss:.2f}, "
     return (
-        f"trains on version {record.base_version}: step {record.step}{of}, loss {record.loss:.2f}, "
-        f"{record.tokens_per_s:,.0f} tokens/s"
+        f"trains on version {record.base_version}: step {record.step}{of}, "
+        f"{loss}{record.tokens_per_s:,.0f} tokens/s"
     )
 
 

@@ -2,10 +2,19 @@ import numpy as np
 import pytest
 
 from converters.adapter import Factors, LoraAdapter
-from coordinator.intake.admission import Rules, check_header, check_id, check_payload, delta_norm
+from coordinator.intake.admission import (
+    Rules,
+    check_header,
+    check_id,
+    check_payload,
+    delta_norm,
+    unseal_payload,
+)
 from coordinator.ledger.head import Standing
 from edge.errors import Rejected
-from edge.protocol.codec import encode_adapter
+from edge.protocol.codec import encode_adapter, max_payload_bytes
+from edge.protocol.messages import Facts
+from edge.protocol.sealing import SEALED_BYTES, Context, seal_update, sealing_public_key
 
 BASE = "ab" * 32
 RULES = Rules(fleet="home", base=BASE, max_staleness=2, max_update_bytes=10_000, max_norm=10.0)
@@ -43,7 +52,8 @@ def test_a_sound_update_passes_and_gives_its_delta(header):
     good = header(GOOD)
     check_id(good, good.update)
     check_header(good, RULES, STANDING)
-    sound = check_payload(good, GOOD, RULES, STANDING)
+    unsealed = unseal_payload(good, memoryview(GOOD), RULES)
+    sound = check_payload(*unsealed, RULES, STANDING)
     assert (sound.delta, sound.norm) == (adapter(0.5), pytest.approx(np.sqrt(12 * 0.25)))
 
 
@@ -118,7 +128,63 @@ def test_a_payload_that_is_not_sound_is_rejected(payload, expected, header):
 
 
 def test_a_payload_of_another_hash_is_rejected(header):
-    assert reason(check_payload, header(GOOD), GOOD + b" ", RULES, STANDING) == "hash-mismatch"
+    assert reason(unseal_payload, header(GOOD), memoryview(GOOD + b" "), RULES) == "hash-mismatch"
+
+
+IDENTITY = bytes(range(32))
+FACTS = Facts(num_examples=7, num_tokens=70, num_steps=3, seconds=1.5, loss_before=2.0, loss_after=1.0)
+
+
+def sealed_update(header, key=IDENTITY, **changes):
+    """A header and the payload that its device has sealed."""
+    place = {"device_id": "lamp", "base_version": 6, "attempt": 0, "base_sha256": f"{6:064x}"} | changes
+    payload = seal_update(FACTS, GOOD, sealing_public_key(key), Context("home", *place.values()))
+    told = dict.fromkeys(Facts.__struct_fields__, 0) | {"loss_before": None, "loss_after": None}
+    base = {"device_id": "lamp", "base_version": 6, "attempt": 0, "base_sha256": f"{6:064x}"}
+    return header(payload, is_sealed=True, **base, **told), payload
+
+
+def test_a_sealed_update_is_opened_with_its_facts(header):
+    rules = RULES._replace(identity=IDENTITY)
+    head, payload = sealed_update(header)
+    check_header(head, rules, STANDING)
+    unsealed = unseal_payload(head, memoryview(payload), rules)
+    assert unsealed.delta == GOOD
+    assert (unsealed.header.num_examples, unsealed.header.loss_after) == (7, 1.0)
+    assert unsealed.header.sha256 == head.sha256  # of what was sent
+    assert check_payload(*unsealed, rules, STANDING).delta == adapter(0.5)
+
+
+def test_an_update_that_was_sealed_for_another_coordinator_is_rejected(header):
+    rules = RULES._replace(identity=IDENTITY)
+    head, payload = sealed_update(header, key=bytes(32))
+    assert reason(unseal_payload, head, memoryview(payload), rules) == "unsealable"
+
+
+@pytest.mark.parametrize("change", [{"device_id": "fan"}, {"attempt": 1}, {"base_sha256": "0" * 64}])
+def test_a_sealed_payload_cannot_be_sent_as_another_update(header, change):
+    rules = RULES._replace(identity=IDENTITY)
+    head, payload = sealed_update(header, **change)
+    assert reason(unseal_payload, head, memoryview(payload), rules) == "unsealable"
+
+
+@pytest.mark.parametrize("payload", [b"", b"junk", GOOD])
+def test_what_only_says_that_it_is_sealed_is_rejected(header, payload):
+    assert reason(unseal_payload, header(payload, is_sealed=True), memoryview(payload), RULES) == "unsealable"
+
+
+def test_a_sealed_update_may_be_longer_by_its_seal_and_no_byte_more(header):
+    largest = max_payload_bytes(adapter(), "f32")
+    for size, is_sealed, is_taken in (
+        (largest + SEALED_BYTES, True, True),
+        (largest + SEALED_BYTES + 1, True, False),
+        (largest + 1, False, False),
+    ):
+        head = header(GOOD, size_bytes=size, is_sealed=is_sealed)
+        if is_taken:
+            check_header(head, RULES, STANDING)
+        else:
+            assert reason(check_header, head, RULES, STANDING) == "too-large"
 
 
 def test_the_norm_is_of_all_increments_together():

@@ -5,12 +5,14 @@ import json
 import re
 
 import pytest
+from msgspec import structs
 
 from coordinator.watch.memory import MOST, Memory
 from coordinator.watch.run import watch
 from coordinator.watch.show import as_json, fit, lines
 from coordinator.watch.sighting import Chunk, Sighting, sight
 from coordinator.watch.traffic import Traffic
+from edge.privacy.terms import Terms
 from edge.protocol.messages import (
     Answer,
     Challenge,
@@ -35,7 +37,9 @@ UPDATE, SHA = "cd" * 16, "ab" * 32
 MANIFEST = Manifest(
     fleet="home", tier="r8", version=3, parent=2, sha256=SHA, root=SHA, size_bytes=70_000, chunk_bytes=65536,
     encoding="f16", base="00" * 32, rank=8, space="product", recipe=Recipe(steps=20),
+    seal=SHA,
 )  # fmt: skip
+BARE = structs.replace(MANIFEST, seal=None, privacy=Terms(unit="device"))
 HELLO = Hello(
     device_id="lamp", backend="torch", ranks=(8, 4), encodings=("f16",), memory_bytes=16 * 10**9,
     tokens_per_s=1204.4, base="00" * 32,
@@ -64,6 +68,12 @@ CASES = [
         "*coordinator offers version 3, from 2: rank 8, 70.0 KB; 20 steps at 0.001",
     ),
     (
+        TOPICS.version("r8"),
+        BARE,
+        "*coordinator offers version 3, from 2: rank 8, 70.0 KB; 20 steps at 0.001; hides each device; "
+        "updates are not sealed",
+    ),
+    (
         TOPICS.device("lamp", "hello"),
         HELLO,
         "lamp says hello: torch, rank 8 at most, 16.0 GB, 1,204 tokens/s",
@@ -79,6 +89,16 @@ CASES = [
         "lamp update cdcdcdcd on version 3: 27.6 KB, loss 2.31 to 1.20, 160 examples, int8",
     ),
     (
+        TOPICS.up("lamp", UPDATE, "header"),
+        structs.replace(HEADER, is_sealed=True, num_examples=0, loss_before=None, loss_after=None),
+        "lamp update cdcdcdcd on version 3: 27.6 KB, sealed, int8",
+    ),
+    (
+        TOPICS.up("lamp", UPDATE, "header"),
+        structs.replace(HEADER, loss_before=None, loss_after=None),
+        "lamp update cdcdcdcd on version 3: 27.6 KB, loss untold, int8",
+    ),
+    (
         TOPICS.device("lamp", "receipt"),
         REJECTED,
         "*coordinator rejected update cdcdcdcd of lamp: too-stale: 21 versions",
@@ -92,6 +112,11 @@ CASES = [
         TOPICS.device("lamp", "telemetry"),
         Telemetry(base_version=3, step=2, steps=20, loss=1.5, tokens_per_s=512.2, memory_bytes=1),
         "lamp trains on version 3: step 2/20, loss 1.50, 512 tokens/s",
+    ),
+    (
+        TOPICS.device("lamp", "telemetry"),
+        Telemetry(base_version=3, step=2, steps=20, loss=None, tokens_per_s=512.2, memory_bytes=1),
+        "lamp trains on version 3: step 2/20, 512 tokens/s",
     ),
     (TOPICS.device("lamp", "hello"), b"", "lamp takes its hello back"),
 ]
