@@ -34,11 +34,9 @@ def nats_files(plan: BrokerPlan, folder: str) -> Files:
         raise ConfigError(
             "nats: knows its users by their certificates; make some (`tunefleet certs`) and give --certs"
         )
-    broker = plan.certs / "broker"
-    authorities = [(broker / f"{name}-ca.crt").read_text() for name in ("devices", "coordinator")]
     return {
         "nats.conf": _settings(plan, folder),
-        "clients-ca.crt": f"# {WRITTEN} nats --fleet {plan.fleet}`.\n" + "".join(authorities),
+        "clients-ca.crt": f"# {WRITTEN} nats --fleet {plan.fleet}`.\n{plan.authorities}",
     }
 
 

@@ -27,6 +27,7 @@ class BrokerPlan(NamedTuple):
     max_devices: int
     devices: Mapping[str, str] = {}  # with certs: each certificate that holds, as a URI, to its device
     coordinators: tuple[str, ...] = ()  # with certs: the coordinator's that hold, as URIs
+    authorities: str = ""  # with certs: both authorities' certificates, PEM
     revoked: tuple[str, ...] = ()  # names of which no certificate holds any more
 
     @property
