@@ -7,7 +7,6 @@ from coordinator.announcing import Announcer
 from coordinator.events.telling import Complaints
 from coordinator.intake.admitting import Admitting
 from coordinator.intake.allowance import Allowance
-from coordinator.intake.admitting import Admitting
 from coordinator.intake.arrivals import Arrivals
 from coordinator.intake.gate import Gate
 from coordinator.intake.roster import Roster

@@ -24,7 +24,6 @@ from coordinator.initial_adapter import GivenAdapter, coverage_line, describe, s
 from coordinator.intake.admission import Rules
 from coordinator.intake.admitting import Admitting
 from coordinator.intake.allowance import Allowance
-from coordinator.intake.admitting import Admitting
 from coordinator.intake.arrivals import Arrivals
 from coordinator.intake.attempts import Attempts, Making
 from coordinator.intake.doorkeeper import Doorkeeper
