@@ -69,7 +69,7 @@ authorization {{
 
 def _user(plan: BrokerPlan, role: Role, uri: str, name: str) -> str:
     publish = plan.topics(role, "publish", name, "*", ".")
-    subscribe = [*plan.topics(role, "subscribe", name, "*", "."), DELIVERY]
+    subscribe = [*plan.topics(role, "subscribe", name, "*", ".", ">"), DELIVERY]
     return (
         f"    {{ user: {json.dumps(uri)}, permissions: {{\n"
         f"      publish: {{ allow: {_list(publish)} }}\n"
