@@ -151,6 +151,10 @@ class Certificates:
             if one.authority == authority and one.revoked_at is None and not one.hosts
         ]
 
+    def authorities(self) -> str:
+        """Returns both authorities' certificates, PEM."""
+        return "".join(self._authority(name).certificate.decode() for name in (DEVICES, COORDINATOR))
+
     def _issue(self, name: str, authority: str, place: str, days: int, hosts: Sequence[str] = ()) -> Issued:
         signer = self._authority(authority)
         subject = Subject(name, self.fleet, "server" if hosts else "client", hosts)

@@ -56,7 +56,18 @@ def broker_plan(
         {certificate_uri(held.fleet, one.name, int(one.serial, 16)): one.name for one in held.holding(name)}
         for name in (DEVICES, COORDINATOR)
     )
-    return BrokerPlan(held.fleet, port, other, certs.resolve(), max_devices, devices, tuple(coordinators))
+    holding = {one.name for one in held.issued if one.revoked_at is None}
+    return BrokerPlan(
+        fleet=held.fleet,
+        port=port,
+        coordinator_port=other,
+        certs=certs.resolve(),
+        max_devices=max_devices,
+        devices=devices,
+        coordinators=tuple(coordinators),
+        authorities=held.authorities(),
+        revoked=tuple(sorted({one.name for one in held.issued} - holding)),
+    )
 
 
 def broker_files(kind: BrokerKind, plan: BrokerPlan, out: Path) -> Files:

@@ -163,7 +163,8 @@ class Lineage(Protocol):
         """Makes a version current, and returns whether it did, in one step with what it means for the buffer.
 
         Updates in its report leave the buffer; a rollback discards those whose base is no ancestor any more.
-        Nothing is changed if its number is not the next one, or it goes back to files that were forgotten.
+        Nothing is changed if its number is not the next one, it goes back to files that were forgotten, or an
+        update in its report was discarded meanwhile.
         """
         ...
 

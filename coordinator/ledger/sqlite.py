@@ -249,6 +249,9 @@ class SqliteJournal:
                 old = db.execute("SELECT kept FROM versions WHERE version = ?", (version.parent,)).fetchone()
                 if not old or not old[0]:
                     return False
+            shares = version.report.shares if version.report else ()
+            if any(_status(db, one.update) == "discarded" for one in shares):  # banned meanwhile
+                return False
             db.execute(_insert("versions", Version._fields), packed(version))
             db.executemany(
                 "INSERT OR REPLACE INTO accounts VALUES (?, ?, ?, ?, ?, ?)",
@@ -334,6 +337,11 @@ def _record(db: sqlite3.Connection, verdict: Verdict) -> int:
     if is_new and verdict.payload is not None:
         db.execute("INSERT OR REPLACE INTO payloads VALUES (?, ?)", (header.update, verdict.payload))
     return int(db.execute("SELECT seq FROM updates WHERE id = ?", (header.update,)).fetchone()[0])
+
+
+def _status(db: sqlite3.Connection, update: str) -> str | None:
+    row = db.execute("SELECT status FROM updates WHERE id = ?", (update,)).fetchone()
+    return str(row[0]) if row else None
 
 
 def _insert(table: str, names: Collection[str], manner: str = "") -> str:

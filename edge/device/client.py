@@ -23,7 +23,6 @@ from edge.device.session import Session
 from edge.device.state import DeviceState
 from edge.device.wakeups import Wakeups
 from edge.events import Event, Show
-from edge.protocol.messages import Receipt
 from edge.protocol.topics import Topics
 from edge.storage.spool import Spool
 from edge.training.worker.supervisor import Trainer
@@ -64,7 +63,7 @@ class Client:
             memory.coordinator_key,
             wakeups=wakeups,
             on_chunk=downloader.receive,
-            on_receipt=self._take_receipt,
+            on_receipt=uploader.receive,
             on_access=lambda notice: self._enroller.take(notice),
             warn=lambda text: show(Event("warning", text, {})),
             # A coordinator that tells no epoch may be followed back to any version, as ever.
@@ -129,10 +128,6 @@ class Client:
                     loop.result()
             finally:
                 await _end(*loops)
-
-    def _take_receipt(self, receipt: Receipt) -> None:
-        self._enroller.hear()
-        self._session.uploader.receive(receipt)
 
     async def _listen(self) -> None:
         async for message in self._session.transport.messages():

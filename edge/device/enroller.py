@@ -1,7 +1,7 @@
 """The entry of one client: what it says of its key, and what the coordinator says of it.
 
 A claim to a token, and the word of an old key, are said until the coordinator has answered. Who is not known
-is not answered: so a device that has heard nothing for a while tells its owner what to do.
+is not answered (`edge.delivery.silence` tells its owner what to do).
 """
 
 import asyncio
@@ -14,7 +14,6 @@ from edge.protocol.messages import Presence
 from edge.storage.enrolment import drop_enrolment, read_enrolment
 from edge.storage.identity import read_rotations
 
-PATIENCE_S = 60.0
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 5.0, 60.0
 
 
@@ -37,17 +36,11 @@ class Enroller:
         self._greet = greet
         self._sleep = sleep
         self._answered = asyncio.Event()
-        self._heard = asyncio.Event()  # anything that is said to those who are known
         self._notices: asyncio.Queue[AccessNotice] = asyncio.Queue()
-
-    def hear(self) -> None:
-        """Notes that the coordinator answers this device."""
-        self._heard.set()
 
     def take(self, notice: AccessNotice) -> None:
         """Takes what the coordinator says of a key; of another key than this device's it means nothing."""
         if notice.key == self._session.state.signer.key:
-            self._heard.set()
             self._notices.put_nowait(notice)
 
     async def run(self) -> None:
@@ -58,7 +51,7 @@ class Enroller:
         """
         session = self._session
         await session.transport.subscribe(session.topics.device(session.config.device_id, "access"))
-        loops = [asyncio.create_task(loop) for loop in (self._say(), self._wait(), self._listen())]
+        loops = [asyncio.create_task(loop) for loop in (self._say(), self._listen())]
         try:
             done, _ = await asyncio.wait(loops, return_when=asyncio.FIRST_EXCEPTION)
             for loop in done:
@@ -83,17 +76,6 @@ class Enroller:
             await self._session.publish("enrol", word)
             await self._sleep(pause_s)
             pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
-
-    async def _wait(self) -> None:
-        """Tells the owner, once, when nothing was heard for a while."""
-        await self._sleep(PATIENCE_S)
-        if self._heard.is_set():
-            return
-        config, key = self._session.config, self._session.state.signer.key
-        self._session.warn(
-            f"the coordinator of {config.fleet} has not answered for {PATIENCE_S:.0f} s: it is away, or does "
-            f"not know this device. Its owner lets it in by: tunefleet device allow {config.device_id} {key}"
-        )
 
     async def _listen(self) -> None:
         session = self._session

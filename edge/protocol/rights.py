@@ -30,12 +30,16 @@ from edge.protocol.topics import (
 
 Role = Literal["coordinator", "device"]
 Manner = Literal["publish", "subscribe"]
-ANY, OWN = "+", "<own>"
+ANY, OWN, REST = "+", "<own>", "#"
 OLD_ROOT = "tunefleet/v1"
 
 _COORDINATOR: frozenset[Role] = frozenset({"coordinator"})
 _DEVICE: frozenset[Role] = frozenset({"device"})
 _BOTH = _COORDINATOR | _DEVICE
+
+# What `tunefleet watch` asks for, with the coordinator's certificate: everything of the fleet.
+WATCHED = (f"coordinator/{REST}", f"version/{ANY}", f"device/{ANY}/{ANY}", f"device/{ANY}/up/{ANY}/{ANY}",
+           f"blob/{ANY}/{ANY}")  # fmt: skip
 
 
 class Right(NamedTuple):
@@ -77,6 +81,8 @@ def patterns(fleet: str, role: Role, manner: Manner) -> list[tuple[str, ...]]:
         manner: Which of them.
     """
     found: dict[tuple[str, ...], None] = {}
+    if (role, manner) == ("coordinator", "subscribe"):
+        found = {(*ROOT.split("/"), fleet, *form.split("/")): None for form in WATCHED}
     for root, table in ((ROOT, RIGHTS), (OLD_ROOT, OLD_RIGHTS)):
         for kind, right in table.items():
             if role in getattr(right, manner):

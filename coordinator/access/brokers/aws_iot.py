@@ -1,4 +1,4 @@
-"""AWS IoT Core: a policy for devices, one for the coordinator, and the commands that attach them.
+"""AWS IoT Core: two policies for devices, one for the coordinator, and the commands that attach them.
 
 `${iot:Certificate.Subject.CommonName}` stands for the certificate's name, in topics and in client ids alike,
 so that one policy serves every device and a client id is no other device's. In a policy `*` stands for any
@@ -19,6 +19,7 @@ from edge.errors import ConfigError
 OWN_NAME = "${iot:Certificate.Subject.CommonName}"
 ARN = "arn:aws:iot:*:*:"
 MAX_CHARACTERS = 2048
+Statement = dict[str, Any]
 
 
 def aws_iot_files(plan: BrokerPlan) -> Files:
@@ -27,7 +28,12 @@ def aws_iot_files(plan: BrokerPlan) -> Files:
     Raises:
         ConfigError: The fleet's name is too long for a policy.
     """
-    files = {"device-policy.json": _device(plan), "coordinator-policy.json": _coordinator(plan)}
+    connect, publish, *read = _device(plan)
+    files = {
+        "device-publish-policy.json": _policy(connect, publish),
+        "device-read-policy.json": _policy(*read),
+        "coordinator-policy.json": _policy(*_coordinator(plan)),
+    }
     for name, policy in files.items():
         length = len("".join(json.dumps(policy).split()))
         if length > MAX_CHARACTERS:
@@ -39,32 +45,32 @@ def aws_iot_files(plan: BrokerPlan) -> Files:
     return {"aws-iot.sh": _script(plan)} | written
 
 
-def _device(plan: BrokerPlan) -> dict[str, Any]:
+def _device(plan: BrokerPlan) -> list[Statement]:
     # Any eight characters of its key behind its name: `home-lamp-…` is not `home-lamp-2-…`.
     clients = [f"{plan.fleet}-{OWN_NAME}-????????", f"{plan.fleet}-device-{OWN_NAME}"]
     published, read = (plan.topics("device", manner, OWN_NAME, "*") for manner in ("publish", "subscribe"))
-    filters = plan.topics("device", "subscribe", OWN_NAME, "+")
-    return _policy(clients, _widest(published), _widest(read), filters)
+    return _statements(clients, published, read, plan.topics("device", "subscribe", OWN_NAME, "+"))
 
 
-def _coordinator(plan: BrokerPlan) -> dict[str, Any]:
+def _coordinator(plan: BrokerPlan) -> list[Statement]:
     topics = plan.topics("coordinator", "publish", "*") + plan.topics("coordinator", "subscribe", "*")
     roots = list(dict.fromkeys("/".join(topic.split("/")[:3]) + "/*" for topic in topics))
-    return _policy([f"{plan.fleet}-coordinator*"], roots, roots, roots)
+    return _statements([f"{plan.fleet}-coordinator*"], roots, roots, roots)
 
 
-def _policy(
+def _statements(
     clients: Sequence[str], published: Sequence[str], read: Sequence[str], filters: Sequence[str]
-) -> dict[str, Any]:
-    return {
-        "Version": "2012-10-17",
-        "Statement": [
-            _allow(["Connect"], "client", clients),
-            _allow(["Publish", "RetainPublish"], "topic", published),
-            _allow(["Receive"], "topic", read),
-            _allow(["Subscribe"], "topicfilter", filters),
-        ],
-    }
+) -> list[Statement]:
+    return [
+        _allow(["Connect"], "client", clients),
+        _allow(["Publish", "RetainPublish"], "topic", _widest(published)),
+        _allow(["Receive"], "topic", _widest(read)),
+        _allow(["Subscribe"], "topicfilter", filters),
+    ]
+
+
+def _policy(*statements: Statement) -> dict[str, Any]:
+    return {"Version": "2012-10-17", "Statement": list(statements)}
 
 
 def _widest(topics: Sequence[str]) -> list[str]:
@@ -78,7 +84,7 @@ def _covers(wide: str, narrow: str) -> bool:
     return same_length and all(one in ("*", other) for one, other in levels)
 
 
-def _allow(actions: Sequence[str], kind: str, names: Sequence[str]) -> dict[str, Any]:
+def _allow(actions: Sequence[str], kind: str, names: Sequence[str]) -> Statement:
     return {
         "Effect": "Allow",
         "Action": [f"iot:{action}" for action in actions],
@@ -94,15 +100,16 @@ def _script(plan: BrokerPlan) -> str:
         "# In the place of `arn:aws:iot:*:*:` a region and an account may stand in the policies.",
         "set -e",
     ]
-    for role in ("device", "coordinator"):
+    for name in ("device-publish", "device-read", "coordinator"):
         lines += [
-            f"aws iot create-policy --policy-name tunefleet-{plan.fleet}-{role} \\",
-            f"  --policy-document file://{role}-policy.json",
+            f"aws iot create-policy --policy-name tunefleet-{plan.fleet}-{name} \\",
+            f"  --policy-document file://{name}-policy.json",
         ]
     lines += [
         "# arn=$(aws iot register-certificate-without-ca --status ACTIVE --query certificateArn \\",
         "#   --output text --certificate-pem file://certs/devices/lamp/tls.crt)",
-        f'# aws iot attach-policy --policy-name tunefleet-{plan.fleet}-device --target "$arn"',
+        "# for name in device-publish device-read; do",
+        f'#   aws iot attach-policy --policy-name "tunefleet-{plan.fleet}-$name" --target "$arn"; done',
         "# Take one back: aws iot update-certificate --new-status REVOKED --certificate-id ID",
     ]
     return "\n".join(lines) + "\n"

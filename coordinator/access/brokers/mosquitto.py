@@ -57,7 +57,8 @@ def _settings(plan: BrokerPlan, folder: str, release: Release, name: str) -> str
         rights = ["per_listener_settings false", f"acl_file {folder}/{RIGHTS_FILE}"]
     else:
         rights = [
-            f"global_plugin {_PLUGIN}  # where your system has it",
+            "# The plugin lies where your system has it.",
+            f"global_plugin {_PLUGIN}",
             f"plugin_opt_acl_file {folder}/{RIGHTS_FILE}",
         ]
     lines = [

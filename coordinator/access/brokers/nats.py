@@ -34,11 +34,9 @@ def nats_files(plan: BrokerPlan, folder: str) -> Files:
         raise ConfigError(
             "nats: knows its users by their certificates; make some (`tunefleet certs`) and give --certs"
         )
-    broker = plan.certs / "broker"
-    authorities = [(broker / f"{name}-ca.crt").read_text() for name in ("devices", "coordinator")]
     return {
         "nats.conf": _settings(plan, folder),
-        "clients-ca.crt": f"# {WRITTEN} nats --fleet {plan.fleet}`.\n" + "".join(authorities),
+        "clients-ca.crt": f"# {WRITTEN} nats --fleet {plan.fleet}`.\n{plan.authorities}",
     }
 
 
@@ -71,7 +69,7 @@ authorization {{
 
 def _user(plan: BrokerPlan, role: Role, uri: str, name: str) -> str:
     publish = plan.topics(role, "publish", name, "*", ".")
-    subscribe = [*plan.topics(role, "subscribe", name, "*", "."), DELIVERY]
+    subscribe = [*plan.topics(role, "subscribe", name, "*", ".", ">"), DELIVERY]
     return (
         f"    {{ user: {json.dumps(uri)}, permissions: {{\n"
         f"      publish: {{ allow: {_list(publish)} }}\n"

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from coordinator.access.certificates import coordinator_name
-from edge.protocol.rights import ANY, OWN, Manner, Role, patterns
+from edge.protocol.rights import ANY, OWN, REST, Manner, Role, patterns
 
 WRITTEN = "Written by `tunefleet broker-config"  # in the first line of every file that may be written anew
 MAX_PACKET_BYTES = 2 << 20  # as clients announce it: a chunk of 1 MiB, its proof and its topic fit
@@ -27,6 +27,7 @@ class BrokerPlan(NamedTuple):
     max_devices: int
     devices: Mapping[str, str] = {}  # with certs: each certificate that holds, as a URI, to its device
     coordinators: tuple[str, ...] = ()  # with certs: the coordinator's that hold, as URIs
+    authorities: str = ""  # with certs: both authorities' certificates, PEM
     revoked: tuple[str, ...] = ()  # names of which no certificate holds any more
 
     @property
@@ -34,7 +35,9 @@ class BrokerPlan(NamedTuple):
         """The coordinator's user name."""
         return coordinator_name(self.fleet)
 
-    def topics(self, role: Role, manner: Manner, own: str, any_one: str = ANY, joint: str = "/") -> list[str]:
+    def topics(
+        self, role: Role, manner: Manner, own: str, any_one: str = ANY, joint: str = "/", rest: str = REST
+    ) -> list[str]:
         """Returns what a role may publish or read, as a broker writes it.
 
         Args:
@@ -43,8 +46,9 @@ class BrokerPlan(NamedTuple):
             own: Stands for the user's own name.
             any_one: Stands for any one level.
             joint: Stands between levels.
+            rest: Stands for all levels that follow, also none.
         """
-        words = {ANY: any_one, OWN: own}
+        words = {ANY: any_one, OWN: own, REST: rest}
         return [
             joint.join(words.get(level, level) for level in levels)
             for levels in patterns(self.fleet, role, manner)

@@ -19,7 +19,7 @@ class Programs:
 
     def __init__(self, site):
         self.site = site
-        self.common = ["--fleet", "home", "--base", str(BASE)]
+        self.common = ["--fleet", "home"]
 
     def run(self, *arguments, text=None):
         done = subprocess.run(
@@ -57,16 +57,19 @@ def test_a_device_with_a_certificate_and_a_token_trains_and_a_ban_ends_it(site):
     programs = Programs(site)
     place = site.port_of("home_coordinator"), site.folder_of("home_coordinator")
     programs.start(
-        "coordinator", "serve", *place, "--state", "coordinator", "--enrolment", "closed", "--steps", "1"
-    )
+        "coordinator", "serve", *place, "--base", BASE, "--state", "coordinator", "--enrolment", "closed",
+        "--steps", "1",
+    )  # fmt: skip
     programs.until_logged("coordinator", "coordinator key")
     token = programs.run("device", "token", "--state", "coordinator", "--for", "lamp")
     programs.run("enroll", "--state", "lamp", "--token-file", "-", text=token)
     rows = [{"prompt": f"lamp {number}: ", "completion": f"set({number})"} for number in range(20)]
     (site.folder / "lamp.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    own = ["--data", "lamp.jsonl", "--device-id", "lamp", "--state", "lamp"]
+    programs.start("watch", "watch", *place)
+    own = ["--base", BASE, "--data", "lamp.jsonl", "--device-id", "lamp", "--state", "lamp"]
     lamp = programs.start("lamp", "join", site.port, site.folder_of("lamp"), *own)
     programs.until_logged("coordinator", "version 2: ")
+    programs.until_logged("watch", "lamp")
     assert "is let in by its token" in programs.log("lamp")
     assert "refused" not in programs.log("lamp") + programs.log("coordinator")
     (listed,) = json.loads(programs.run("device", "list", "--state", "coordinator", "--json"))

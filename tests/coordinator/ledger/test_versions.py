@@ -192,3 +192,15 @@ def test_a_payload_that_was_damaged_leaves_the_buffer_at_the_start(tmp_path, hea
         assert not (state.updates / "nobody's").exists()
     with closing(SqliteJournal(tmp_path)) as journal:
         assert journal.update(header(1).update).status == "discarded"
+
+
+def test_a_version_that_holds_an_update_of_a_device_banned_meanwhile_is_not_made(state, header):
+    grow(state, 1)
+    for number in range(2):
+        state.journal.record(header(number), at=1.0)
+    ids = [update.id for update in state.journal.waiting()]
+    files = state.versions.store(State(1, adapter(1)), {"r2": adapter(1)})
+    assert state.journal.access.ban("x", 2.0) == 2
+    assert state.versions.add(files, 0, report(*ids), 3.0) is None
+    assert state.versions.current().version == 0
+    assert {update.status for update in state.journal.updates()} == {"discarded"}

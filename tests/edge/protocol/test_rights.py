@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from edge.protocol.rights import ANY, OWN, RIGHTS, patterns
+from edge.protocol.rights import ANY, OWN, REST, RIGHTS, patterns
 from edge.protocol.topics import FORMS, DeviceTopic
 
 
@@ -37,5 +37,5 @@ def test_a_device_reads_of_devices_only_what_bears_its_own_name():
 )
 def test_no_pattern_is_wider_than_one_level_at_a_time(role, manner):
     for levels in patterns("home", role, manner):
-        assert "#" not in levels
-        assert all(level in (ANY, OWN) or level.strip("+<>#") == level for level in levels)
+        assert REST not in levels or (role, levels[3:]) == ("coordinator", ("coordinator", REST))
+        assert all(level in (ANY, OWN, REST) or level.strip("+<>#") == level for level in levels)
