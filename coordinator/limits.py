@@ -21,7 +21,7 @@ class Limits(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
             heard for longest gives its place to a newcomer.
         max_ids_per_key: Device ids that one key may enrol.
         enrolments_per_minute: New devices, of all keys together; as many may come at once.
-        messages_per_minute: Signed ones, of every kind; more are dropped before their signatures are looked at.
+        messages_per_minute: Signed ones, of every kind; more are dropped, their signatures unseen.
             What may come in ten seconds may come at once, here and below.
         headers_per_minute: Updates that are offered, repeats counted; more are not answered.
         telemetry_per_minute: Reports of progress; more are dropped.
