@@ -21,6 +21,8 @@ class Limits(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
             heard for longest gives its place to a newcomer.
         max_ids_per_key: Device ids that one key may enrol.
         enrolments_per_minute: New devices, of all keys together; as many may come at once.
+        messages_per_minute: Signed ones, of every kind; more are dropped, their signatures unseen.
+            What may come in ten seconds may come at once, here and below.
         headers_per_minute: Updates that are offered, repeats counted; more are not answered.
         telemetry_per_minute: Reports of progress; more are dropped.
         max_open_per_device: Updates under way at a time.
@@ -44,6 +46,7 @@ class Limits(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     max_devices: AtLeast1 = 10_000
     max_ids_per_key: AtLeast1 = 4
     enrolments_per_minute: AtLeast1 = 600
+    messages_per_minute: AtLeast1 = 1200
     headers_per_minute: AtLeast1 = 600
     telemetry_per_minute: AtLeast1 = 120
     max_open_per_device: AtLeast1 = 4

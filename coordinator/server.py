@@ -137,7 +137,7 @@ class Coordinator:
         offices = Offices(
             intake=self._intake, admitting=admitting, arrivals=Arrivals(self._roster, self._tell),
             roster=self._roster, allowance=allowance, publisher=self._publisher, announcer=announcer,
-            gate=Gate(self._roster), head=self._head, place=place,
+            gate=Gate(self._roster, allowance), head=self._head, place=place,
             older_wire=OlderWire(transport, config.fleet, config.ranks, self._complain),
         )  # fmt: skip
         self._router = Router(transport, topics, offices, self._complain, clock)

@@ -12,6 +12,7 @@ from edge.bucket import Buckets, Rate
 from edge.protocol.messages import Want
 
 DAY_S = 86400.0
+BURSTS = 6  # what may come in ten seconds may come at once
 
 
 class Allowance:
@@ -39,11 +40,20 @@ class Allowance:
         self._limits, self._journal, self._clock = limits, journal, clock
         self._chunk_bytes = chunk_bytes
         self._max_own = max(limits.max_waiting_per_device, buffer_size or 0)
+        self._messages = Buckets(_per_minute(limits.messages_per_minute))
         self._headers = Buckets(_per_minute(limits.headers_per_minute))
         self._telemetry = Buckets(_per_minute(limits.telemetry_per_minute))
         self._rejections = Buckets(Rate(limits.rejections_per_day / DAY_S, limits.rejections_per_day))
         burst = max(limits.want_burst_mib * MIB, 4.0 * largest_bytes)
         self._wants = Buckets(Rate(limits.want_mib_per_s * MIB, burst))
+
+    def hears(self, device_id: str) -> bool:
+        """Tells whether a message of a device is worth a look at its signature."""
+        return self._messages.held(device_id, self._clock()) >= 1.0
+
+    def count(self, device_id: str) -> None:
+        """Counts a message that has proved to be a device's: strangers use up nobody's allowance."""
+        self._messages.take(device_id, self._clock())
 
     def hears_header(self, device_id: str) -> bool:
         """Tells whether a header of a device is looked at."""
@@ -75,4 +85,4 @@ class Allowance:
 
 
 def _per_minute(number: int) -> Rate:
-    return Rate(number / 60, number)
+    return Rate(number / 60, max(1.0, number / BURSTS))

@@ -1,12 +1,14 @@
 """The one way in for what devices sign: who has not proved who it is gets no further, and costs little.
 
-In this order: the envelope, bounded in size; whose key it names; whether that key has signed something later;
-and only then the signature, which costs the most. Nothing is written down before all of it was right, and
-nobody is answered before: a counter is all that strangers leave (`edge.complaints`).
+In this order: whether the device has said too much already; the envelope, bounded in size; whose key it
+names; whether that key has signed something later; and only then the signature, which costs the most. Nothing
+is written down before all of it was right, and nobody is answered before: a counter is all that strangers
+leave (`edge.complaints`).
 """
 
 from msgspec import Struct
 
+from coordinator.intake.allowance import Allowance
 from coordinator.intake.roster import Roster
 from edge.errors import ProtocolError
 from edge.protocol.signing import Keyring, Opened, R, check_order, read_signed, stamp_of
@@ -29,10 +31,12 @@ class Gate:
 
     Args:
         roster: Knows their keys and how far each has come.
+        allowance: How much each may say; None lets everybody say everything.
     """
 
-    def __init__(self, roster: Roster) -> None:
+    def __init__(self, roster: Roster, allowance: Allowance | None = None) -> None:
         self._roster = roster
+        self._allowance = allowance
         self._keyring = Keyring()
 
     def open(self, topic: DeviceTopic, message: Message, kind: type[R], at: float | None) -> Opened[R]:
@@ -47,17 +51,22 @@ class Gate:
         Raises:
             Unproven: It does not prove to be that device's.
             Outdated: The device has signed something later there.
-            ProtocolError: It is the device's, and no `kind`.
+            ProtocolError: It is the device's, and no `kind`; or the device has said more than its share.
             Rejected: The fleet takes no such newcomer.
             DiskFull: The newcomer could not be written down.
         """
         device_id, name = topic.device_id, KINDS[type(topic)]
+        allowance = self._allowance if self._roster.key(device_id) is not None else None
+        if allowance and not allowance.hears(device_id):
+            raise ProtocolError(f"{device_id} says more than its share, and is not heard for a moment")
         signed = read_signed(message.payload)
         self._roster.check_key(device_id, signed.key)
         stamp = stamp_of(signed)
         latest = self._roster.stamp(device_id, name)
         check_order(stamp, latest, f"{name} of {device_id}", again=name in RETAINED)
         opened = self._keyring.open(message.topic, signed, kind)
+        if allowance:
+            allowance.count(device_id)
         _check_name(opened.record, device_id)
         if name in ENROLLING:
             self._roster.enrol(device_id, signed.key, at)

@@ -40,6 +40,11 @@ class Newcomers:
         self._num_ids = Counter(device.key for device in devices)
         self._delivered = set(delivered)
 
+    @property
+    def is_pressed(self) -> bool:
+        """Tells whether no newcomer can be let in now; no signature is looked at then."""
+        return self._rate.held(self._clock()) < 1.0
+
     def admit(self, key: str, devices: Mapping[str, Device], *, is_here: bool) -> Device | None:
         """Lets a new id of `key` in.
 

@@ -114,6 +114,12 @@ class Roster:
             self.register.check(device_id, key, self.key(device_id))
         except Rejected as refusal:
             raise Unproven(f"{refusal.detail}; its key is {key}") from refusal
+        if (
+            device_id not in self._devices
+            and not self.register.names(device_id)
+            and self._newcomers.is_pressed
+        ):
+            raise Unproven("too many devices come at a time; it may come again")
 
     def stamp(self, device_id: str, kind: str) -> Stamp:
         """Returns the latest stamp of a device's messages of a kind."""

@@ -140,7 +140,10 @@ class Intake:
     def _refuse(self, device_id: str, update: str, digest: str, rejected: Rejected) -> None:
         """Answers a header that contradicts itself; about the update that it names it says nothing."""
         desk = self._desk
-        desk.journal.refuse(Refusal(desk.clock(), device_id, update, rejected.reason, rejected.detail))
+        if desk.allowance.lists_rejection(device_id):
+            desk.journal.refuse(Refusal(desk.clock(), device_id, update, rejected.reason, rejected.detail))
+        else:
+            desk.roster.count_unlisted(device_id)
         desk.tell(UpdateRefused(update, device_id, rejected.reason, rejected.detail))
         self._receipts.put(device_id, _rejection(update, digest, rejected))
 

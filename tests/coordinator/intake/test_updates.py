@@ -448,7 +448,7 @@ def test_rejections_beyond_a_days_share_are_told_and_counted_and_not_written_dow
 
 def test_who_offers_too_often_is_not_answered_and_nobody_else_is_held_up(office):
     async def way():
-        office.limits = Limits(small_bytes=0, headers_per_minute=5)
+        office.limits = Limits(small_bytes=0, headers_per_minute=30)
         async with office.open():
             header = office.make_header(payload(0), device_id="x", base="0" * 64)
             office.send_header(header)
