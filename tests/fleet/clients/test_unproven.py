@@ -95,10 +95,10 @@ def test_an_old_manifest_in_the_place_of_the_newest_takes_a_restarted_device_now
         return []
 
     async def way():
-        recipe = {"steps": 40, "seq_tokens": 64, "batch_tokens": 128}
+        recipe = {"steps": 20, "seq_tokens": 64, "batch_tokens": 128}
         topic = TOPICS.version("r4")
         async with stranger(home, keep, topic) as enemy, home.coordinator(recipe=recipe):
-            async with home.running(slowdown=60.0) as slow:
+            async with home.running(slowdown=100.0) as slow:
                 await slow.until("training")
                 async with home.device("fan", max_tasks=2) as fan:
                     await fan.client.run()
