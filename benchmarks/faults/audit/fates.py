@@ -35,7 +35,8 @@ def all_updates(evidence: Evidence) -> dict[str, Known]:
     for entry in evidence.entries:
         if entry.event in ("spooled", "accepted", "rejected") and "update" in entry.facts:
             device = entry.facts.get("device") or entry.who
-            found.setdefault(entry.facts["update"], Known(device, entry.facts.get("base_version")))
+            if device in evidence.settings.wish.devices:  # an attacker's may be told and left out
+                found.setdefault(entry.facts["update"], Known(device, entry.facts.get("base_version")))
     return found
 
 
