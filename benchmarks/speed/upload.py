@@ -1,11 +1,11 @@
 """Goodput of an upload through Mosquitto, against a bare paho loop with the same chunks; a client's memory.
 
 Ours reads an encoded delta of 20 MB from a file, as the spool keeps it, publishes it by `MqttTransport` in
-chunks of 64 KiB, and ends when the receiver has every chunk in a file that survives a kill (`PartFile`);
-hashing and fsync afterwards are stated apart. Two bare paho loops send the same chunks at QoS 1 within the
-same window: `file` from a file into a file, as any upload must, and `memory`, whose subscriber only counts.
-All ends are processes of their own; the ways take turns (A B C A B C …) through one broker, and the clock
-runs from the first chunk to the last.
+chunks of 64 KiB, each with its proof, and ends when the receiver has checked every chunk and has it in a file
+that survives a kill (`PartFile`); hashing and fsync afterwards are stated apart. Two bare paho loops send the
+same chunks at QoS 1 within the same window: `file` from a file into a file, as any upload must, and `memory`,
+whose subscriber only counts. All ends are processes of their own; the ways take turns (A B C A B C …) through
+one broker, and the clock runs from before the first chunk to the last.
 
 On a machine that does other things too, the order of wake-ups decides; `chrt -r 1 python -m …` as root helps.
 
@@ -35,7 +35,7 @@ from converters.adapter import Factors, LoraAdapter
 from converters.errors import TunefleetError
 from edge.protocol.chunks import CHUNK_BYTES, num_chunks
 from edge.protocol.codec import encode_adapter
-from edge.storage.parts import PartFile
+from edge.storage.parts import PartFile, read_tree
 from edge.transport.mqtt.transport import MqttTransport
 from edge.transport.settings import MqttSettings
 
@@ -52,6 +52,7 @@ class Upload(NamedTuple):
     path: Path  # of the payload
     size_bytes: int
     sha256: str
+    root: str
 
     @property
     def num_chunks(self) -> int:
@@ -79,7 +80,8 @@ def receive_ours(upload: Upload, pipe: Connection) -> None:
         async with MqttTransport(settings) as transport:
             await transport.subscribe(f"{upload.topic}/+")
             pipe.send("ready")
-            part = PartFile(upload.path.with_suffix(".part"), upload.size_bytes, CHUNK_BYTES, upload.sha256)
+            sizes = (upload.size_bytes, CHUNK_BYTES)
+            part = PartFile(upload.path.with_suffix(".part"), *sizes, upload.sha256, upload.root)
             async for message in transport.messages():
                 part.write(int(message.topic.rpartition("/")[2]), message.payload)
                 if part.received.is_complete:
@@ -99,13 +101,15 @@ def send_ours(upload: Upload, pipe: Connection) -> None:
         async with MqttTransport(settings) as transport:
             numbers = iter(range(upload.num_chunks))
             with upload.path.open("rb") as file:
+                pipe.send(time.monotonic())
+                tree = read_tree(upload.path, upload.size_bytes, CHUNK_BYTES)
 
                 async def publish() -> None:
                     for number in numbers:
                         file.seek(number * CHUNK_BYTES)
-                        await transport.publish(f"{upload.topic}/{number}", file.read(CHUNK_BYTES))
+                        chunk = tree.proof(number) + file.read(CHUNK_BYTES)
+                        await transport.publish(f"{upload.topic}/{number}", chunk)
 
-                pipe.send(time.monotonic())
                 await asyncio.gather(*(publish() for _ in range(WINDOW)))
 
     asyncio.run(send())
@@ -209,7 +213,8 @@ async def measure_goodput(repeats: int) -> dict[str, object]:
             path = Path(name) / "spooled"
             path.write_bytes(payload)
             for turn in range(repeats + 1):
-                what = (path, len(payload), sha256)
+                root = read_tree(path, len(payload), CHUNK_BYTES).root
+                what = (path, len(payload), sha256, root)
                 turns.append(
                     {way: run_once(way, Upload(broker.port, f"{way}-{turn}", *what)) for way in WAYS}
                 )

@@ -83,7 +83,9 @@ def proven_chunk(message: bytes, number: int, total: int, root: str) -> bytes:
 
 
 def _leaf(chunk: bytes) -> bytes:
-    return hashlib.sha256(b"\0" + chunk).digest()
+    digest = hashlib.sha256(b"\0")
+    digest.update(chunk)  # no copy of the chunk
+    return digest.digest()
 
 
 def _node(left: bytes, right: bytes) -> bytes:
