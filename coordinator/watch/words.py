@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from coordinator.watch.memory import Memory, Subject
+from edge.protocol.enrolment import AccessNotice, Enrol
 from edge.protocol.messages import (
     Answer,
     Challenge,
@@ -97,6 +98,8 @@ def _receipt(record: Receipt, memory: Memory, device: str) -> str:
     if record.status == "rejected":
         why = ": ".join(filter(None, (record.reason, record.detail)))
         return f"rejected {update}: {why or 'no reason given'}"
+    if record.status == "busy":
+        return f"has no room for {update} now"
     total = memory.describe(Subject("update", record.update)).num_chunks
     return f"lacks chunks {_ranges(record.missing)}{_of(total)} of {update}"
 
@@ -110,6 +113,17 @@ def _telemetry(record: Telemetry, _: Memory, __: str) -> str:
     )
 
 
+def _enrol(record: Enrol, _: Memory, __: str) -> str:
+    if record.claim:
+        return f"shows a token of coordinator {record.claim.grant.coordinator[:16]}…"
+    return f"tells of {len(record.rotations)} change{'s' * (len(record.rotations) != 1)} of its key"
+
+
+def _access(record: AccessNotice, _: Memory, device: str) -> str:
+    news = f": {record.news}" if record.news else ""
+    return f"tells {device} that its key {record.key[:16]}… is {record.standing}{news}"
+
+
 WORDS: Mapping[str, Words] = {
     "coordinator": _presence,
     "challenge": _challenge,
@@ -121,6 +135,8 @@ WORDS: Mapping[str, Words] = {
     "header": _header,
     "receipt": _receipt,
     "telemetry": _telemetry,
+    "enrol": _enrol,
+    "access": _access,
 }
 
 
