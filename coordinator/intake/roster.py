@@ -61,7 +61,8 @@ class Roster:
         self._newcomers = Newcomers(limits, timer, known, delivered)
         self._devices = {device.device: device._replace(online=False) for device in known}
         self._changed = {device.device for device in known if device.online}
-        self._early: dict[str, Opened[Presence]] = {}  # of newcomers that have not said who they are
+        # Of newcomers that have not said who they are, by id and key: nobody takes another's place.
+        self._early: dict[tuple[str, str], Opened[Presence]] = {}
         self._hearing = Hearing(known, clock(), timer)
         self._barred = self._find_barred()
 
@@ -163,8 +164,7 @@ class Roster:
         device = Device(device_id, key, at or NEVER, at or NEVER)
         self._journal.enrol(device)
         self._devices[device_id] = device
-        early = self._early.pop(device_id, None)
-        if early and early.key == key:
+        if early := self._early.pop((device_id, key), None):
             self.mark(device_id, "state", early.stamp)
             self.observe(device_id, early, at)
 
@@ -214,11 +214,13 @@ class Roster:
             Whether it came or went by this.
         """
         known = self._devices.get(device_id)
-        if known is None and len(self._early) < MAX_EARLY:
-            early = self._early.setdefault(device_id, opened)
-            if early.key == opened.key and early.stamp < opened.stamp:
-                self._early[device_id] = opened
-        elif known:
+        if known is None:
+            early = self._early.pop((device_id, opened.key), opened)
+            later = opened if early.stamp <= opened.stamp else early
+            self._early[device_id, opened.key] = later._replace(body=b"")  # as long as a stranger likes
+            if len(self._early) > MAX_EARLY:
+                del self._early[next(iter(self._early))]
+        else:
             self._change(device_id, at, online=opened.record.online)
             return known.online != opened.record.online
         return False

@@ -69,6 +69,18 @@ def test_a_device_that_comes_joins_goes_and_is_back(desk):
     assert desk.told == [("joined", "lamp"), ("offline", "lamp"), ("online", "lamp")]
 
 
+def test_a_stranger_under_a_newcomers_name_does_not_take_its_presence(desk):
+    topic = TOPICS.device("lamp", "state")
+    other = Signer(new_key(), 2**50)
+    opened = desk.gate.open(
+        TOPICS.parse(topic), Message(topic, other.seal(topic, Presence(online=False))), Presence, 1.0
+    )
+    desk.arrivals.observe("lamp", opened, 1.0, False)
+    desk.state(True)
+    desk.hello()
+    assert desk.roster.online() == ["lamp"]
+
+
 def test_presence_that_is_repeated_is_told_once(desk):
     desk.hello()
     for _ in range(3):
