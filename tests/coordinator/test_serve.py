@@ -47,7 +47,7 @@ def serve(fleet, broker, tmp_path):
 
     def start():
         options = {"--broker": broker, "--fleet": "home", "--base": fleet.base, "--state": fleet.folder}
-        options |= {"--rank": 4, "--buffer-size": 2}
+        options |= {"--rank": 4, "--buffer-size": 2, "--attempts": 0}
         arguments = [str(part) for pair in options.items() for part in pair]
         command = [sys.executable, "-m", "tunefleet", "serve", *arguments]
         with (tmp_path / "log").open("a") as log:
