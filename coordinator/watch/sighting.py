@@ -13,6 +13,7 @@ from msgspec import Struct
 from coordinator.watch.memory import Memory, Subject
 from coordinator.watch.words import WORDS
 from edge.errors import EdgeError
+from edge.protocol.enrolment import AccessNotice, Enrol
 from edge.protocol.messages import (
     Answer,
     Challenge,
@@ -28,12 +29,14 @@ from edge.protocol.messages import (
 from edge.protocol.signing import Keyring, read_signed
 from edge.protocol.topics import (
     ROOT,
+    AccessTopic,
     AnswerTopic,
     BlobTopic,
     ChallengeTopic,
     ChunkTopic,
     CoordinatorTopic,
     DeviceTopic,
+    EnrolTopic,
     HeaderTopic,
     HelloTopic,
     ReceiptTopic,
@@ -53,6 +56,8 @@ KINDS: dict[type[Topic], tuple[str, type[Struct], bool]] = {  # what comes there
     ChallengeTopic: ("challenge", Challenge, False),
     AnswerTopic: ("answer", Answer, True),
     VersionTopic: ("version", Manifest, True),
+    AccessTopic: ("access", AccessNotice, True),
+    EnrolTopic: ("enrol", Enrol, True),
     HelloTopic: ("hello", Hello, True),
     StateTopic: ("state", Presence, True),
     WantTopic: ("want", Want, True),
@@ -119,7 +124,7 @@ def _read(message: Message, memory: Memory) -> Sighting | Chunk:
             return Chunk(topic.fleet, COORDINATOR, Subject("blob", topic.sha256), len(message.payload))
         case ChunkTopic() as topic:
             return Chunk(topic.fleet, topic.device_id, Subject("update", topic.update), len(message.payload))
-        case ReceiptTopic() as topic:
+        case ReceiptTopic() | AccessTopic() as topic:
             return _control(topic, COORDINATOR, message, memory, about=topic.device_id)
         case DeviceTopic() as topic:
             return _control(topic, topic.device_id, message, memory)

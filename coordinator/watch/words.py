@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from coordinator.watch.memory import Memory, Subject
+from edge.protocol.enrolment import AccessNotice, Enrol
 from edge.protocol.messages import (
     Answer,
     Challenge,
@@ -50,6 +51,17 @@ def _challenge(record: Challenge, _: Memory, __: str) -> str:
 
 def _answer(record: Answer, _: Memory, __: str) -> str:
     return f"answers from host {record.host or '?'}: at version {record.version}"
+
+
+def _access(record: AccessNotice, _: Memory, device: str) -> str:
+    news = f": {record.news}" if record.news else ""
+    return f"tells {device} that it is {record.standing}{news}"
+
+
+def _enrol(record: Enrol, _: Memory, __: str) -> str:
+    return (
+        "shows a token, to be let in" if record.claim else f"changes its key, {len(record.rotations)} in all"
+    )
 
 
 def _hello(record: Hello, _: Memory, __: str) -> str:
@@ -115,6 +127,8 @@ WORDS: Mapping[str, Words] = {
     "challenge": _challenge,
     "answer": _answer,
     "version": _version,
+    "access": _access,
+    "enrol": _enrol,
     "hello": _hello,
     "state": _presence,
     "want": _want,

@@ -133,3 +133,23 @@ def test_a_version_of_impossible_size_takes_no_memory_and_no_room(home, stranger
             assert sum(path.stat().st_blocks * 512 for path in files) < 1 << 20
 
     asyncio.run(way())
+
+
+def test_what_travels_tells_a_broker_no_tensor_and_no_loss(home, stranger):
+    """A listener that hears everything cannot decode an update, and reads no loss in its header."""
+
+    async def way():
+        async with stranger(home.broker) as s, home.coordinator(recipe=ONE_STEP):
+            overhearing = asyncio.create_task(s.keep(s.topics.up("+", "+", "+"), 3))
+            async with home.running() as device:
+                await device.until("accepted")
+                await overhearing
+            headers = [one for one in s.heard if one.topic.endswith("/header")]
+            assert headers
+            for message in headers:
+                body = bytes(read_signed(message.payload).body)
+                assert b"loss" not in body
+                assert b"num_examples" not in body
+            assert all(b"self_attn" not in one.payload for one in s.heard)
+
+    asyncio.run(way())
