@@ -56,14 +56,14 @@ KINDS: dict[type[Topic], tuple[str, type[Struct], bool]] = {  # what comes there
     ChallengeTopic: ("challenge", Challenge, False),
     AnswerTopic: ("answer", Answer, True),
     VersionTopic: ("version", Manifest, True),
-    AccessTopic: ("access", AccessNotice, True),
-    EnrolTopic: ("enrol", Enrol, True),
     HelloTopic: ("hello", Hello, True),
     StateTopic: ("state", Presence, True),
     WantTopic: ("want", Want, True),
     HeaderTopic: ("header", UpdateHeader, True),
     ReceiptTopic: ("receipt", Receipt, True),
     TelemetryTopic: ("telemetry", Telemetry, True),
+    EnrolTopic: ("enrol", Enrol, True),
+    AccessTopic: ("access", AccessNotice, True),
 }
 SENDERS: dict[type[Topic], str] = {
     CoordinatorTopic: COORDINATOR,

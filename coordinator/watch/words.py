@@ -53,17 +53,6 @@ def _answer(record: Answer, _: Memory, __: str) -> str:
     return f"answers from host {record.host or '?'}: at version {record.version}"
 
 
-def _access(record: AccessNotice, _: Memory, device: str) -> str:
-    news = f": {record.news}" if record.news else ""
-    return f"tells {device} that it is {record.standing}{news}"
-
-
-def _enrol(record: Enrol, _: Memory, __: str) -> str:
-    return (
-        "shows a token, to be let in" if record.claim else f"changes its key, {len(record.rotations)} in all"
-    )
-
-
 def _hello(record: Hello, _: Memory, __: str) -> str:
     speed = f", {record.tokens_per_s:,.0f} tokens/s" if record.tokens_per_s else ""
     rank = max(record.ranks, default=0)
@@ -109,6 +98,8 @@ def _receipt(record: Receipt, memory: Memory, device: str) -> str:
     if record.status == "rejected":
         why = ": ".join(filter(None, (record.reason, record.detail)))
         return f"rejected {update}: {why or 'no reason given'}"
+    if record.status == "busy":
+        return f"has no room for {update} now"
     total = memory.describe(Subject("update", record.update)).num_chunks
     return f"lacks chunks {_ranges(record.missing)}{_of(total)} of {update}"
 
@@ -122,19 +113,30 @@ def _telemetry(record: Telemetry, _: Memory, __: str) -> str:
     )
 
 
+def _enrol(record: Enrol, _: Memory, __: str) -> str:
+    if record.claim:
+        return f"shows a token of coordinator {record.claim.grant.coordinator[:16]}…"
+    return f"tells of {len(record.rotations)} change{'s' * (len(record.rotations) != 1)} of its key"
+
+
+def _access(record: AccessNotice, _: Memory, device: str) -> str:
+    news = f": {record.news}" if record.news else ""
+    return f"tells {device} that its key {record.key[:16]}… is {record.standing}{news}"
+
+
 WORDS: Mapping[str, Words] = {
     "coordinator": _presence,
     "challenge": _challenge,
     "answer": _answer,
     "version": _version,
-    "access": _access,
-    "enrol": _enrol,
     "hello": _hello,
     "state": _presence,
     "want": _want,
     "header": _header,
     "receipt": _receipt,
     "telemetry": _telemetry,
+    "enrol": _enrol,
+    "access": _access,
 }
 
 

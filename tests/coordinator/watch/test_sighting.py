@@ -14,6 +14,7 @@ from coordinator.watch.sighting import KINDS, Chunk, Sighting, sight
 from coordinator.watch.traffic import Traffic
 from coordinator.watch.words import WORDS
 from edge.privacy.terms import Terms
+from edge.protocol.enrolment import AccessNotice, Enrol
 from edge.protocol.messages import (
     Answer,
     Challenge,
@@ -120,6 +121,17 @@ CASES = [
         "lamp trains on version 3: step 2/20, 512 tokens/s",
     ),
     (TOPICS.device("lamp", "hello"), b"", "lamp takes its hello back"),
+    (
+        TOPICS.device("lamp", "receipt"),
+        Receipt(update=UPDATE, header=SHA, status="busy"),
+        "*coordinator has no room for update cdcdcdcd of lamp now",
+    ),
+    (TOPICS.device("lamp", "enrol"), Enrol(), "lamp tells of 0 changes of its key"),
+    (
+        TOPICS.device("lamp", "access"),
+        AccessNotice(key=SHA, standing="enrolled", news="let in by its token"),
+        "*coordinator tells lamp that its key abababababababab… is enrolled: let in by its token",
+    ),
 ]
 
 
