@@ -10,8 +10,9 @@ from msgspec import structs
 from coordinator.watch.memory import MOST, Memory
 from coordinator.watch.run import watch
 from coordinator.watch.show import as_json, fit, lines
-from coordinator.watch.sighting import Chunk, Sighting, sight
+from coordinator.watch.sighting import KINDS, Chunk, Sighting, sight
 from coordinator.watch.traffic import Traffic
+from coordinator.watch.words import WORDS
 from edge.privacy.terms import Terms
 from edge.protocol.enrolment import AccessNotice, Enrol
 from edge.protocol.messages import (
@@ -28,7 +29,7 @@ from edge.protocol.messages import (
     encode_message,
 )
 from edge.protocol.signing import Signer, new_key
-from edge.protocol.topics import Topics
+from edge.protocol.topics import FORMS, BlobTopic, ChunkTopic, Topics
 from edge.transport.base import Message
 from edge.transport.memory import MemoryBroker, MemoryTransport
 
@@ -277,3 +278,8 @@ def test_a_watcher_shows_what_was_kept_and_what_comes() -> None:
     asyncio.run(run())
     assert "~lamp         says hello: torch" in said[0]
     assert " lamp         sends update cdcdcdcd: 4 chunks, 400 B" in said[1]
+
+
+def test_every_topic_of_the_wire_has_its_words() -> None:
+    assert set(FORMS) == set(KINDS) | {BlobTopic, ChunkTopic}
+    assert {kind for kind, _, _ in KINDS.values()} == set(WORDS)

@@ -17,7 +17,7 @@ from coordinator.watch.show import as_json, lines
 from coordinator.watch.sighting import Sighting, sight
 from coordinator.watch.traffic import Traffic
 from edge.choices import EncodingName
-from edge.protocol import messages
+from edge.protocol import enrolment, messages
 from edge.protocol.codec import decode_adapter, encode_adapter
 from edge.protocol.merkle import Tree, proven_chunk
 from edge.protocol.messages import Record, decode_message, encode_message
@@ -32,10 +32,11 @@ def targets() -> Iterator[Target]:
     """Lists the wire's decoders."""
     kinds = [
         kind
-        for _, kind in python_inspect.getmembers(messages, python_inspect.isclass)
+        for room in (messages, enrolment)
+        for _, kind in python_inspect.getmembers(room, python_inspect.isclass)
         if issubclass(kind, Record) and kind is not Record
     ]
-    samples = {kind: encode_message(sample(kind)) for kind in kinds}
+    samples = {kind: encode_message(sample(kind)) for kind in dict.fromkeys(kinds)}
     for kind, content in samples.items():
         seeds = [content, encode_message(sample(kind, is_full=True))]
         yield Target(
