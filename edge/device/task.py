@@ -187,7 +187,7 @@ def told_facts(result: Result, recipe: Recipe, terms: Terms) -> Facts:
     """Returns what the coordinator is told of a training.
 
     Losses and counts are exact functions of the data. Where the data is hidden they would tell what the noise
-    hides: the recipe's own number stands for all counts, as an example and a token a step, and no loss is told.
+    hides: the recipe's own steps stand for all counts, an example and a token each, and no loss is told.
     """
     if terms.is_on:
         steps = max(1, recipe.steps)
