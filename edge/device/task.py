@@ -187,9 +187,9 @@ def told_facts(result: Result, recipe: Recipe, terms: Terms) -> Facts:
     """Returns what the coordinator is told of a training.
 
     Losses and counts are exact functions of the data. Where the data is hidden they would tell what the noise
-    hides, so that the recipe's own number stands for the examples, and nothing for the rest.
+    hides: the recipe's own steps stand for all counts, an example and a token each, and no loss is told.
     """
     if terms.is_on:
-        steps = recipe.steps
-        return Facts(num_examples=max(1, steps), num_tokens=0, num_steps=steps, seconds=result.seconds)
+        steps = max(1, recipe.steps)
+        return Facts(num_examples=steps, num_tokens=steps, num_steps=steps, seconds=result.seconds)
     return Facts(**{name: getattr(result, name) for name in Facts.__struct_fields__})

@@ -102,7 +102,7 @@ def test_a_hidden_update_is_accepted_and_tells_nothing_exact(home, unit):
     assert device.of("spooled")[0].facts["loss_before"] > 0  # here it is told
     with closing(sqlite3.connect(home.folder / "coordinator" / "journal.sqlite")) as db:
         told = db.execute("SELECT num_examples, num_tokens, loss_before FROM updates").fetchall()
-    assert told == [(3, 0, None)]
+    assert told == [(3, 3, None)]
     assert (home.folder / "lamp" / "residual-noised.safetensors").exists()
     assert spendings(home)[0]["unit"] == unit
     assert spendings(home)[0]["num_steps"] == 3
