@@ -63,7 +63,8 @@ async def measure(
         TimeoutError: The fleet never got under way.
     """
     names = tuple(f"device-{number}" for number in range(devices))
-    settings = Settings(Wish(0, 0, 0, 0.0, names), (), slowdown=SLOWDOWN, attempts=ATTEMPTS)
+    small = {"dim": 32, "rank": 4}  # updates of 4 kB: what is measured is messages, not bandwidth
+    settings = Settings(Wish(0, 0, 0, 0.0, names), (), slowdown=SLOWDOWN, attempts=ATTEMPTS, **small)
     write_settings(folder, settings)
     recorder, progress, times = Recorder(folder), Progress(), []
 
