@@ -21,9 +21,9 @@ from benchmarks.faults.attack import KINDS
 from benchmarks.faults.audit.audit import audit
 from benchmarks.faults.audit.evidence import Finding
 from benchmarks.faults.audit.liveness import is_receipted
-from benchmarks.faults.fleet import FLEET, Fleet
+from benchmarks.faults.fleet import Fleet
 from benchmarks.faults.programs import Program
-from benchmarks.faults.record import LABORATORY, Entry, Recorder, Settings, write_settings
+from benchmarks.faults.record import FLEET, LABORATORY, Entry, Recorder, Settings, write_settings
 from benchmarks.faults.run import START_S, Progress, until_all
 from benchmarks.faults.schedule import Wish
 from benchmarks.measuring import Spread, as_json, spread
