@@ -131,7 +131,11 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--save", type=Path, metavar="FILE", help="write the reports as JSON")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the time to go on")
     parser.add_argument("--json", action="store_true", help="print JSON")
-    return parser.parse_args()
+    options = parser.parse_args()
+    for name in ("devices", "pieces"):
+        if getattr(options, name) < 1:
+            parser.error(f"--{name} is {getattr(options, name)}, expected at least 1")
+    return options
 
 
 if __name__ == "__main__":

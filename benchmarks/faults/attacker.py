@@ -21,9 +21,9 @@ from benchmarks.faults.attack import KINDS
 from benchmarks.faults.audit.audit import audit
 from benchmarks.faults.audit.evidence import Finding
 from benchmarks.faults.audit.liveness import is_receipted
-from benchmarks.faults.fleet import FLEET, Fleet
+from benchmarks.faults.fleet import Fleet
 from benchmarks.faults.programs import Program
-from benchmarks.faults.record import LABORATORY, Entry, Recorder, Settings, write_settings
+from benchmarks.faults.record import FLEET, LABORATORY, Entry, Recorder, Settings, write_settings
 from benchmarks.faults.run import START_S, Progress, until_all
 from benchmarks.faults.schedule import Wish
 from benchmarks.measuring import Spread, as_json, spread
@@ -63,7 +63,8 @@ async def measure(
         TimeoutError: The fleet never got under way.
     """
     names = tuple(f"device-{number}" for number in range(devices))
-    settings = Settings(Wish(0, 0, 0, 0.0, names), (), slowdown=SLOWDOWN, attempts=ATTEMPTS)
+    small = {"dim": 32, "rank": 4}  # updates of 4 kB: what is measured is messages, not bandwidth
+    settings = Settings(Wish(0, 0, 0, 0.0, names), (), slowdown=SLOWDOWN, attempts=ATTEMPTS, **small)
     write_settings(folder, settings)
     recorder, progress, times = Recorder(folder), Progress(), []
 

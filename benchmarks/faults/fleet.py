@@ -15,7 +15,7 @@ import msgspec
 from benchmarks.faults.audit.evidence import read_header
 from benchmarks.faults.links import Link
 from benchmarks.faults.programs import Program
-from benchmarks.faults.record import KEPT, LABORATORY, Recorder, Settings
+from benchmarks.faults.record import FLEET, KEPT, LABORATORY, Recorder, Settings
 from benchmarks.faults.schedule import BROKER, COORDINATOR
 from benchmarks.faults.shim.shim import Shim, compile_shim
 from benchmarks.faults.witness import Sight, Witness
@@ -25,7 +25,6 @@ from coordinator.config import read_config as read_coordinator_config
 from edge.backends.toy import make_toy_base
 from edge.device.config import read_config as read_device_config
 
-FLEET = "lab"
 GRACE_S = 20.0
 MOSQUITTO = """
 listener {port} 127.0.0.1

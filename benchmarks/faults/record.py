@@ -20,6 +20,7 @@ from benchmarks.faults.schedule import Fault, Wish
 
 SETTINGS, RECORD, KEPT = "run.json", "record.jsonl", "kept"
 LABORATORY = "laboratory"
+FLEET = "lab"
 UNINTERESTING = frozenset({"downloading", "training", "debug"})  # many, and nothing is decided by them
 
 

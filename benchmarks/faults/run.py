@@ -3,6 +3,7 @@
 import asyncio
 import random
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from benchmarks.faults.acts import do_all
@@ -72,9 +73,9 @@ def _arm(fleet: Fleet) -> None:
     low, high = fleet.settings.cut_bytes
     if not high:
         return
-    generator = random.Random(fleet.settings.wish.seed)
     for name in fleet.settings.wish.devices:
-        fleet.links[name].cut_after = lambda: generator.randint(low, high)
+        generator = random.Random(f"{fleet.settings.wish.seed} {name}")
+        fleet.links[name].cut_after = partial(generator.randint, low, high)
         fleet.links[name].cut()
 
 

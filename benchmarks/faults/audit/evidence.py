@@ -8,13 +8,15 @@ from typing import NamedTuple
 import msgspec
 from msgspec import Struct
 
-from benchmarks.faults.record import KEPT, LABORATORY, Entry, Settings, read_record, read_settings
+from benchmarks.faults.record import FLEET, KEPT, LABORATORY, Entry, Settings, read_record, read_settings
 from benchmarks.faults.schedule import COORDINATOR
 from coordinator.ledger.objects import FileObjects
 from coordinator.ledger.payloads import Payloads
 from coordinator.ledger.records import Update, Version
 from coordinator.ledger.state import open_ledger
 from coordinator.ledger.versions import VersionStore
+from edge.protocol.sealing import Context, open_update
+from edge.storage.identity import read_identity
 
 Kind = str  # lost, twice, contradiction, damaged, lineage, uncounted, stuck, ended, mistake
 
@@ -61,10 +63,20 @@ class Evidence(NamedTuple):
     payloads: Payloads  # of updates in the buffer
     spooled: Mapping[str, Spooled]
     uploads: Mapping[str, int]  # how often each device was in a version's buffer, by its account
+    identity: bytes  # the coordinator's, which opens what was sealed for it
 
     def kept(self, update: str) -> Path:
         """Returns where the payload lies as it was spooled; it may be missing."""
         return self.folder / KEPT / update
+
+    def delta(self, update: str) -> bytes:
+        """Returns the encoded delta in a payload that was kept, opened where it is sealed."""
+        row, payload = self.updates[update], self.kept(update).read_bytes()
+        if not row.is_sealed:
+            return payload
+        dispatched = self.versions[row.base_version].tiers[row.tier]
+        place = Context(FLEET, row.device, row.base_version, row.attempt, dispatched)
+        return open_update(payload, self.identity, place).delta
 
     def said(self, event: str, *, by: str = "") -> Iterator[Entry]:
         """Yields what was said of one kind, by one program or by all."""
@@ -90,6 +102,7 @@ def opened(folder: Path) -> Iterator[Evidence]:
             payloads=Payloads(journal, FileObjects(folder / COORDINATOR / "updates")),
             spooled=dict(_spooled(folder)),
             uploads={device: account.uploads for device, account in journal.accounts().items()},
+            identity=read_identity(folder / COORDINATOR, "the audit reads what was sealed with it"),
         )
 
 

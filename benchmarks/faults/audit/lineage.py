@@ -81,7 +81,10 @@ def count_sums(evidence: Evidence) -> int:
 
 def _summable(evidence: Evidence) -> Iterator[tuple[Version, Version]]:
     for before, version in zip(evidence.versions, evidence.versions[1:], strict=False):
-        are_here = all(evidence.kept(share.update).is_file() for share in _shares(version))
+        are_here = all(
+            share.update in evidence.updates and evidence.kept(share.update).is_file()
+            for share in _shares(version)
+        )
         if before.kept and version.kept and version.report and version.report.step_scale == 1 and are_here:
             yield before, version
 
@@ -93,7 +96,7 @@ def _shares(version: Version) -> tuple[Share, ...]:
 def _sum(evidence: Evidence, parent: LoraAdapter, shares: tuple[Share, ...]) -> list[np.ndarray]:
     total = [entry.astype(np.float64) for entry in _entries(parent)]
     for share in shares:
-        delta = decode_adapter(evidence.kept(share.update).read_bytes(), like=parent)
+        delta = decode_adapter(evidence.delta(share.update), like=parent)
         assert list(dict(delta)) == list(dict(parent))
         for entry, change in zip(total, _entries(delta), strict=True):
             entry += share.weight * change
