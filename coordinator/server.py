@@ -127,7 +127,7 @@ class Coordinator:
         self._doorkeeper = Doorkeeper(
             journal=state.journal, roster=self._roster, bar=(self._intake.drop, admitting.bar),
             publish=transport.publish, topics=topics, list_state=listed.state, tell=self._tell,
-            complain=self._complain, poll_s=waits.poll_s,
+            complain=self._complain, timer=timer, poll_s=waits.poll_s,
         )  # fmt: skip
         self._announcer = announcer
         self._publisher = Publisher(

@@ -5,6 +5,7 @@ from SQLite and the file's time, and read only when they have changed.
 """
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Sequence
 
 from coordinator.events.records import DeviceBarred
@@ -15,6 +16,7 @@ from edge.errors import DiskRefused, EdgeError
 from edge.protocol.topics import Topics
 
 POLL_S = 0.5
+LATE_S = 3.0  # for so long after a change, what is on its way into the journal may still come
 RETAINED = ("hello", "state")  # what the broker keeps of a device
 
 
@@ -30,6 +32,7 @@ class Doorkeeper:
         list_state: A value that changes when the list's file does.
         tell: Gets `barred`.
         complain: Gets what is wrong with the file.
+        timer: Seconds of any beginning.
         poll_s: How often it looks.
     """
 
@@ -44,11 +47,13 @@ class Doorkeeper:
         list_state: Callable[[], object],
         tell: Tell,
         complain: Callable[[str], None],
+        timer: Callable[[], float] = time.monotonic,
         poll_s: float = POLL_S,
     ) -> None:
         self._journal, self._roster, self._bar, self._publish = journal, roster, bar, publish
         self._topics, self._list_state, self._tell, self._complain = topics, list_state, tell, complain
-        self._poll_s = poll_s
+        self._poll_s, self._timer = poll_s, timer
+        self._changed_at = float("-inf")
         self._seen = self._look()
 
     async def run(self) -> None:
@@ -62,11 +67,13 @@ class Doorkeeper:
                 self._complain(f"who may speak stays as it was: {error}")
 
     async def _notice(self) -> None:
+        if self._timer() - self._changed_at < LATE_S:
+            self._journal.access.discard_late()
         found = self._look()
         if found == self._seen:
             return
         barred = self._roster.refresh()
-        self._seen = found
+        self._seen, self._changed_at = found, self._timer()
         for device, key in barred.items():
             for office in self._bar:
                 office(device, key)

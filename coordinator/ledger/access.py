@@ -75,11 +75,14 @@ class AccessBook:
             _write(db, known._replace(banned_at=at))
             if keeps_updates:
                 return 0
-            done = db.execute(
-                "UPDATE updates SET status = 'discarded', reason = 'banned', detail = 'its device was banned'"
-                " WHERE device = ? AND status = 'accepted' AND merged_into IS NULL",
-                (device,),
-            )
+            done = db.execute(f"UPDATE updates SET {_BANNED} WHERE device = ? AND {_WAITING}", (device,))  # noqa: S608
+            return int(done.rowcount)
+
+    def discard_late(self) -> int:
+        if not self._rows(f"SELECT 1 FROM updates WHERE {_LATE} LIMIT 1"):  # noqa: S608
+            return 0
+        with self._transaction() as db:
+            done = db.execute(f"UPDATE updates SET {_BANNED} WHERE {_LATE}")  # noqa: S608
             return int(done.rowcount)
 
     def unban(self, device: str) -> bool:
@@ -148,6 +151,10 @@ class AccessBook:
 _READ = f"SELECT {', '.join(Access._fields)} FROM access"  # noqa: S608
 _TURN = "INSERT INTO meta VALUES (?, '1') ON CONFLICT (key) DO UPDATE SET value = CAST(value AS INTEGER) + 1"
 _USES = "SELECT nonce, device, key, at FROM spent_tokens WHERE nonce = ? ORDER BY at"
+_BANNED = "status = 'discarded', reason = 'banned', detail = 'its device was banned'"
+_WAITING = "status = 'accepted' AND merged_into IS NULL"
+_BEFORE = "access.device = updates.device AND access.banned_at < updates.received_at"
+_LATE = f"{_WAITING} AND EXISTS (SELECT 1 FROM access WHERE {_BEFORE})"  # noqa: S608
 _OF_A_DEVICE = ("access", "devices")
 
 

@@ -218,6 +218,10 @@ class AccessRecords(Protocol):
         """Shuts a device and its key out, with its updates that wait to be merged; returns how many."""
         ...
 
+    def discard_late(self) -> int:
+        """Discards what was accepted of devices after their ban, being on its way; returns how many."""
+        ...
+
     def unban(self, device: str) -> bool:
         """Lets a device in again as it was before; returns whether it was banned."""
         ...

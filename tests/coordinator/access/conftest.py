@@ -184,9 +184,13 @@ class Site:
 
     def stranger(self, name, certs, **options):
         """A client of whom it is not said that it is let in."""
-        found = Member(self, name, certs, **options)
+        found = self.passer_by(name, certs, **options)
         self._stack.callback(found.leave)
         return found
+
+    def passer_by(self, name, certs, **options):
+        """A client that leaves by itself."""
+        return Member(self, name, certs, **options)
 
     def certificates(self):
         return Certificates(self.certs, None, time.time())
