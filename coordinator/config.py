@@ -161,13 +161,17 @@ def read_config(path: Path | None, overrides: Mapping[str, Any]) -> CoordinatorC
     return structs.replace(config, stages=written_changes(own, config.stages, config.space))
 
 
-def mqtt_settings(config: CoordinatorConfig) -> MqttSettings:
-    """Tells how to reach the broker; the client id is the fleet's coordinator's and stays the same.
+def mqtt_settings(config: CoordinatorConfig, key: str) -> MqttSettings:
+    """Tells how to reach the broker; the client id is this coordinator's own and stays the same.
+
+    Args:
+        config: Its settings.
+        key: Its public key: two coordinators of one fleet never throw each other out.
 
     Raises:
         ConfigError: The broker's URL is malformed.
     """
-    return config.mqtt_settings(f"{config.fleet}-coordinator")
+    return config.mqtt_settings(f"{config.fleet}-coordinator-{key[:8]}")
 
 
 def config_text(config: CoordinatorConfig) -> str:

@@ -13,7 +13,7 @@ from coordinator.intake.roster import Roster
 from coordinator.intake.updates import NOT_RECEIPTED, Intake
 from coordinator.ledger.head import Head
 from coordinator.older_wire import OlderWire
-from coordinator.place import Place
+from edge.delivery.place import Place
 from edge.delivery.publisher import Publisher
 from edge.errors import DiskRefused, ProtocolError, Rejected, Repeated, Unproven
 from edge.protocol.messages import Hello, Presence, Telemetry, UpdateHeader, Want
@@ -81,8 +81,8 @@ class Router:
         """Asks the broker for all messages that `run` understands."""
         for kind in DEVICE_KINDS:
             await self._transport.subscribe(self._topics.device("+", kind if kind != "up" else "up/+/+"))
-        for topic in (self._topics.coordinator, self._topics.challenge) if self._offices.place else ():
-            await self._transport.subscribe(topic)
+        if self._offices.place:
+            await self._offices.place.subscribe(self._transport)
         await self._offices.older_wire.subscribe()
 
     async def run(self) -> None:
@@ -116,11 +116,8 @@ class Router:
                 except Unproven:
                     offices.admitting.turn_away(topic, message)
                     raise
-            case ChallengeTopic() if offices.place:
-                answer = offices.place.answer(payload, offices.head.version.version)
-                await self._transport.publish(self._topics.answer, answer)
-            case CoordinatorTopic() if offices.place and payload:
-                offices.place.hear(payload)
+            case ChallengeTopic() | CoordinatorTopic() if offices.place:
+                offices.place.hear(message)
 
     async def _hear(self, topic: DeviceTopic, message: Message, at: float) -> None:
         """Brings what a device has signed to whom it concerns."""

@@ -5,7 +5,6 @@ disk.
 """
 
 import asyncio
-import secrets
 import signal
 import time
 from collections.abc import Coroutine
@@ -18,18 +17,19 @@ from converters.bases.read import find_base
 from coordinator.announcing import coordinator_presence
 from coordinator.config import CoordinatorConfig, mqtt_settings
 from coordinator.events.records import OtherKeyFound, Restored, Stopped, Warned
-from coordinator.events.telling import Tell, teller
+from coordinator.events.telling import Complaints, Tell, teller
 from coordinator.first_version import check_base
 from coordinator.ledger.state import CoordinatorState
 from coordinator.observers.status import StatusNotes
 from coordinator.observers.terminal import Terminal
-from coordinator.place import Found, Place
+from coordinator.place import Sessions, coordinator_place, describe_coordinator
 from coordinator.server import Coordinator
-from edge.errors import BrokerRefused
+from edge.delivery.inquiry import Found
+from edge.delivery.place import Place
+from edge.errors import BrokerRefused, PlaceTaken
 from edge.events import Show
 from edge.protocol.signing import Signer, public_key
 from edge.transport.mqtt.transport import MqttTransport
-from edge.transport.settings import MqttSettings
 
 if TYPE_CHECKING:
     from coordinator.calibration import Calibration
@@ -48,14 +48,16 @@ def serve_fleet(config: CoordinatorConfig, show: Show) -> None:
         DataError, MissingExtra: Versions cannot be scored, or the calibration data cannot be used.
         DiskRefused: There is no room for version 0.
     """
-    settings = mqtt_settings(config)
+    mqtt_settings(config, "")  # what is wrong with them is told before anything is made
     _check_data(config)
     config = structs.replace(config, base=str(find_base(config.base)))
     with CoordinatorState(Path(config.state), config.fleet) as state:
         check_base(config, state)
-        place = Place(config.fleet, public_key(state.key), lambda: MqttTransport(_aside(settings)))
+        settings = mqtt_settings(config, public_key(state.key))
         observers = (Terminal(show), StatusNotes(state.journal))
         tell = teller(observers)
+        asker, warn = Signer(state.key, 0), Complaints(tell, time.monotonic)
+        place = coordinator_place(config.fleet, asker, lambda: MqttTransport(settings.aside()), warn)
         signer = asyncio.run(_until_signal(_begin(place, state, tell)))
         if signer is None:
             tell(Stopped(None))
@@ -79,32 +81,40 @@ def serve_fleet(config: CoordinatorConfig, show: Show) -> None:
         asyncio.run(_run(coordinator))
 
 
-def _aside(settings: MqttSettings) -> MqttSettings:
-    """Returns settings for a connection beside the coordinator's own, of which the broker keeps nothing."""
-    client_id = f"{settings.client_id}-{secrets.token_hex(4)}"
-    return structs.replace(settings, client_id=client_id, session_expiry_s=0)
-
-
 async def _begin(place: Place, state: CoordinatorState, tell: Tell) -> Signer:
-    """Begins a session, if no other coordinator is there; tells what is amiss."""
+    """Begins a session, if no copy of this coordinator is there; tells what is amiss.
+
+    Another key that answers for the fleet may be anybody's: it keeps nobody from serving a fleet that exists,
+    and only who is about to found one under that name is told to take another.
+
+    Raises:
+        PlaceTaken: A copy serves already; or the fleet is new here, and somebody answers for it.
+    """
+    fleet, key = place.seat.fleet, public_key(state.key)
+    sessions = Sessions(fleet, key)
     try:
-        found = await place.look()
+        found = await place.look(sessions.filters, sessions.hear)
     except BrokerRefused:  # as in `Place.claim`
         found = Found()
-    if found.holder:
-        raise place.taken(found)
     now, current = time.time(), state.versions.current()
-    if current and found.version > current.version:
-        tell(Restored(current.version, found.version))
+    if found.stranger and current is None:
+        raise PlaceTaken(
+            f"fleet {fleet} is served already by {describe_coordinator(found, key)}; stop that one first, or "
+            "found this fleet under another --fleet"
+        )
+    if found.stranger:
+        place.tell_stranger(found)
+    if current and sessions.version > current.version:
+        tell(Restored(current.version, sessions.version))
     if now * 1000 < state.last_epoch:
         told = (
             "this machine's clock is behind this state's last session; if the state was restored, set the "
             "clock first: devices follow later sessions only"
         )
         tell(Warned(told))
-    for key in sorted(found.strangers):
-        tell(OtherKeyFound(key))
-    return state.begin_session(now, found.epoch)
+    for stranger in sorted(sessions.strangers):
+        tell(OtherKeyFound(stranger))
+    return state.begin_session(now, sessions.epoch)
 
 
 async def _until_signal(work: Coroutine[Any, Any, Signer]) -> Signer | None:

@@ -39,10 +39,10 @@ from coordinator.ledger.state import CoordinatorState
 from coordinator.merging.loop import Hands, MergeLoop, Waits
 from coordinator.merging.merger import Merger, check_calibration
 from coordinator.older_wire import OlderWire
-from coordinator.place import Place
 from coordinator.routing import Offices, Router
 from coordinator.scoring import Score, Scorer
 from coordinator.strategies.contract import Calibrator, Strategy
+from edge.delivery.place import Place
 from edge.delivery.publisher import Publisher
 from edge.delivery.trees import Trees
 from edge.errors import DiskRefused
@@ -192,7 +192,11 @@ class Coordinator:
             self._scorer.run(),
             self._doorkeeper.run(),
             self._notices.run(),
-            *([self._place.keep(self._transport.publish)] if self._place else []),
+            *(
+                self._place.loops(self._transport.publish, lambda: self._head.version.version)
+                if self._place
+                else ()
+            ),
         )
 
     def _first_head(self, given: GivenAdapter | None, calibrator: Calibrator | None, at: float) -> Head:

@@ -49,8 +49,16 @@ def _challenge(record: Challenge, _: Memory, __: str) -> str:
     return "asks who coordinates this fleet"
 
 
+def _own_challenge(record: Challenge, _: Memory, __: str) -> str:
+    return "asks whether a copy of it is there"
+
+
 def _answer(record: Answer, _: Memory, __: str) -> str:
     return f"answers from host {record.host or '?'}: at version {record.version}"
+
+
+def _own_answer(record: Answer, _: Memory, __: str) -> str:
+    return f"answers a copy of it from host {record.host or '?'}"
 
 
 def _hello(record: Hello, _: Memory, __: str) -> str:
@@ -128,6 +136,8 @@ WORDS: Mapping[str, Words] = {
     "coordinator": _presence,
     "challenge": _challenge,
     "answer": _answer,
+    "own challenge": _own_challenge,
+    "own answer": _own_answer,
     "version": _version,
     "hello": _hello,
     "state": _presence,

@@ -1,18 +1,21 @@
 """Files on their way to this device: pulled in windows, kept on disk chunk by chunk."""
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable
 
 from edge.delivery.silence import Silence
 from edge.delivery.window import heard
-from edge.errors import DiskRefused, Rejected
+from edge.errors import BrokerRefused, DiskRefused, Rejected
 from edge.protocol.messages import WINDOW, Want
 from edge.protocol.receiving import Pull
 from edge.protocol.signing import Signer
 from edge.protocol.topics import Topics
 from edge.storage.parts import PartFile
 from edge.transport.base import Transport
+
+LOG = logging.getLogger(__name__)
 
 
 class Downloader:
@@ -89,13 +92,24 @@ class Downloader:
         """
         self._part, self._pull, self._fault = part, Pull(part.received, self._patience_s), None
         try:
-            await self._transport.subscribe(self._topics.blob(part.sha256))
+            if not await self._listen_to(part.sha256):
+                return False
             is_here = await self._fetch(part, self._pull, on_progress)
             if is_here:
                 await self._transport.unsubscribe(self._topics.blob(part.sha256))
             return is_here
         finally:
             self._part = self._pull = None
+
+    async def _listen_to(self, sha256: str) -> bool:
+        """Subscribes to a file's chunks; where the broker forbids it nothing comes for a while."""
+        try:
+            await self._transport.subscribe(self._topics.blob(sha256))
+        except BrokerRefused as error:
+            LOG.warning("%s; allow this client's user to read there", error)
+            await heard(self._chunk_came, self._patience_s)
+            return False
+        return True
 
     async def _fetch(self, part: PartFile, pull: Pull, on_progress: Callable[[int], None]) -> bool:
         while not part.received.is_complete:

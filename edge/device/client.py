@@ -11,6 +11,7 @@ import time
 
 from edge.complaints import Complaints
 from edge.delivery.download import Downloader
+from edge.delivery.place import Place
 from edge.delivery.silence import Silence
 from edge.delivery.upload import Uploader
 from edge.device.budget import Budget
@@ -40,6 +41,7 @@ class Client:
         worker: Not entered yet.
         show: Gets every event.
         spool: Its updates without a receipt; by default those in the state folder.
+        place: Its claim to its name; None where no copy of it can come, as in memory.
     """
 
     def __init__(
@@ -52,6 +54,7 @@ class Client:
         worker: Trainer,
         show: Show,
         spool: Spool | None = None,
+        place: Place | None = None,
     ) -> None:
         wakeups, topics, memory = Wakeups(), Topics(config.fleet), state.memory
         silence = Silence(lambda: show(Event("warning", _unanswered(config, state.signer.key), {})))
@@ -65,6 +68,7 @@ class Client:
             on_chunk=downloader.receive,
             on_receipt=uploader.receive,
             on_access=lambda notice: self._enroller.take(notice),
+            on_own=place.hear if place else lambda message: None,
             warn=lambda text: show(Event("warning", text, {})),
             # A coordinator that tells no epoch may be followed back to any version, as ever.
             seen=(memory.epoch, memory.newest if memory.epoch else -1),
@@ -85,6 +89,7 @@ class Client:
         )
         self._complain = Complaints(lambda text: show(Event("warning", text, {})), time.monotonic)
         self._worker = worker
+        self._place = place
         self._courier = Courier(self._session)
         self._enroller = Enroller(self._session, self._courier.greet_again)
         self._learner = Learner(self._session, worker)
@@ -122,6 +127,11 @@ class Client:
             loops_of = self._learner, self._courier, self._enroller
             runs = (self._learner.follow, self._learner.keep, self._listen, *(one.run for one in loops_of))
             loops = [asyncio.create_task(run()) for run in runs]
+            if self._place is not None:
+                await self._place.subscribe(self._session.transport)
+                loops += [
+                    asyncio.create_task(loop) for loop in self._place.loops(self._session.transport.publish)
+                ]
             try:
                 done, _ = await asyncio.wait(loops, return_when=asyncio.FIRST_COMPLETED)
                 for loop in done:

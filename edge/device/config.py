@@ -80,13 +80,17 @@ def read_config(path: Path | None, overrides: Mapping[str, Any]) -> DeviceConfig
     return checked(DeviceConfig, settings, path, _path_faults(settings), _broker_faults)
 
 
-def mqtt_settings(config: DeviceConfig) -> MqttSettings:
+def mqtt_settings(config: DeviceConfig, key: str) -> MqttSettings:
     """Tells how to reach the broker; the client id is the device's own and stays the same.
+
+    Args:
+        config: Its settings.
+        key: Its public key: two devices of one name never throw each other out.
 
     Raises:
         ConfigError: The broker's URL is malformed.
     """
-    return config.mqtt_settings(f"{config.fleet}-device-{config.device_id}")
+    return config.mqtt_settings(f"{config.fleet}-{config.device_id}-{key[:8]}")
 
 
 def _path_faults(settings: Mapping[str, Any]) -> Iterator[str]:
@@ -101,6 +105,6 @@ def _path_faults(settings: Mapping[str, Any]) -> Iterator[str]:
 
 def _broker_faults(config: DeviceConfig) -> Iterator[str]:
     try:
-        mqtt_settings(config)
+        mqtt_settings(config, "")
     except ConfigError as error:
         yield str(error)

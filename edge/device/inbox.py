@@ -15,7 +15,15 @@ from edge.protocol.enrolment import AccessNotice
 from edge.protocol.messages import Manifest, Receipt
 from edge.protocol.rights import OLD_ROOT
 from edge.protocol.signing import NEVER, Keyring, Opened, R, Stamp, check_order, read_signed, stamp_of
-from edge.protocol.topics import AccessTopic, BlobTopic, ReceiptTopic, Topics, VersionTopic
+from edge.protocol.topics import (
+    AccessTopic,
+    BlobTopic,
+    DeviceChallengeTopic,
+    ReceiptTopic,
+    StateTopic,
+    Topics,
+    VersionTopic,
+)
 from edge.transport.base import Message
 
 OLD_MANIFEST = (
@@ -35,6 +43,7 @@ class Inbox:
         on_receipt: Gets every receipt of this device that the coordinator has signed.
         on_access: Gets what the coordinator says of this device's key.
         warn: Gets what is wrong with a message.
+        on_own: Gets what is published under this device's name: its presence, and who asks for it.
         seen: Epoch and version of the newest manifest of an earlier run.
         heard: The latest stamps of an earlier run, by kind of topic.
 
@@ -57,6 +66,7 @@ class Inbox:
         on_receipt: Callable[[Receipt], None],
         on_access: Callable[[AccessNotice], None],
         warn: Callable[[str], None],
+        on_own: Callable[[Message], None] = lambda message: None,
         seen: tuple[int, int] = (0, -1),
         heard: Mapping[str, Stamp] = MappingProxyType({}),
     ) -> None:
@@ -73,6 +83,7 @@ class Inbox:
         self._on_chunk = on_chunk
         self._on_receipt = on_receipt
         self._on_access = on_access
+        self._on_own = on_own
         self._warn = warn
         self._manifests: dict[str, Manifest] = {}
         self._is_older_told = False
@@ -88,6 +99,8 @@ class Inbox:
                     self._on_chunk(topic.sha256, topic.number, message.payload)
                 case VersionTopic() as topic if message.payload:
                     self._take_manifest(topic.tier, message)
+                case StateTopic(device_id=self._device_id) | DeviceChallengeTopic(device_id=self._device_id):
+                    self._on_own(message)
                 case ReceiptTopic(device_id=self._device_id):
                     self._on_receipt(self._open(message, Receipt, "receipt").record)
                 case AccessTopic(device_id=self._device_id):

@@ -10,6 +10,7 @@ import argparse
 import asyncio
 import signal
 import sys
+import time
 from pathlib import Path
 
 import msgspec
@@ -17,9 +18,11 @@ import msgspec
 from converters.errors import TunefleetError
 from converters.plain import plain
 from edge.backends import resolve_backend
+from edge.complaints import Complaints
 from edge.device.capability_card import device_presence
 from edge.device.client import Client
 from edge.device.config import DeviceConfig, mqtt_settings
+from edge.device.place import device_place
 from edge.device.state import DeviceState, fresh_memory
 from edge.events import Event, Show, shown
 from edge.training.requests import Loaded
@@ -39,11 +42,17 @@ async def run_client(config: DeviceConfig, show: Show) -> None:
     show(Event("backend", f"{backend.name}: {backend.why}", {"backend": backend.name, "why": backend.why}))
     with DeviceState(Path(config.state), fresh_memory(config)) as state:
         presence = device_presence(config.fleet, config.device_id, state.signer)
+        settings = mqtt_settings(config, state.signer.key)
+        warn = Complaints(lambda told: show(Event("warning", told, {})), time.monotonic)
+        place = device_place(
+            config.fleet, config.device_id, state.signer, lambda: MqttTransport(settings.aside()), warn
+        )
         client = Client(
             config,
             backend=backend.name,
             state=state,
-            transport=MqttTransport(mqtt_settings(config), presence),
+            transport=MqttTransport(settings, presence, claim=place.claim),
+            place=place,
             worker=Worker(
                 base, config.backend, config.precision, on_loaded=lambda loaded: show(_loaded(loaded))
             ),

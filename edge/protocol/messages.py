@@ -1,8 +1,8 @@
 """Every message of wire version 2, as it stands in JSON.
 
 Control messages are JSON, which `tunefleet watch` shows; tensors travel as safetensors in chunks
-(`edge.protocol.chunks`), each with its proof. All but `Challenge` go inside `Signed`, which proves whose they
-are. Unknown fields are refused: a newer wire bears another number in its topics.
+(`edge.protocol.chunks`), each with its proof. All go inside `Signed`, which proves whose they are. Unknown
+fields are refused: a newer wire bears another number in its topics.
 Field names are the wire: golden bytes in the tests hold them still.
 """
 
@@ -22,6 +22,7 @@ from edge.privacy.terms import NO_TERMS, Terms
 MAX_MESSAGE_BYTES = 64 * 1024  # of a control message: before it is looked into
 MAX_RANGES = 256
 MAX_DETAIL = 2000
+MOST_NONCES = 256  # that one answer is to
 
 Id = Annotated[str, Meta(pattern=r"^[a-z0-9]([a-z0-9-]{0,62}[a-z0-9])?\Z")]
 Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
@@ -73,19 +74,24 @@ class Presence(Record, frozen=True):
 
 
 class Challenge(Record, frozen=True):
-    """Topic `coordinator/challenge`: whoever coordinates this fleet is asked to say so."""
+    """Topics `coordinator/challenge`, `device/<id>/challenge`: whoever lives under this name is to say so.
+
+    Anybody is answered; its own key's signature tells whoever lives that a copy of it asks.
+    """
 
     nonce: Nonce
+    session: Nonce  # of the asking process, which does not answer itself
+    host: HostName
 
 
 class Answer(Record, frozen=True):
-    """Topic `coordinator/answer`, inside `Signed`: who coordinates this fleet, to one challenge."""
+    """Topics `coordinator/answer`, `device/<id>/answer`: who lives there, to all who asked a moment ago."""
 
     fleet: Id
-    nonce: Nonce  # of the challenge
+    nonces: Annotated[tuple[Nonce, ...], Meta(max_length=MOST_NONCES)]  # of the challenges
     session: Nonce  # drawn by each process anew: two that run from copies of one state folder share their key
     epoch: Count
-    version: Count
+    version: Count  # the coordinator's current one; 0 of a device
     since: Annotated[float, Meta(ge=0, le=1e11)]  # Unix time
     host: HostName
 

@@ -17,6 +17,8 @@ from edge.protocol.topics import (
     ChallengeTopic,
     ChunkTopic,
     CoordinatorTopic,
+    DeviceAnswerTopic,
+    DeviceChallengeTopic,
     EnrolTopic,
     HeaderTopic,
     HelloTopic,
@@ -56,7 +58,9 @@ RIGHTS: dict[type[Topic], Right] = {
     VersionTopic: Right(_COORDINATOR, _BOTH),
     BlobTopic: Right(_COORDINATOR, _DEVICE),
     HelloTopic: Right(_BOTH, _COORDINATOR),  # the coordinator takes what is retained of a forgotten device
-    StateTopic: Right(_BOTH, _COORDINATOR),
+    StateTopic: Right(_BOTH, _BOTH),  # a device looks for copies of itself
+    DeviceChallengeTopic: Right(_DEVICE, _DEVICE),
+    DeviceAnswerTopic: Right(_DEVICE, _DEVICE),
     EnrolTopic: Right(_DEVICE, _COORDINATOR),
     AccessTopic: Right(_COORDINATOR, _DEVICE),
     WantTopic: Right(_DEVICE, _COORDINATOR),

@@ -82,6 +82,14 @@ class TelemetryTopic(DeviceTopic, frozen=True):
     """Progress of the task under way."""
 
 
+class DeviceChallengeTopic(DeviceTopic, frozen=True):
+    """Somebody asks who lives under a device's name."""
+
+
+class DeviceAnswerTopic(DeviceTopic, frozen=True):
+    """Who lives there."""
+
+
 class HeaderTopic(DeviceTopic, frozen=True):
     """An update's header, before its chunks."""
 
@@ -108,6 +116,8 @@ FORMS: dict[type[Topic], str] = {  # below ROOT and the fleet's name
     WantTopic: "device/{device_id}/want",
     ReceiptTopic: "device/{device_id}/receipt",
     TelemetryTopic: "device/{device_id}/telemetry",
+    DeviceChallengeTopic: "device/{device_id}/challenge",
+    DeviceAnswerTopic: "device/{device_id}/answer",
     HeaderTopic: "device/{device_id}/up/{update}/header",  # before all chunks
     ChunkTopic: "device/{device_id}/up/{update}/{number}",
 }

@@ -7,13 +7,14 @@ comes from a file or from the environment, and URLs are told without it.
 import math
 import os
 import re
+import secrets
 import ssl
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from converters.files.content import is_file, read_content
 from converters.files.text import decode_text
@@ -115,6 +116,10 @@ class MqttSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     def place(self) -> str:
         """Tells host and port, for messages; never the password."""
         return f"{self.host}:{self.port}"
+
+    def aside(self) -> "MqttSettings":
+        """Returns settings for a connection beside the client's own, of which the broker keeps nothing."""
+        return structs.replace(self, client_id=f"{self.client_id}-{secrets.token_hex(4)}", session_expiry_s=0)
 
     def tls_context(self) -> ssl.SSLContext | None:
         """Builds what the broker's certificate is checked with; None without TLS.

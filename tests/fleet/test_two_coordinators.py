@@ -48,12 +48,18 @@ def test_the_second_is_told_who_is_there_and_the_first_goes_on(programs, protoco
         assert ("from a copy of this state folder" in line) == (name == "copied")
         assert str(programs.folder) not in line
         assert len(line.encode()) <= 300
+    assert "a copy of this state folder on " in programs.log("first")  # and who it was that asked
     programs.join("lamp")
     programs.until_logged("first", "version 1: ")
     assert "lost" not in programs.log("first")
 
 
-def test_of_two_that_start_at_once_one_is_left(programs, protocol):
+def test_of_two_copies_that_start_at_once_one_is_left(programs, protocol):
+    founding = serve(programs, "one", *protocol)
+    programs.until_logged("one", "coordinator key")
+    founding.send_signal(signal.SIGTERM)
+    founding.wait(timeout=60)
+    copy(programs, "one", "two")
     both = [serve(programs, name, *protocol) for name in ("one", "two")]
     deadline = time.monotonic() + 60
     while sum(process.poll() is None for process in both) == 2:
@@ -62,10 +68,20 @@ def test_of_two_that_start_at_once_one_is_left(programs, protocol):
     time.sleep(3)  # a fight would go on
     ended = [name for name, process in zip(("one", "two"), both, strict=True) if process.poll() == 1]
     assert len(ended) == 1
-    (left,) = {"one", "two"} - set(ended)
     line = error_of(programs, ended[0])
-    assert "served already by the coordinator" in line or "lost its place to the coordinator" in line
-    assert key_of(programs, left) in line
+    assert "served already by the coordinator" in line or "lost its place to " in line
+
+
+def test_of_two_new_fleets_of_one_name_that_are_founded_at_once_both_are_told_at_least(programs, protocol):
+    both = [serve(programs, name, *protocol) for name in ("one", "two")]
+    deadline = time.monotonic() + 60
+    told = ("says that it is here under this name", "answers under this name", "is served already by")
+    while not all(any(text in programs.log(name) for text in told) for name in ("one", "two")):
+        assert time.monotonic() < deadline, programs.log("one") + programs.log("two")
+        time.sleep(0.1)
+    time.sleep(3)  # a fight would go on
+    assert any(process.poll() is None for process in both)
+    assert all("the connection is lost" not in programs.log(name) for name in ("one", "two"))
 
 
 def test_one_that_was_out_of_touch_and_replaced_says_so_and_ends(programs, protocol):

@@ -1,13 +1,14 @@
 """Which version to train on next: the current one, in the largest tier that fits, as often as it may be."""
 
 import asyncio
+import contextlib
 
 from edge.delivery.window import heard
 from edge.device.budget import Budget
 from edge.device.learning.proof import Proof
 from edge.device.session import Session
 from edge.device.task import Task
-from edge.errors import ConfigError
+from edge.errors import BrokerRefused, ConfigError
 from edge.protocol.messages import Manifest
 
 SETTLE_S = 0.2  # the tiers of a version are announced one after the other
@@ -94,4 +95,5 @@ class Offers:
         """Waits until offers may have changed; asks for the retained manifests again when nothing comes."""
         session = self._session
         if not await heard(session.wakeups.offers_changed, 6 * session.config.patience_s):
-            await session.transport.subscribe(session.topics.version("+"))
+            with contextlib.suppress(BrokerRefused):  # it allowed it at the start: what came is here
+                await session.transport.subscribe(session.topics.version("+"))

@@ -57,10 +57,19 @@ UP = TOPICS.up("lamp", UPDATE, "header")
 HELLO_TOPIC = TOPICS.device("lamp", "hello")
 CASES = [
     (TOPICS.coordinator, Presence(online=True), "*coordinator is online"),
-    (TOPICS.challenge, encode_message(Challenge(nonce=UPDATE)), "*somebody asks who coordinates this fleet"),
+    (
+        TOPICS.challenge,
+        Challenge(nonce=UPDATE, session=UPDATE, host=""),
+        "*somebody asks who coordinates this fleet",
+    ),
+    (
+        TOPICS.device("lamp", "challenge"),
+        Challenge(nonce=UPDATE, session=UPDATE, host=""),
+        "lamp asks whether a copy of it is there",
+    ),
     (
         TOPICS.answer,
-        Answer(fleet="home", nonce=UPDATE, session=UPDATE, epoch=1, version=3, since=1.0, host="attic"),
+        Answer(fleet="home", nonces=(UPDATE,), session=UPDATE, epoch=1, version=3, since=1.0, host="attic"),
         "*coordinator answers from host attic: at version 3",
     ),
     (TOPICS.device("lamp", "state"), Presence(online=False), "lamp is offline"),

@@ -6,6 +6,7 @@ import pytest
 
 from edge.delivery.download import Downloader
 from edge.delivery.upload import Uploader
+from edge.errors import BrokerRefused
 from edge.protocol.chunks import chunk_numbers, split_chunks
 from edge.protocol.merkle import Tree
 from edge.protocol.messages import Receipt, Want
@@ -134,6 +135,23 @@ def test_chunks_of_no_blob_do_no_harm(tmp_path):
     assert is_here
     part.finish(tmp_path / "blob")
     assert (tmp_path / "blob").read_bytes() == BLOB
+
+
+class Forbidding(MemoryTransport):
+    """A transport whose broker's rights do not reach to what is to be read."""
+
+    async def subscribe(self, topic_filter):
+        raise BrokerRefused(f"refused: {topic_filter}")
+
+
+def test_a_download_that_may_not_be_listened_to_stops_coming_and_ends_nothing(tmp_path):
+    async def way():
+        async with Forbidding(MemoryBroker(), "lamp") as transport:
+            download = Downloader(transport, TOPICS, "lamp", SIGNER, patience_s=0.05)
+            part = PartFile(tmp_path / "part", len(BLOB), 1024, SHA256, TREE.root)
+            return await download.fetch(part, lambda _: None)
+
+    assert not asyncio.run(way())
 
 
 @pytest.fixture

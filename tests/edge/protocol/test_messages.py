@@ -110,20 +110,20 @@ GOLDEN = [
         b'"missing":[]}',
     ),
     (
-        Challenge(nonce=UPDATE),
-        b'{"nonce":"' + UPDATE.encode() + b'"}',
+        Challenge(nonce=UPDATE, session="ef" * 16, host="pi-4.local"),
+        b'{"nonce":"' + UPDATE.encode() + b'","session":"' + b"ef" * 16 + b'","host":"pi-4.local"}',
     ),
     (
         Answer(
             fleet="home",
-            nonce=UPDATE,
+            nonces=(UPDATE,),
             session="ef" * 16,
             epoch=1760000000000,
             version=57,
             since=1760000000.5,
             host="pi-4.local",
         ),
-        b'{"fleet":"home","nonce":"' + UPDATE.encode() + b'","session":"' + b"ef" * 16 + b'",'
+        b'{"fleet":"home","nonces":["' + UPDATE.encode() + b'"],"session":"' + b"ef" * 16 + b'",'
         b'"epoch":1760000000000,"version":57,"since":1760000000.5,"host":"pi-4.local"}',
     ),
     (
