@@ -2,9 +2,9 @@
 
 Who may speak for a device is the register's to say (`coordinator.intake.register`); a key that it lets speak
 is pinned at the first message that it signs. Whom it lets speak no longer is neither online nor waited for.
-Presence and progress come often and are worth little, so they are kept in memory and written down together,
-at `flush`. Nobody is online until this session has heard so: the broker has the presence of those who are,
-and may be another than before.
+Presence, progress and newcomers come often, so they are kept in memory and written down together, at `flush`.
+Nobody is online until this session has heard so: the broker has the presence of those who are, and may be
+another than before.
 """
 
 import time
@@ -61,6 +61,8 @@ class Roster:
         self._newcomers = Newcomers(limits, timer, known, delivered)
         self._devices = {device.device: device._replace(online=False) for device in known}
         self._changed = {device.device for device in known if device.online}
+        self._new: set[str] = set()  # not written down yet, as below
+        self._gone: set[str] = set()
         # Of newcomers that have not said who they are, by id and key: nobody takes another's place.
         self._early: dict[tuple[str, str], Opened[Presence]] = {}
         self._hearing = Hearing(known, clock(), timer)
@@ -74,6 +76,7 @@ class Roster:
         """
         before = {name: device.key for name, device in self._devices.items() if name not in self._barred}
         self.register.reload()
+        self._write_newcomers()
         keys = {device.device: device.key for device in self._journal.devices()}
         self._devices = {
             name: device if device.key == keys[name] else device._replace(key=keys[name], stamps={})
@@ -150,6 +153,7 @@ class Roster:
         known = self._devices.get(device_id)
         if known is not None:
             if known.key != key:  # the settings' list names another now
+                self._write_newcomers()
                 self._journal.access.pin(device_id, key)
                 self._devices[device_id] = known._replace(key=key, stamps={})
                 self._newcomers.recount(self._devices.values())
@@ -158,12 +162,13 @@ class Roster:
         is_named = self.register.names(device_id)  # by the owner, who needs no quota
         idle = None if is_named else self._newcomers.admit(key, self._devices, is_here=at is not None)
         if idle:
-            self._journal.strike([idle.device])
+            self._gone.add(idle.device)
+            self._new.discard(idle.device)
             self._changed.discard(idle.device)
             del self._devices[idle.device]
-        device = Device(device_id, key, at or NEVER, at or NEVER)
-        self._journal.enrol(device)
-        self._devices[device_id] = device
+        self._devices[device_id] = Device(device_id, key, at or NEVER, at or NEVER)
+        # Written down at the next `flush`: many come at a time, and each write waits for the disk.
+        self._new.add(device_id)
         if early := self._early.pop((device_id, key), None):
             self.mark(device_id, "state", early.stamp)
             self.observe(device_id, early, at)
@@ -274,16 +279,32 @@ class Roster:
             for version in device.held
         }
 
+    def settle(self, device_id: str) -> None:
+        """Writes a newcomer down now: what it sends is on the disk, and is to be its own after a kill.
+
+        Raises:
+            DiskRefused: It is still to be written.
+        """
+        if device_id in self._new:
+            self._write_newcomers()
+
     def flush(self) -> None:
         """Writes down what changed.
 
         Raises:
             DiskRefused: It is still to be written.
         """
+        self._write_newcomers()
         if not self._changed:
             return
         self._journal.save(self._devices[device_id] for device_id in self._changed)
         self._changed.clear()
+
+    def _write_newcomers(self) -> None:
+        if self._new or self._gone:
+            self._journal.exchange(self._gone - self._new, [self._devices[name] for name in self._new])
+            self._new.clear()
+            self._gone.clear()
 
     def _change(self, device_id: str, at: float | None, **changes: Any) -> None:
         if device_id in self._devices:

@@ -178,6 +178,8 @@ class Intake:
         if crowded:
             busy = Receipt(update=header.update, header=opened.digest, status="busy", detail=crowded)
             self._receipts.put(header.device_id, busy)
+        elif not _is_held(desk.uploads, header):
+            desk.roster.settle(header.device_id)
 
     def _go_on(self, upload: Upload) -> None:
         if upload.is_whole:

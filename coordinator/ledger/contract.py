@@ -149,8 +149,8 @@ class Devices(Protocol):
         """Returns all devices, by name."""
         ...
 
-    def strike(self, devices: Iterable[str]) -> None:
-        """Forgets devices and their keys; their updates stay."""
+    def exchange(self, gone: Iterable[str], new: Iterable[Device]) -> None:
+        """Forgets devices and their keys, whose updates stay, and writes new ones down, in one step."""
 
     def save(self, devices: Iterable[Device]) -> None:
         """Writes down what changed of devices; their keys never do."""

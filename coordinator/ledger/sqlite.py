@@ -224,9 +224,11 @@ class SqliteJournal:
         query = f"SELECT {', '.join(Device._fields)} FROM devices ORDER BY device"  # noqa: S608
         return self._records(read_device, query)
 
-    def strike(self, devices: Iterable[str]) -> None:
+    def exchange(self, gone: Iterable[str], new: Iterable[Device]) -> None:
         with self._change() as db:
-            db.executemany("DELETE FROM devices WHERE device = ?", [(device,) for device in devices])
+            db.executemany("DELETE FROM devices WHERE device = ?", [(device,) for device in gone])
+            rows = [packed(device) for device in new]
+            db.executemany(_insert("devices", Device._fields, "OR REPLACE"), rows)
 
     def save(self, devices: Iterable[Device]) -> None:
         names = [name for name in Device._fields if name not in ("device", "key", "first_seen")]

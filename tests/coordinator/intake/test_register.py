@@ -33,6 +33,7 @@ class House:
         """How it ends when `key` speaks for a device."""
         try:
             self.roster.enrol(device, key, NOW)
+            self.roster.flush()
         except Rejected as rejected:
             return rejected.reason
         return "in"

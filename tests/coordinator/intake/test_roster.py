@@ -17,6 +17,8 @@ class Door:
         self.open()
 
     def open(self, listed=()):
+        if hasattr(self, "roster"):
+            self.roster.flush()
         delivered = self.journal.delivered()
         self.roster = Roster(
             self.journal, dict(listed), is_open=True, limits=self.limits, delivered=delivered,
@@ -32,6 +34,7 @@ class Door:
         return ""
 
     def names(self):
+        self.roster.flush()
         return [device.device for device in self.journal.devices()]
 
 
@@ -100,3 +103,24 @@ def test_the_journal_knows_how_many_rejections_it_only_counts():
     door.roster.count_unlisted("stranger")
     door.roster.flush()
     assert [device.num_unlisted for device in door.journal.devices()] == [3]
+
+
+def test_a_newcomer_is_written_down_with_others_and_is_known_before():
+    door = Door()
+    for name in "abc":
+        assert not door.come(name)
+    assert door.journal.devices() == []
+    assert door.roster.key("a") == "key of a"
+    assert "has key" in door.come("a", key="another")
+    assert door.names() == ["a", "b", "c"]
+    door.roster.refresh()  # reads the journal again
+    assert door.roster.key("c") == "key of c"
+
+
+def test_who_comes_and_loses_its_place_before_it_is_written_down_leaves_nothing():
+    door = Door(max_devices=1)
+    for at, name in enumerate("abc"):
+        assert not door.come(name, at=float(at))
+    assert door.names() == ["c"]
+    assert not door.come("a", at=5.0)
+    assert door.names() == ["a"]

@@ -200,6 +200,6 @@ def test_who_delivered_is_remembered_and_who_is_struck_is_forgotten(journal, hea
     assert journal.delivered() == {"x"}
     for name in "xyz":
         journal.enrol(Device(name, "ab", 1.0, 1.0))
-    journal.strike(["x", "z", "nobody"])
-    assert [device.device for device in journal.devices()] == ["y"]
+    journal.exchange(["x", "z", "nobody"], [Device("v", "cd", 3.0, 3.0)])
+    assert [device.device for device in journal.devices()] == ["v", "y"]
     assert journal.delivered() == {"x"}
