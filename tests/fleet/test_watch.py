@@ -106,7 +106,7 @@ def test_watch_tells_a_fleets_story_and_takes_no_part_in_it(watched):
         r" \*coordinator offers version 0: rank 8, 16.9 KB; 3 steps at 0.001",
         r" lamp         asks for version 0: chunks 0-16 of 17",
         r" \*coordinator sent all of version 0: 17 chunks, 19.5 KB",
-        r" lamp         update [0-9a-f]{8} on version 0: 9.0 KB, sealed, f16",
+        r" lamp         update [0-9a-f]{8} on version 0: 8.9 KB, sealed, f16",
         r" \*coordinator accepted update [0-9a-f]{8} of lamp",
         r" \*coordinator offers version 2, from 1: ",
         r" lamp         is offline",
