@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
 from edge.device.wakeups import Wakeups
-from edge.errors import ProtocolError, Repeated
+from edge.errors import ProtocolError, Repeated, Unproven
 from edge.protocol.enrolment import AccessNotice
 from edge.protocol.messages import Manifest, Receipt
 from edge.protocol.rights import OLD_ROOT
@@ -26,9 +26,7 @@ from edge.protocol.topics import (
 )
 from edge.transport.base import Message
 
-OLD_MANIFEST = (
-    b'{"body":{'  # how every signed message of wire version 1 begins; the notice for its devices does not
-)
+OLD_MANIFEST = b'{"body":{'  # what is signed begins so in wire version 1; the notice for its devices does not
 
 
 class Inbox:
@@ -143,6 +141,8 @@ class Inbox:
         signed = read_signed(message.payload)
         if self.coordinator_key is not None:
             self._check_signer(signed.key)
+        elif kind is not Manifest:
+            raise Unproven(f"{kind.__name__} came before any manifest: nobody knows yet who coordinates")
         stamp = stamp_of(signed)
         check_order(stamp, self.heard.get(slot, NEVER), kind.__name__, again=again)
         opened = self._keyring.open(message.topic, signed, kind)

@@ -3,7 +3,7 @@
 from coordinator.older_wire import NOTICE
 from edge.device.inbox import Inbox
 from edge.device.wakeups import Wakeups
-from edge.protocol.messages import Recipe
+from edge.protocol.messages import Receipt, Recipe
 from edge.protocol.signing import Signer, new_key, public_key
 from edge.protocol.tiers import tier_rank
 from edge.protocol.topics import Topics
@@ -15,7 +15,7 @@ TOPICS = Topics("home")
 class Ears:
     """An inbox, and whom it listens to."""
 
-    def __init__(self, make_manifest, seen=(0, -1)):
+    def __init__(self, make_manifest, seen=(0, -1), key="known"):
         self.key = new_key()
         self.signers = {}
         self.warnings = []
@@ -23,7 +23,7 @@ class Ears:
         self.inbox = Inbox(
             "home",
             "lamp",
-            public_key(self.key),
+            public_key(self.key) if key else None,
             wakeups=self.wakeups,
             on_chunk=lambda *_: None,
             on_receipt=lambda _: None,
@@ -101,6 +101,16 @@ def test_nothing_is_taken_twice_or_late_and_nothing_unsigned_takes_a_tier_away(m
     assert (ears.chosen(), ears.warnings) == ((1, 3, "r4"), [])
     ears.inbox.receive(Message(topic, first))
     assert "Manifest 1 of its epoch came after 2" in ears.warnings[0]
+
+
+def test_only_a_manifest_tells_who_coordinates(make_manifest):
+    ears = Ears(make_manifest, key=None)
+    topic, signer = TOPICS.device("lamp", "receipt"), Signer(new_key(), 2**50)
+    receipt = Receipt(update="0" * 32, header="0" * 64, status="accepted")
+    ears.inbox.receive(Message(topic, signer.seal(topic, receipt)))
+    assert ears.inbox.coordinator_key is None
+    ears.hear(1, 3)
+    assert ears.inbox.coordinator_key == public_key(ears.key)
 
 
 def test_a_fleet_of_the_first_wire_is_told_of_in_one_line(make_manifest):
