@@ -7,6 +7,7 @@ from typing import BinaryIO
 
 from edge.delivery.silence import Silence
 from edge.delivery.window import Sending, heard, send_all
+from edge.errors import MissingObject
 from edge.protocol.merkle import Tree
 from edge.protocol.messages import Receipt
 from edge.protocol.patience import Patience
@@ -70,10 +71,13 @@ class Uploader:
 
         Raises:
             DiskRefused: The update cannot be read now.
+            MissingObject: It is not what was spooled: the disk has damaged it, and it would never arrive.
         """
         header = entry.header
-        with room_for("to be read", entry.folder):
+        with room_for("reading", entry.folder):
             tree = await asyncio.to_thread(read_tree, entry.payload, header.size_bytes, header.chunk_bytes)
+        if tree.root != header.root:
+            raise MissingObject(f"{entry.payload}: is damaged on this disk")
         self._entry, self._push = entry, Push(tree.num_chunks, self._patience)
         try:
             with room_for("reading", entry.folder):

@@ -8,7 +8,7 @@ import msgspec
 from edge.device.capability_card import capability_card
 from edge.device.disk_wait import until_the_disk_takes
 from edge.device.session import Session
-from edge.errors import DiskRefused, Rejected
+from edge.errors import DiskRefused, MissingObject, Rejected
 from edge.protocol.messages import Hello, Receipt
 from edge.protocol.signing import NEVER
 from edge.storage.spool import Entry
@@ -56,9 +56,13 @@ class Courier:
         entry = self._next()
         if entry is None:
             await session.wakeups.something_to_send.wait()
-        else:
+            return
+        try:
             self._settle(entry, await session.uploader.send(entry))
-            session.wakeups.offers_changed.set()
+        except MissingObject as error:
+            session.spool.drop(entry)
+            session.warn(f"{error}; update {entry.header.update[:8]} is given up")
+        session.wakeups.offers_changed.set()
 
     def _next(self) -> Entry | None:
         """Returns the oldest update whose task is closed: before that, a kill could start the task again."""

@@ -6,7 +6,7 @@ import pytest
 
 from edge.delivery.download import Downloader
 from edge.delivery.upload import Uploader
-from edge.errors import BrokerRefused
+from edge.errors import BrokerRefused, MissingObject
 from edge.protocol.chunks import chunk_numbers, split_chunks
 from edge.protocol.merkle import Tree
 from edge.protocol.messages import Receipt, Want
@@ -193,6 +193,15 @@ def test_an_upload_sends_the_header_then_every_chunk_once(entry):
     assert verdict.status == "accepted"
     assert parts[0] == "header"
     assert sorted(map(int, parts[1:])) == list(range(50))
+
+
+def test_an_update_that_the_disk_has_damaged_is_not_sent(entry):
+    """No chunk of it would be taken: it would be sent for ever."""
+    damaged = bytearray(BLOB)
+    damaged[7] ^= 1
+    entry.payload.write_bytes(damaged)
+    with pytest.raises(MissingObject, match=r"payload.bin: is damaged on this disk"):
+        send(entry, lambda parts: receipt(entry, "accepted"))
 
 
 def test_an_upload_that_hears_nothing_sends_its_header_again(entry):
