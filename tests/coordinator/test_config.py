@@ -215,5 +215,5 @@ def test_limits_are_changed_one_by_one_and_shown_with_the_others(tmp_path, given
     (tmp_path / "c.toml").write_text(config_text(config))
     assert tomllib.loads(config_text(config))["limits"]["max_waiting"] == 7
     assert read_config(tmp_path / "c.toml", {}) == config
-    with pytest.raises(ConfigError, match="limits is .*Expected `int` >= 1"):
+    with pytest.raises(ConfigError, match=r"limits is .*Expected `int` >= 1"):
         read_config(None, given | {"limits": {"max_waiting": 0}})
