@@ -38,8 +38,8 @@ class Limits(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
         want_mib_per_s: Of versions, that are published because a device asks.
         want_burst_mib: That a device may ask for at once, or four times the largest file where that is more.
         max_norm_ratio: An update's norm, as a multiple of the fleet's median.
-        max_weight_ratio: A device's weight in one merge of three devices or more, as a multiple of their
-            median.
+        max_weight_ratio: A device's weight in one merge, as a multiple of the median device's; of two devices
+            the median is the smaller one.
         max_steps_per_s: That a device can have taken where the recipe bounds seconds.
     """
 

@@ -1,10 +1,13 @@
 import math
 import tomllib
+from pathlib import Path
 
+import msgspec
 import pytest
 import tomli_w
 
 from coordinator.config import config_text, read_config
+from coordinator.limits import Limits
 from edge.errors import ConfigError
 
 
@@ -197,3 +200,20 @@ def test_terms_that_cannot_be_kept_are_told_in_one_line(given, privacy, fault):
         read_config(None, given | {"privacy": privacy})
     assert fault in caught.value.whole
     assert "\n" not in str(caught.value)
+
+
+def test_every_limit_stands_in_the_documents_with_its_default():
+    page = (Path(__file__).parents[2] / "docs/operations.md").read_text()
+    rows = [line.split(" | ") for line in page.splitlines() if line.startswith("| `")]
+    told = {name.strip("| `"): default for name, default, *_ in rows}
+    assert told == {name: str(value) for name, value in msgspec.structs.asdict(Limits()).items()}
+
+
+def test_limits_are_changed_one_by_one_and_shown_with_the_others(tmp_path, given):
+    config = read_config(None, given | {"limits": {"max_waiting": 7}})
+    assert (config.limits.max_waiting, config.limits.max_devices) == (7, 10_000)
+    (tmp_path / "c.toml").write_text(config_text(config))
+    assert tomllib.loads(config_text(config))["limits"]["max_waiting"] == 7
+    assert read_config(tmp_path / "c.toml", {}) == config
+    with pytest.raises(ConfigError, match=r"limits is .*Expected `int` >= 1"):
+        read_config(None, given | {"limits": {"max_waiting": 0}})
