@@ -61,7 +61,7 @@ def targets() -> Iterator[Target]:
 
 
 def _sealed_targets() -> Iterator[Target]:
-    """Lists what opens envelopes and sealed updates; their contents are signed and sealed as they should be."""
+    """Lists what opens envelopes and sealed updates, whose contents are signed and sealed as is due."""
     key, topic = bytes(range(32)), f"{ROOT}/home/device/lamp/hello"
     envelope = Signer(key, 7).seal(topic, sample(messages.Hello))
 
