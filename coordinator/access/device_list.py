@@ -10,6 +10,8 @@ from pathlib import Path
 
 import msgspec
 
+from converters.files.content import reading
+from converters.files.text import decode_text
 from edge.errors import ConfigError
 from edge.protocol.messages import Id, Sha256
 
@@ -22,14 +24,15 @@ def read_device_list(path: Path) -> dict[str, str]:
     Raises:
         ConfigError: It cannot be read, or naming every line at fault.
     """
-    try:
-        if path.stat().st_size > MAX_BYTES:
-            raise ConfigError(f"{path}: is {path.stat().st_size} bytes, expected at most {MAX_BYTES}")
-        lines = path.read_text("utf-8").splitlines()
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: is not UTF-8 text; expected lines of a device's id and key") from error
+    with reading(path, lambda why: ConfigError(f"{path}: {why}")):
+        size = path.stat().st_size
+        if size > MAX_BYTES:
+            raise ConfigError(f"{path}: is {size} bytes, expected at most {MAX_BYTES}")
+        content = path.read_bytes()
+    text = decode_text(
+        content, lambda why: ConfigError(f"{path}: {why}; expected lines of a device's id and key")
+    )
+    lines = text.splitlines()
     found: dict[str, str] = {}
     faults = []
     for number, line in enumerate(lines, start=1):

@@ -11,7 +11,10 @@ from typing import Any
 
 import msgspec
 
+from converters.files.text import decode_record
+from converters.plain import plain
 from coordinator.ledger.records import Access, Spent
+from coordinator.ledger.rows import read_record
 from edge.errors import StateError
 
 ACCESS_TABLES = """
@@ -160,7 +163,12 @@ _OF_A_DEVICE = ("access", "devices")
 
 def _access(row: Sequence[Any]) -> Access:
     found = Access(*row)
-    return found._replace(earlier=tuple(msgspec.json.decode(str(found.earlier), type=list[str])))
+
+    def told(why: str) -> StateError:
+        return StateError(f"is damaged: the earlier keys of {plain(found.device, 40)}: {why}")
+
+    earlier = decode_record(str(found.earlier), list[str], told)
+    return read_record(Access, found._replace(earlier=tuple(earlier)))
 
 
 def _found(db: Any, device: str) -> Access | None:

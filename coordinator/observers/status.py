@@ -5,11 +5,13 @@ from collections.abc import Sequence
 import msgspec
 from msgspec import Struct
 
+from converters.files.text import decode_record
 from coordinator.events.pace import KEY, FleetPace
 from coordinator.events.records import FleetEvent, PaceChanged, Stopped
 from coordinator.ledger.contract import EVERYTHING, Facts, Journal
 from coordinator.ledger.records import Device, Tally
 from coordinator.ledger.versions import VersionStore
+from edge.errors import StateError
 from edge.protocol.messages import Telemetry
 
 
@@ -111,7 +113,9 @@ class StatusNotes:
 def read_pace(journal: Facts) -> FleetPace | None:
     """Returns what the coordinator of a state folder waits for; None where none runs, by its journal."""
     noted = journal.meta(KEY)
-    return msgspec.json.decode(noted, type=FleetPace) if noted else None
+    if not noted:
+        return None
+    return decode_record(noted, FleetPace, lambda why: StateError(f"the journal's pace is damaged: {why}"))
 
 
 def jain_index(shares: Sequence[float]) -> float | None:

@@ -6,7 +6,6 @@ and a kill loses nothing.
 """
 
 import asyncio
-import contextlib
 import socket
 import ssl
 from collections.abc import Callable
@@ -293,9 +292,13 @@ class Link:
 
     def _received(self, client: Client, userdata: object, message: MQTTMessage) -> None:
         self._num_events += 1
-        with contextlib.suppress(UnicodeDecodeError):  # a topic that is no UTF-8 is none of ours
-            received = Message(message.topic, bytes(message.payload), message.retain)
-            self._on_message(Incoming(received, self, message.mid, message.qos))
+        try:
+            topic = message.topic
+        except UnicodeDecodeError:  # none of ours; kept unacknowledged it would hold a place in the window
+            client.ack(message.mid, message.qos)
+            return
+        received = Message(topic, bytes(message.payload), message.retain)
+        self._on_message(Incoming(received, self, message.mid, message.qos))
 
     def _published(
         self, client: Client, userdata: object, packet_id: int, reason: ReasonCode, properties: object

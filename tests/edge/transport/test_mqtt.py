@@ -307,6 +307,34 @@ def test_the_window_holds_over_a_reconnection():
     asyncio.run(scenario())
 
 
+def test_a_topic_that_is_no_utf8_takes_no_place_in_the_window():
+    """No broker may pass one on, and one that does would have its whole window filled by them."""
+
+    async def scenario():
+        acknowledged, left = asyncio.Event(), asyncio.Event()
+
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await _packet(reader)
+            writer.write(bytes([0x20, 2, 0, 0]))  # CONNACK of 3.1.1: accepted
+            writer.write(bytes([0x32, 7, 0, 2, 0xC3, 0x28, 0, 9]) + b"x")  # QoS 1, packet 9
+            if await reader.readexactly(4) == bytes([0x40, 2, 0, 9]):
+                acknowledged.set()
+            while await _packet(reader):
+                continue
+            writer.close()
+            await writer.wait_closed()
+            left.set()
+
+        async with await asyncio.start_server(serve, "127.0.0.1", 0) as server, asyncio.timeout(10):
+            port = server.sockets[0].getsockname()[1]
+            settings = MqttSettings.from_url(f"mqtt://127.0.0.1:{port}", "d1", protocol="3.1.1")
+            async with MqttTransport(settings):
+                await acknowledged.wait()
+            await left.wait()
+
+    asyncio.run(scenario())
+
+
 def test_a_connection_that_ends_with_its_answer_is_a_clear_error():
     """Once taken for alive, with no socket under it, every subscription spun for ever."""
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from benchmarks.faults.fuzz.decoders import adapters, bases, datasets, folders, paths, settings, wire
+from benchmarks.faults.fuzz.decoders import access, adapters, bases, datasets, folders, paths, settings, wire
 from benchmarks.faults.fuzz.target import Target
 
 
@@ -16,5 +16,6 @@ def every_target(root: Path) -> list[Target]:
         *folders.targets(root),
         folders.part_target(root),
         *settings.targets(root),
+        *access.targets(root),
         *paths.targets(root),
     ]

@@ -21,6 +21,8 @@ from edge.protocol import enrolment, messages
 from edge.protocol.codec import decode_adapter, encode_adapter
 from edge.protocol.merkle import Tree, proven_chunk
 from edge.protocol.messages import Record, decode_message, encode_message
+from edge.protocol.sealing import Context, open_update, seal_update, sealing_public_key
+from edge.protocol.signing import Keyring, Signer, read_signed
 from edge.protocol.topics import FORMS, ROOT, parse_topic
 from edge.transport.base import Message
 
@@ -49,12 +51,28 @@ def targets() -> Iterator[Target]:
     names = [_topic(form) for form in FORMS.values()]
     yield Target("wire/topic", "bytes", [name.encode() for name in names], _parse, 100)
     yield Target("wire/watched", "json", list(samples.values()), _Watched(names), 60)
+    yield from _sealed_targets()
     tree = Tree([bytes([number]) * 100 for number in range(7)])
     chunk = tree.proof(3) + bytes([3]) * 100
     yield Target("wire/chunk", "bytes", [chunk], lambda message: proven_chunk(message, 3, 7, tree.root), 60)
     like = _adapter()
     payloads = [encode_adapter(like, encoding) for encoding in ENCODINGS]
     yield Target("wire/payload", "tensors", payloads, lambda payload: decode_adapter(payload, like=like), 60)
+
+
+def _sealed_targets() -> Iterator[Target]:
+    """Lists what opens envelopes and sealed updates, whose contents are signed and sealed as is due."""
+    key, topic = bytes(range(32)), f"{ROOT}/home/device/lamp/hello"
+    envelope = Signer(key, 7).seal(topic, sample(messages.Hello))
+
+    def open_envelope(payload: bytes) -> None:
+        Keyring().open(topic, read_signed(payload), messages.Hello)
+
+    yield Target("wire/envelope", "json", [envelope], open_envelope, 20)
+    context = Context("home", "lamp", 1, 0, "a" * 64)
+    facts = messages.Facts(num_examples=1, num_tokens=2, num_steps=3, seconds=1.0)
+    update = seal_update(facts, bytes(100), sealing_public_key(key), context)
+    yield Target("wire/sealed", "bytes", [update], lambda payload: open_update(payload, key, context), 10)
 
 
 def sample(kind: type[msgspec.Struct], *, is_full: bool = False) -> Any:
