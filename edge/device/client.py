@@ -128,12 +128,11 @@ class Client:
             loops_of = self._learner, self._courier, self._enroller
             runs = (self._learner.follow, self._learner.keep, self._listen, *(one.run for one in loops_of))
             loops = [asyncio.create_task(run()) for run in runs]
-            if self._place is not None:
-                await self._place.subscribe(self._session.transport)
-                loops += [
-                    asyncio.create_task(loop) for loop in self._place.loops(self._session.transport.publish)
-                ]
             try:
+                if self._place is not None:
+                    transport = self._session.transport
+                    await self._place.subscribe(transport)
+                    loops += [asyncio.create_task(loop) for loop in self._place.loops(transport.publish)]
                 done, _ = await asyncio.wait(loops, return_when=asyncio.FIRST_COMPLETED)
                 for loop in done:
                     loop.result()
