@@ -57,6 +57,7 @@ class Client:
         place: Place | None = None,
     ) -> None:
         wakeups, topics, memory = Wakeups(), Topics(config.fleet), state.memory
+        self._complain = Complaints(lambda text: show(Event("warning", text, {})), time.monotonic)
         silence = Silence(lambda: show(Event("warning", _unanswered(config, state.signer.key), {})))
         downloader = Downloader(transport, topics, config.device_id, state.signer, config.patience_s, silence)
         uploader = Uploader(transport, topics, state.signer, config.patience_s, silence)
@@ -69,7 +70,7 @@ class Client:
             on_receipt=uploader.receive,
             on_access=lambda notice: self._enroller.take(notice),
             on_own=place.hear if place else lambda message: None,
-            warn=lambda text: show(Event("warning", text, {})),
+            warn=self._complain,
             # A coordinator that tells no epoch may be followed back to any version, as ever.
             seen=(memory.epoch, memory.newest if memory.epoch else -1),
             heard=memory.heard,
@@ -86,8 +87,8 @@ class Client:
             uploader=uploader,
             wakeups=wakeups,
             show=show,
+            complain=self._complain,
         )
-        self._complain = Complaints(lambda text: show(Event("warning", text, {})), time.monotonic)
         self._worker = worker
         self._place = place
         self._courier = Courier(self._session)
@@ -127,12 +128,11 @@ class Client:
             loops_of = self._learner, self._courier, self._enroller
             runs = (self._learner.follow, self._learner.keep, self._listen, *(one.run for one in loops_of))
             loops = [asyncio.create_task(run()) for run in runs]
-            if self._place is not None:
-                await self._place.subscribe(self._session.transport)
-                loops += [
-                    asyncio.create_task(loop) for loop in self._place.loops(self._session.transport.publish)
-                ]
             try:
+                if self._place is not None:
+                    transport = self._session.transport
+                    await self._place.subscribe(transport)
+                    loops += [asyncio.create_task(loop) for loop in self._place.loops(transport.publish)]
                 done, _ = await asyncio.wait(loops, return_when=asyncio.FIRST_COMPLETED)
                 for loop in done:
                     loop.result()

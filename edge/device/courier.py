@@ -95,7 +95,7 @@ class Courier:
             try:
                 state.update(seq=receipt.seq, seq_epoch=epoch, heard=dict(inbox.heard))
             except DiskRefused as error:  # the next receipt's is noted
-                self._session.say("warning", f"{error}")
+                self._session.warn(str(error))
 
     def _settle(self, entry: Entry, receipt: Receipt) -> None:
         name = f"update {entry.header.update[:8]} on version {entry.header.base_version}"

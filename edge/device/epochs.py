@@ -65,7 +65,7 @@ class Epochs:
             try:
                 self._state.update(newest=inbox.seen[1], heard=dict(inbox.heard))
             except DiskRefused as error:  # the next version is noted
-                session.say("warning", f"{error}")
+                session.warn(str(error))
 
     def loss(self, task: Task) -> str:
         """Returns why a task is of no use to the coordinator as it is now; empty where it may be."""
@@ -100,5 +100,5 @@ class Epochs:
         try:
             self._state.update(epoch=inbox.seen[0], newest=inbox.seen[1], heard=dict(inbox.heard), **anew)
         except DiskRefused as error:  # the next task notes the epoch
-            self._session.say("warning", f"{error}")
+            self._session.warn(str(error))
         return is_forgotten

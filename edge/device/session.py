@@ -4,6 +4,7 @@ from typing import Any, NamedTuple
 
 from msgspec import Struct
 
+from edge.complaints import Complaints
 from edge.delivery.download import Downloader
 from edge.delivery.upload import Uploader
 from edge.device.budget import Budget
@@ -31,6 +32,7 @@ class Session(NamedTuple):
     uploader: Uploader
     wakeups: Wakeups
     show: Show
+    complain: Complaints
 
     @property
     def topics(self) -> Topics:
@@ -51,5 +53,5 @@ class Session(NamedTuple):
         self.show(Event(kind, text, facts))
 
     def warn(self, text: str) -> None:
-        """Tells what is amiss."""
-        self.say("warning", text)
+        """Tells what is amiss, the same at most once a minute."""
+        self.complain(text)
