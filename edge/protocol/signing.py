@@ -7,6 +7,7 @@ and how far a signer has come is remembered by whoever listens: neither here.
 """
 
 import hashlib
+import hmac
 from typing import Generic, NamedTuple, TypeVar
 
 from cryptography.exceptions import InvalidSignature
@@ -88,9 +89,12 @@ class Signer:
     Attributes:
         key: The public key, 64 hex digits.
         epoch: Of the session.
+        alias: What nobody but the key's holders can tell, the same in every session: 16 hex digits. Client
+            ids bear it, since brokers give a client's place to whoever says its id.
     """
 
     def __init__(self, private: bytes, epoch: int) -> None:
+        self.alias = hmac.digest(private, b"tunefleet client id", "sha256")[:8].hex()
         self._private = Ed25519PrivateKey.from_private_bytes(private)
         self._count = 0
         self.key = self._private.public_key().public_bytes_raw().hex()

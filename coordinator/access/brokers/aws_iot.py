@@ -46,8 +46,10 @@ def aws_iot_files(plan: BrokerPlan) -> Files:
 
 
 def _device(plan: BrokerPlan) -> list[Statement]:
-    # Any eight characters of its key behind its name: `home-lamp-…` is not `home-lamp-2-…`.
-    clients = [f"{plan.fleet}-{OWN_NAME}-????????", f"{plan.fleet}-device-{OWN_NAME}"]
+    # Sixteen characters behind its name, so that `home-lamp-…` is not `home-lamp-2-…`; nine more where it asks
+    # for copies of itself.
+    alias = "?" * 16
+    clients = [f"{plan.fleet}-{OWN_NAME}-{alias}", f"{plan.fleet}-{OWN_NAME}-{alias}-{'?' * 8}"]
     published, read = (plan.topics("device", manner, OWN_NAME, "*") for manner in ("publish", "subscribe"))
     return _statements(clients, published, read, plan.topics("device", "subscribe", OWN_NAME, "+"))
 
