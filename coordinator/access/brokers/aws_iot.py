@@ -46,8 +46,8 @@ def aws_iot_files(plan: BrokerPlan) -> Files:
 
 
 def _device(plan: BrokerPlan) -> list[Statement]:
-    # Sixteen characters behind its name, so that `home-lamp-…` is not `home-lamp-2-…`; nine more where it asks
-    # for copies of itself.
+    # Sixteen characters behind its name, so that `home-lamp-…` is not `home-lamp-2-…`; nine more where it
+    # asks for copies of itself.
     alias = "?" * 16
     clients = [f"{plan.fleet}-{OWN_NAME}-{alias}", f"{plan.fleet}-{OWN_NAME}-{alias}-{'?' * 8}"]
     published, read = (plan.topics("device", manner, OWN_NAME, "*") for manner in ("publish", "subscribe"))

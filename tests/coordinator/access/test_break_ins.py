@@ -9,7 +9,12 @@ import pytest
 from coordinator.access.certificates import Certificates
 from edge.protocol.rights import ROOT
 
-pytestmark = [pytest.mark.broker, pytest.mark.timeout(120)]
+pytestmark = [
+    pytest.mark.broker,
+    pytest.mark.timeout(120),
+    # paho leaves a socket that a broker has refused to the garbage collector.
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
 
 HOME = f"{ROOT}/home"
 COORDINATOR = "home_coordinator"
