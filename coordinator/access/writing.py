@@ -14,7 +14,7 @@ from edge.errors import ConfigError, StateError
 from edge.protocol.messages import is_id
 from edge.storage.disk import write_file
 
-_POLICY = b'"iot:Connect"'  # JSON has no comments
+_POLICY = b'"iot:'  # JSON has no comments
 
 
 def broker_plan(
