@@ -1,8 +1,8 @@
 """EMQX 5: listeners and limits (`emqx.conf`, to be included) and the rights (`acl.conf`, Erlang terms).
 
 As at Mosquitto there are two listeners, for devices and the coordinator, each with its own authority. The
-user name is the certificate's common name; `${username}` in a topic stands for it. EMQX reads lists of revoked
-certificates from web servers alone, so names of which no certificate holds are shut out by the rights.
+user name is the certificate's common name; `${username}` in a topic stands for it. EMQX reads lists of
+revoked certificates from web servers alone, so names of which no certificate holds are shut out by the rights.
 
 Not run here: the files are held to EMQX's documented grammar (docs.emqx.com: "Use ACL file", "SSL/TLS",
 "MQTT configuration").
