@@ -95,7 +95,7 @@ def write_files(out: Path, files: Files) -> None:
 
     Raises:
         StateError: A file of that name is somebody else's.
-        DiskFull: There is no room.
+        DiskRefused: There is no room.
     """
     for name in files:
         path = out / name

@@ -2,7 +2,7 @@
 
 As at Mosquitto there are two listeners, for devices and the coordinator, each with its own authority. The
 user name is the certificate's common name; `${username}` in a topic stands for it. EMQX reads lists of
-revoked certificates from web servers alone, so names of which no certificate holds are shut out by the rights.
+revoked certificates from web servers alone, so names of which no certificate holds are shut out by rules.
 
 Not run here: the files are held to EMQX's documented grammar (docs.emqx.com: "Use ACL file", "SSL/TLS",
 "MQTT configuration").
