@@ -76,9 +76,12 @@ class Doorkeeper:
         barred = self._roster.refresh()
         self._seen, self._changed_at = found, self._timer()
         for device, key in barred.items():
-            for office in self._bar:
-                office(device, key)
             self._tell(DeviceBarred(device, key))
+            for office in self._bar:
+                try:
+                    office(device, key)
+                except (EdgeError, OSError) as error:  # it is out all the same
+                    self._complain(f"{device}: {error}")
         self._may_be_forgotten = True
 
     async def _clear(self) -> None:
