@@ -161,17 +161,17 @@ def read_config(path: Path | None, overrides: Mapping[str, Any]) -> CoordinatorC
     return structs.replace(config, stages=written_changes(own, config.stages, config.space))
 
 
-def mqtt_settings(config: CoordinatorConfig, key: str) -> MqttSettings:
+def mqtt_settings(config: CoordinatorConfig, alias: str) -> MqttSettings:
     """Tells how to reach the broker; the client id is this coordinator's own and stays the same.
 
     Args:
         config: Its settings.
-        key: Its public key: two coordinators of one fleet never throw each other out.
+        alias: Of its key (`Signer.alias`): nobody else can tell it, so nobody throws it out.
 
     Raises:
         ConfigError: The broker's URL is malformed.
     """
-    return config.mqtt_settings(f"{config.fleet}-coordinator-{key[:8]}")
+    return config.mqtt_settings(f"{config.fleet}-coordinator-{alias}")
 
 
 def config_text(config: CoordinatorConfig) -> str:

@@ -28,7 +28,7 @@ from edge.delivery.inquiry import Found
 from edge.delivery.place import Place
 from edge.errors import BrokerRefused, PlaceTaken
 from edge.events import Show
-from edge.protocol.signing import Signer, public_key
+from edge.protocol.signing import Signer, alias_of, public_key
 from edge.transport.mqtt.transport import MqttTransport
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def serve_fleet(config: CoordinatorConfig, show: Show) -> None:
     config = structs.replace(config, base=str(find_base(config.base)))
     with CoordinatorState(Path(config.state), config.fleet) as state:
         check_base(config, state)
-        settings = mqtt_settings(config, public_key(state.key))
+        settings = mqtt_settings(config, alias_of(state.key))
         observers = (Terminal(show), StatusNotes(state.journal))
         tell = teller(observers)
         asker, warn = Signer(state.key, 0), Complaints(tell, time.monotonic)

@@ -12,6 +12,7 @@ their own can bind a device's client id to its certificate, and no device comes 
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 from msgspec import Struct, structs
@@ -66,7 +67,7 @@ class Certificates:
     Raises:
         StateError: The folder is another fleet's, damaged, or holds something else.
         ConfigError: There is none yet, and no fleet to make it for.
-        DiskFull: There is no room.
+        DiskRefused: There is no room.
     """
 
     def __init__(self, folder: Path, fleet: str | None, at: float) -> None:
@@ -212,20 +213,58 @@ class Certificates:
             one.mkdir(mode=0o700, parents=True, exist_ok=True)
 
 
-def check_wanted(fleet: str | None, devices: Iterable[str], revoked: Iterable[str]) -> None:
-    """Checks the names that a command was given.
+class Wanted(NamedTuple):
+    """What a command asks for."""
+
+    hosts: tuple[str, ...] = ()  # of the broker
+    devices: tuple[str, ...] = ()
+    revoked: tuple[str, ...] = ()
+    has_coordinator: bool = False  # anew; the first time it is made anyway
+    days: int = DAYS
+
+    def check(self, fleet: str | None) -> None:
+        """Checks the names that it holds.
+
+        Raises:
+            ConfigError: Naming every one that can be none.
+        """
+        named = [("--fleet", fleet)] if fleet is not None else []
+        named += [("--device", name) for name in self.devices]
+        faults = [
+            f"{what} is {name!r}, expected 1 to 64 of a-z, 0-9 and -"
+            for what, name in named
+            if not is_id(name)
+        ]
+        faults += [
+            f"--revoke is {name!r}, a name that has none"
+            for name in self.revoked
+            if not _NAME.fullmatch(name)
+        ]
+        if faults:
+            raise ConfigError.of("certs", faults)
+
+
+def make(certificates: Certificates, wanted: Wanted) -> tuple[list[Issued], dict[str, int]]:
+    """Makes what is wanted, and takes back what is not.
+
+    Returns:
+        The certificates that were made, and of each name that was taken back how many.
 
     Raises:
-        ConfigError: Naming every one that can be none.
+        ConfigError: There is no broker yet, and none is named; or a name has no certificate.
+        StateError: An authority is damaged.
+        DiskRefused: Some of it may have been made.
     """
-    named = [("--fleet", fleet)] if fleet is not None else []
-    named += [("--device", name) for name in devices]
-    faults = [
-        f"{what} is {name!r}, expected 1 to 64 of a-z, 0-9 and -" for what, name in named if not is_id(name)
-    ]
-    faults += [f"--revoke is {name!r}, a name that has none" for name in revoked if not _NAME.fullmatch(name)]
-    if faults:
-        raise ConfigError.of("certs", faults)
+    is_first = not certificates.issued
+    if is_first and not wanted.hosts:
+        raise ConfigError("certs: say by which --host devices reach the broker")
+    certificates.found()
+    num_revoked = {name: certificates.revoke(name) for name in wanted.revoked}
+    made = [certificates.add_broker(wanted.hosts, wanted.days)] if wanted.hosts else []
+    if is_first or wanted.has_coordinator:
+        made.append(certificates.add_coordinator(wanted.days))
+    made += [certificates.add_device(name, wanted.days) for name in wanted.devices]
+    return made, num_revoked
 
 
 def is_host(host: str) -> bool:

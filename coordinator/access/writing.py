@@ -14,7 +14,7 @@ from edge.errors import ConfigError, StateError
 from edge.protocol.messages import is_id
 from edge.storage.disk import write_file
 
-_POLICY = b'"iot:Connect"'  # JSON has no comments
+_POLICY = b'"iot:'  # JSON has no comments
 
 
 def broker_plan(
@@ -95,7 +95,7 @@ def write_files(out: Path, files: Files) -> None:
 
     Raises:
         StateError: A file of that name is somebody else's.
-        DiskFull: There is no room.
+        DiskRefused: There is no room.
     """
     for name in files:
         path = out / name

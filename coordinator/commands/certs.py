@@ -58,24 +58,25 @@ def certs(
     """Makes certificates for the broker, the coordinator and devices, and takes them back."""
     import time
 
-    from coordinator.access.certificates import Certificates, check_wanted
+    from coordinator.access.certificates import Certificates, Wanted, make
 
-    check_wanted(fleet, device or (), revoke or ())
+    wanted = Wanted(
+        hosts=tuple(host or ()), devices=tuple(device or ()), revoked=tuple(revoke or ()),
+        has_coordinator=coordinator, days=days,
+    )  # fmt: skip
+    wanted.check(fleet)
     certificates = Certificates(folder, fleet, time.time())
     is_first = not certificates.issued
-    if is_first and not host:
-        from edge.errors import ConfigError
-
-        raise ConfigError("certs: say by which --host devices reach the broker")
-    certificates.found()
-    num_revoked = {name: certificates.revoke(name) for name in revoke or ()}
-    made = [certificates.add_broker(host, days)] if host else []
-    if is_first or coordinator:
-        made.append(certificates.add_coordinator(days))
-    made += [certificates.add_device(name, days) for name in device or ()]
+    made, num_revoked = make(certificates, wanted)
     if as_json:
         _print_json(certificates, made, num_revoked)
-        return
+    else:
+        _tell(certificates, made, num_revoked, is_first)
+
+
+def _tell(
+    certificates: "Certificates", made: "list[Issued]", num_revoked: dict[str, int], is_first: bool
+) -> None:
     for name, number in num_revoked.items():
         typer.echo(f"{name}: {number} certificate{'' if number == 1 else 's'} taken back")
     for one in made:

@@ -12,7 +12,7 @@ from coordinator.events.records import DeviceBarred
 from coordinator.events.telling import Tell
 from coordinator.intake.roster import Roster
 from coordinator.ledger.contract import Journal
-from edge.errors import DiskRefused, EdgeError
+from edge.errors import EdgeError
 from edge.protocol.topics import Topics
 
 POLL_S = 0.5
@@ -54,17 +54,18 @@ class Doorkeeper:
         self._topics, self._list_state, self._tell, self._complain = topics, list_state, tell, complain
         self._poll_s, self._timer = poll_s, timer
         self._changed_at = float("-inf")
+        self._may_be_forgotten = True  # before this session began
         self._seen = self._look()
 
     async def run(self) -> None:
         """Looks for ever."""
-        await self._clear()
         while True:
-            await asyncio.sleep(self._poll_s)
             try:
                 await self._notice()
+                await self._clear()
             except (EdgeError, OSError) as error:
                 self._complain(f"who may speak stays as it was: {error}")
+            await asyncio.sleep(self._poll_s)
 
     async def _notice(self) -> None:
         if self._timer() - self._changed_at < LATE_S:
@@ -75,22 +76,27 @@ class Doorkeeper:
         barred = self._roster.refresh()
         self._seen, self._changed_at = found, self._timer()
         for device, key in barred.items():
-            for office in self._bar:
-                office(device, key)
             self._tell(DeviceBarred(device, key))
-        await self._clear()
+            for office in self._bar:
+                try:
+                    office(device, key)
+                except (EdgeError, OSError) as error:  # it is out all the same
+                    self._complain(f"{device}: {error}")
+        self._may_be_forgotten = True
 
     async def _clear(self) -> None:
         """Takes what the broker retains of forgotten devices, so that their cards do not enrol them again."""
-        forgotten = self._journal.access.forgotten()
-        for device in forgotten:
-            for kind in RETAINED:
-                await self._publish(self._topics.device(device, kind), b"", retain=True)
-        if forgotten:
-            try:
-                self._journal.access.clear(forgotten)
-            except DiskRefused as error:  # they are cleared once more
-                self._complain(str(error))
+        if not self._may_be_forgotten:
+            return
+        taken = [device for device in self._journal.access.forgotten() if await self._take_retained(device)]
+        if taken:
+            self._journal.access.clear(taken)
+        self._may_be_forgotten = False
+
+    async def _take_retained(self, device: str) -> bool:
+        """Empties what the broker retains of a device; tells whether it let it be emptied."""
+        topics = [self._topics.device(device, kind) for kind in RETAINED]
+        return False not in [await self._publish(topic, b"", retain=True) for topic in topics]
 
     def _look(self) -> tuple[int, object]:
         return self._journal.access.generation(), self._list_state()

@@ -7,7 +7,7 @@ from edge.commands import bench, data, enroll, evaluate, generate, join, privacy
 
 app = typer.Typer()
 app.command(cls=join.JoinCommand, epilog=join.EXAMPLES, rich_help_panel=FLEET)(unfold(join.join))
-app.command(cls=Command, epilog=enroll.EXAMPLES, rich_help_panel=FLEET)(enroll.enroll)
+app.command(cls=Command, epilog=enroll.EXAMPLES, rich_help_panel=FLEET)(unfold(enroll.enroll))
 app.command(cls=Command, epilog=privacy.EXAMPLES, rich_help_panel=FLEET)(privacy.privacy)
 app.command(cls=Command, epilog=generate.EXAMPLES, rich_help_panel=LOCAL)(unfold(generate.generate))
 app.add_typer(data.app, rich_help_panel=LOCAL)

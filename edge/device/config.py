@@ -80,17 +80,17 @@ def read_config(path: Path | None, overrides: Mapping[str, Any]) -> DeviceConfig
     return checked(DeviceConfig, settings, path, _path_faults(settings), _broker_faults)
 
 
-def mqtt_settings(config: DeviceConfig, key: str) -> MqttSettings:
+def mqtt_settings(config: DeviceConfig, alias: str) -> MqttSettings:
     """Tells how to reach the broker; the client id is the device's own and stays the same.
 
     Args:
         config: Its settings.
-        key: Its public key: two devices of one name never throw each other out.
+        alias: Of its key (`Signer.alias`): nobody else can tell it, so nobody throws this device out.
 
     Raises:
         ConfigError: The broker's URL is malformed.
     """
-    return config.mqtt_settings(f"{config.fleet}-{config.device_id}-{key[:8]}")
+    return config.mqtt_settings(f"{config.fleet}-{config.device_id}-{alias}")
 
 
 def _path_faults(settings: Mapping[str, Any]) -> Iterator[str]:

@@ -13,7 +13,7 @@ from edge.protocol.enrolment import Enrol, Token, make_claim
 from edge.protocol.messages import is_id
 from edge.protocol.signing import public_key
 from edge.storage.disk import claim_folder
-from edge.storage.enrolment import Enrolment, save_enrolment
+from edge.storage.enrolment import Enrolment, read_enrolment, save_enrolment
 from edge.storage.identity import read_identity, rotate_identity
 
 ADVICE = "restore it, or enroll as a new device"
@@ -102,6 +102,8 @@ def rotate(folder: Path, device_id: str | None, fleet: str | None) -> tuple[Enro
         faults = list(_faults(name or None, home or None, owner))
         if not home:
             faults.append("this folder has not joined a fleet yet; say which --fleet")
+        if read_enrolment(folder):
+            faults.append("its token waits to be told to the coordinator; join first")
         if faults or not name or not home:
             raise ConfigError.of("enroll", faults)
         rotations = rotate_identity(folder, home, name, ADVICE)

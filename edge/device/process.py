@@ -42,7 +42,7 @@ async def run_client(config: DeviceConfig, show: Show) -> None:
     show(Event("backend", f"{backend.name}: {backend.why}", {"backend": backend.name, "why": backend.why}))
     with DeviceState(Path(config.state), fresh_memory(config)) as state:
         presence = device_presence(config.fleet, config.device_id, state.signer)
-        settings = mqtt_settings(config, state.signer.key)
+        settings = mqtt_settings(config, state.signer.alias)
         warn = Complaints(lambda told: show(Event("warning", told, {})), time.monotonic)
         place = device_place(
             config.fleet, config.device_id, state.signer, lambda: MqttTransport(settings.aside()), warn

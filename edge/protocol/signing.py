@@ -7,6 +7,7 @@ and how far a signer has come is remembered by whoever listens: neither here.
 """
 
 import hashlib
+import hmac
 from typing import Generic, NamedTuple, TypeVar
 
 from cryptography.exceptions import InvalidSignature
@@ -78,6 +79,14 @@ def public_key(private: bytes) -> str:
     return Ed25519PrivateKey.from_private_bytes(private).public_key().public_bytes_raw().hex()
 
 
+def alias_of(private: bytes) -> str:
+    """Returns 16 hex digits that nobody but the key's holders can tell, always the same.
+
+    Client ids bear them, since a broker gives a client's place to whoever says its id.
+    """
+    return hmac.digest(private, b"tunefleet client id", "sha256")[:8].hex()
+
+
 class Signer:
     """One session of whoever signs.
 
@@ -88,9 +97,11 @@ class Signer:
     Attributes:
         key: The public key, 64 hex digits.
         epoch: Of the session.
+        alias: Of the key, as `alias_of`.
     """
 
     def __init__(self, private: bytes, epoch: int) -> None:
+        self.alias = alias_of(private)
         self._private = Ed25519PrivateKey.from_private_bytes(private)
         self._count = 0
         self.key = self._private.public_key().public_bytes_raw().hex()

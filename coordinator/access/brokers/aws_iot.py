@@ -1,4 +1,4 @@
-"""AWS IoT Core: two policies for devices, one for the coordinator, and the commands that attach them.
+"""AWS IoT Core: three policies for devices, one for the coordinator, and the commands that attach them.
 
 `${iot:Certificate.Subject.CommonName}` stands for the certificate's name, in topics and in client ids alike,
 so that one policy serves every device and a client id is no other device's. In a policy `*` stands for any
@@ -28,10 +28,11 @@ def aws_iot_files(plan: BrokerPlan) -> Files:
     Raises:
         ConfigError: The fleet's name is too long for a policy.
     """
-    connect, publish, *read = _device(plan)
+    connect, publish, receive, subscribe = _device(plan)
     files = {
         "device-publish-policy.json": _policy(connect, publish),
-        "device-read-policy.json": _policy(*read),
+        "device-receive-policy.json": _policy(receive),
+        "device-subscribe-policy.json": _policy(subscribe),
         "coordinator-policy.json": _policy(*_coordinator(plan)),
     }
     for name, policy in files.items():
@@ -46,8 +47,10 @@ def aws_iot_files(plan: BrokerPlan) -> Files:
 
 
 def _device(plan: BrokerPlan) -> list[Statement]:
-    # Any eight characters of its key behind its name: `home-lamp-…` is not `home-lamp-2-…`.
-    clients = [f"{plan.fleet}-{OWN_NAME}-????????", f"{plan.fleet}-device-{OWN_NAME}"]
+    # Sixteen characters behind its name, so that `home-lamp-…` is not `home-lamp-2-…`; nine more where it
+    # asks for copies of itself.
+    alias = "?" * 16
+    clients = [f"{plan.fleet}-{OWN_NAME}-{alias}", f"{plan.fleet}-{OWN_NAME}-{alias}-{'?' * 8}"]
     published, read = (plan.topics("device", manner, OWN_NAME, "*") for manner in ("publish", "subscribe"))
     return _statements(clients, published, read, plan.topics("device", "subscribe", OWN_NAME, "+"))
 
@@ -100,7 +103,7 @@ def _script(plan: BrokerPlan) -> str:
         "# In the place of `arn:aws:iot:*:*:` a region and an account may stand in the policies.",
         "set -e",
     ]
-    for name in ("device-publish", "device-read", "coordinator"):
+    for name in ("device-publish", "device-receive", "device-subscribe", "coordinator"):
         lines += [
             f"aws iot create-policy --policy-name tunefleet-{plan.fleet}-{name} \\",
             f"  --policy-document file://{name}-policy.json",
@@ -108,7 +111,7 @@ def _script(plan: BrokerPlan) -> str:
     lines += [
         "# arn=$(aws iot register-certificate-without-ca --status ACTIVE --query certificateArn \\",
         "#   --output text --certificate-pem file://certs/devices/lamp/tls.crt)",
-        "# for name in device-publish device-read; do",
+        "# for name in device-publish device-receive device-subscribe; do",
         f'#   aws iot attach-policy --policy-name "tunefleet-{plan.fleet}-$name" --target "$arn"; done',
         "# Take one back: aws iot update-certificate --new-status REVOKED --certificate-id ID",
     ]

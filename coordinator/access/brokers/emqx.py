@@ -1,9 +1,8 @@
 """EMQX 5: listeners and limits (`emqx.conf`, to be included) and the rights (`acl.conf`, Erlang terms).
 
-As at Mosquitto there is a listener for devices and one for the coordinator, each with its own authority. The
-user name is the certificate's common name; `${username}` in a topic stands for it, and on the devices'
-listener, by a zone of its own, it is the client id too. EMQX reads lists of revoked certificates from web
-servers alone, so names of which no certificate holds are shut out by the rights.
+As at Mosquitto there are two listeners, for devices and the coordinator, each with its own authority. The
+user name is the certificate's common name; `${username}` in a topic stands for it. EMQX reads lists of
+revoked certificates from web servers alone, so names of which no certificate holds are shut out by rules.
 
 Not run here: the files are held to EMQX's documented grammar (docs.emqx.com: "Use ACL file", "SSL/TLS",
 "MQTT configuration").
@@ -90,11 +89,9 @@ def _settings(plan: BrokerPlan, folder: str) -> str:
 
 def _listener(plan: BrokerPlan, authority: str, port: int, max_connections: int) -> list[str]:
     broker = f"{plan.certs}/broker"
-    bound = ["  mqtt.peer_cert_as_clientid = cn"] if authority == "devices" else []
     return [
         f"zones.tunefleet_{authority} {{",
         "  mqtt.peer_cert_as_username = cn",
-        *bound,
         "}",
         f"listeners.ssl.tunefleet_{authority} {{",
         f"  zone = tunefleet_{authority}",

@@ -1,9 +1,9 @@
 """Mosquitto: `mosquitto.conf` and its list of rights.
 
-Two listeners. On the devices' the broker puts the user name of the certificate in the place of whatever
-client id a client sends, so that no device can throw another one out, or the coordinator, or take over what
-the broker keeps for them. The coordinator has several connections under one user name, so it needs a listener
-without that, and its own authority keeps devices away from it.
+Two listeners, each with its own authority: so no device can use up the coordinator's connections. The client
+id is left to the client, and bears what only the holder of its key can tell (`Signer.alias`). Tried and
+dropped: `use_username_as_clientid` binds it to the certificate, and has a device that asks for copies of
+itself over a second connection throw itself out.
 
 Options as in mosquitto.conf(5) of 2.0.11; 2.1 takes the same, with the rights read by a plugin and no
 `per_listener_settings`, which it deprecates.
@@ -81,8 +81,7 @@ def _settings(plan: BrokerPlan, folder: str, release: Release, name: str) -> str
         lines += _with_passwords(plan, folder)
     else:
         lines += ["# Devices.", *_listener(plan, plan.port, "devices", plan.max_devices)]
-        lines += ["# A client id says nothing here: each device has the one of its certificate."]
-        lines += ["use_username_as_clientid true", ""]
+        lines += [""]
         lines += ["# The coordinator, and who watches with its certificate."]
         lines += _listener(plan, plan.coordinator_port, "coordinator", COORDINATORS)
     return "\n".join(lines) + "\n"

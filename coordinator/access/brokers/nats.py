@@ -4,7 +4,7 @@ Levels of a topic are tokens of a subject: `/` is `.`, `+` is `*`. It has no pat
 and no lists of revoked certificates. So every certificate stands here by itself, under the URI that it bears
 with its serial number: what was taken back is left out, and a new one of the same name is another user. Write
 the file anew and reload the server (`nats-server --signal reload`) when devices come or go. A client id is
-bound to no user: one that has a certificate can throw another one out by it, and gets nothing by that.
+bound to no user; whoever could tell another's would throw it out, and get nothing by that.
 
 The port of NATS' own protocol, which it cannot do without, asks for the same certificates and listens on this
 machine only.

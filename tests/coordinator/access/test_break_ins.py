@@ -9,7 +9,12 @@ import pytest
 from coordinator.access.certificates import Certificates
 from edge.protocol.rights import ROOT
 
-pytestmark = [pytest.mark.broker, pytest.mark.timeout(120)]
+pytestmark = [
+    pytest.mark.broker,
+    pytest.mark.timeout(120),
+    # paho leaves a socket that a broker has refused to the garbage collector.
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
 
 HOME = f"{ROOT}/home"
 COORDINATOR = "home_coordinator"
@@ -149,7 +154,7 @@ def test_a_will_on_ones_own_topic_is_sent(site, coordinator):
 
 @pytest.mark.parametrize("victim", [COORDINATOR, "pi4"])
 def test_whoever_says_anothers_client_id_gets_nothing_of_what_is_for_it(site, victim):
-    """Mosquitto gives it the id of its certificate; NATS, which knows no better, throws the victim out."""
+    """The victim's connection ends, which is why nobody can tell its id (`Signer.alias`)."""
     own = "device/+/hello" if victim == COORDINATOR else "device/pi4/receipt"
     sender, kind = (
         ("pi4", "device/pi4/hello") if victim == COORDINATOR else (COORDINATOR, "device/pi4/receipt")
@@ -158,8 +163,6 @@ def test_whoever_says_anothers_client_id_gets_nothing_of_what_is_for_it(site, vi
     assert target.subscribe(f"{HOME}/{own}")
     lamp = site.member("lamp", client_id="victim", is_clean=False)
     time.sleep(0.5)
-    if site.kind == "mosquitto":
-        assert target.is_here
     other = site.member(sender)
     other.publish(f"{HOME}/{kind}", "secret")
     if not target.is_here:

@@ -14,7 +14,13 @@ import pytest
 
 from edge.protocol.rights import ROOT
 
-pytestmark = [pytest.mark.broker, pytest.mark.torch, pytest.mark.timeout(240)]
+pytestmark = [
+    pytest.mark.broker,
+    pytest.mark.torch,
+    pytest.mark.timeout(240),
+    # paho leaves a socket that a broker has refused to the garbage collector.
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
 
 UPDATE, SHA = "0" * 32, "0" * 64
 OWN = ("hello", "state", "want", "telemetry", "enrol", f"up/{UPDATE}/header", f"up/{UPDATE}/0")

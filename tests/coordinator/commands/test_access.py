@@ -110,6 +110,14 @@ def test_a_device_enrols_by_a_token_from_a_pipe(state, tmp_path):
     assert stat.S_IMODE((tmp_path / "lamp/identity.key").stat().st_mode) == 0o600
 
 
+def test_a_token_that_waits_is_told_before_the_key_is_changed(state, tmp_path):
+    token = device("token", "--for", "lamp", state=state)
+    run("enroll", "--state", tmp_path / "lamp", "--token-file", "-", text=token)
+    own = ["--state", tmp_path / "lamp", "--device-id", "lamp", "--fleet", "home"]
+    with pytest.raises(ConfigError, match="its token waits to be told to the coordinator; join first"):
+        run("enroll", *own, "--rotate")
+
+
 def test_a_token_that_lost_its_end_is_refused_before_anything_is_written(tmp_path, state):
     whole = device("token", state=state).strip()
     for text in (whole[:-1], whole[:-9], whole[1:], whole.swapcase(), "tunefleet-token-", "x"):

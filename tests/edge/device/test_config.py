@@ -123,6 +123,6 @@ def test_a_file_that_is_not_toml_is_named(tmp_path, content):
 def test_a_device_keeps_its_client_id_which_no_other_key_has(settings):
     settings = read_config(None, settings | {"waits_for_broker": True})
     mqtt = mqtt_settings(settings, "0123456789abcdef")
-    assert (mqtt.client_id, mqtt.port, mqtt.password) == ("home-lamp-1-01234567", 1884, "secret")
+    assert (mqtt.client_id, mqtt.port, mqtt.password) == ("home-lamp-1-0123456789abcdef", 1884, "secret")
     assert mqtt.client_id != mqtt_settings(settings, "89abcdef01234567").client_id
     assert mqtt.wait_for_broker_s == float("inf")

@@ -5,12 +5,14 @@
 set -e
 aws iot create-policy --policy-name tunefleet-home-device-publish \
   --policy-document file://device-publish-policy.json
-aws iot create-policy --policy-name tunefleet-home-device-read \
-  --policy-document file://device-read-policy.json
+aws iot create-policy --policy-name tunefleet-home-device-receive \
+  --policy-document file://device-receive-policy.json
+aws iot create-policy --policy-name tunefleet-home-device-subscribe \
+  --policy-document file://device-subscribe-policy.json
 aws iot create-policy --policy-name tunefleet-home-coordinator \
   --policy-document file://coordinator-policy.json
 # arn=$(aws iot register-certificate-without-ca --status ACTIVE --query certificateArn \
 #   --output text --certificate-pem file://certs/devices/lamp/tls.crt)
-# for name in device-publish device-read; do
+# for name in device-publish device-receive device-subscribe; do
 #   aws iot attach-policy --policy-name "tunefleet-home-$name" --target "$arn"; done
 # Take one back: aws iot update-certificate --new-status REVOKED --certificate-id ID
