@@ -143,7 +143,7 @@ class Devices(Protocol):
     """Every device that ever enrolled."""
 
     def enrol(self, device: Device) -> None:
-        """Writes a new device down."""
+        """Writes a new device down; after a power cut it comes again, where nothing of it counts yet."""
 
     def devices(self) -> list[Device]:
         """Returns all devices, by name."""

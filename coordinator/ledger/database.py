@@ -95,17 +95,26 @@ class Database:
             return cursor.fetchall()
 
     @contextmanager
-    def change(self) -> Iterator[sqlite3.Connection]:
-        """Makes one change, all of it or nothing, on the disk when it returns."""
+    def change(self, *, can_wait: bool = False) -> Iterator[sqlite3.Connection]:
+        """Makes one change, all of it or nothing, on the disk when it returns.
+
+        Args:
+            can_wait: It is kept over a kill, and reaches the disk with the next change that cannot wait.
+        """
         with self._writing, self._told():
-            self._db.execute("BEGIN IMMEDIATE")
+            if can_wait:
+                self._db.execute("PRAGMA synchronous = NORMAL")
             try:
+                self._db.execute("BEGIN IMMEDIATE")
                 yield self._db
                 self._db.execute("COMMIT")
             except BaseException:
                 if self._db.in_transaction:
                     self._db.execute("ROLLBACK")
                 raise
+            finally:
+                if can_wait:
+                    self._db.execute("PRAGMA synchronous = FULL")
 
     def _open(self, connect: Callable[..., sqlite3.Connection]) -> sqlite3.Connection:
         # Any thread may use it, one at a time: each connection has its lock.
