@@ -193,7 +193,7 @@ def answer(**changes):
     return Answer(**fields | {"since": 1.0, "host": "pi"} | changes)
 
 
-def test_what_is_no_answer_to_this_challenge_by_this_very_key_counts_for_nothing(aside):
+def test_what_is_no_answer_to_this_challenge_counts_for_nothing(aside):
     key = bytes.fromhex(KEY)
 
     async def way():

@@ -73,6 +73,7 @@ class MqttTransport:
         self._link: Link | None = None
         self._window = Window(settings.max_in_flight)
         self._complain = Complaints(LOG.warning, clock)
+        self._inform = Complaints(LOG.info, clock)  # a bad link connects again several times a second
         self._refusals = Refusals(settings.place, self._complain)
         self._changed = asyncio.Event()  # connected, or left
         self._lost = asyncio.Event()
@@ -231,9 +232,11 @@ class MqttTransport:
                     self._end(error)
                     return
                 except TransportError as error:
-                    LOG.warning("attempt %d: %s", attempt, error)
+                    self._complain(f"attempt {attempt}: {error}", kind=str(error))
+                except Exception as error:  # without this loop nobody would connect again
+                    self._complain.unforeseen(f"connecting to {self._settings.place}", error)
                 else:
-                    LOG.info("broker %s: connected again", self._settings.place)
+                    self._inform(f"broker {self._settings.place}: connected again")
 
     def _backoff_s(self, attempt: int) -> float:
         """Draws a pause, of full jitter: a fleet must not come back at once when its broker does."""
