@@ -80,7 +80,7 @@ class Outcome(Struct, frozen=True):
     broken: int  # connections
     lost: int  # receipted as accepted, and not in the journal
     versions: int
-    cpu_share: float  # of one core, by the coordinator
+    cpu_ms: float  # of the coordinator's, for each receipt
     memory_mb: tuple[float, ...]  # resident, in tenths of the time
 
 
@@ -170,7 +170,6 @@ def _outcome(reports: list[Report], samples: list[Sample], folder: Path, load: L
         known = {update for (update,) in journal.execute("SELECT id FROM updates WHERE status != 'rejected'")}
         versions = journal.execute("SELECT max(version) FROM versions").fetchone()[0]
     verdicts = sum((Counter(report.verdicts) for report in reports), Counter[str]())
-    first, last = (samples[0], samples[-1]) if samples else (Sample(0, 0, 0), Sample(1, 0, 0))
     steps = [samples[len(samples) * tenth // 10].resident_mb for tenth in range(10)] if samples else []
     return Outcome(
         receipts_per_s=len(latencies) / load.seconds,
@@ -185,9 +184,19 @@ def _outcome(reports: list[Report], samples: list[Sample], folder: Path, load: L
         broken=sum(report.lost for report in reports),
         lost=len(accepted - known),
         versions=versions,
-        cpu_share=(last.cpu_s - first.cpu_s) / max(last.at - first.at, SAMPLE_S),
-        memory_mb=(*steps, last.resident_mb),
+        cpu_ms=_cpu_ms(samples, len(latencies), load),
+        memory_mb=(*steps, samples[-1].resident_mb) if samples else (),
     )
+
+
+def _cpu_ms(samples: list[Sample], num_receipts: int, load: Load) -> float:
+    """Returns the time of a processor that each receipt of the measured time took."""
+    measured = [one for one in samples if one.at >= samples[-1].at - load.seconds]
+    if len(measured) < 2:
+        return float("nan")
+    first, last = measured[0], measured[-1]
+    share = (last.cpu_s - first.cpu_s) / (last.at - first.at)
+    return 1000 * share * load.seconds / num_receipts
 
 
 async def measure(sides: dict[str, Path], load: Load, turns: int, folder: Path) -> dict[str, list[Outcome]]:
@@ -209,13 +218,13 @@ def shown(one: Outcome) -> str:
         f"{one.worst_s:.2f} s; {one.verdicts}; {one.headers} headers, {one.chunks} chunks, "
         f"{one.updates} updates; unanswered {one.unanswered}, lost {one.lost}, broken {one.broken}; "
         f"{one.versions} versions; "
-        f"{one.cpu_share:.2f} of a core; {', '.join(f'{mb:.0f}' for mb in one.memory_mb)} MB"
+        f"{one.cpu_ms:.2f} ms of a core for each; {', '.join(f'{mb:.0f}' for mb in one.memory_mb)} MB"
     )
 
 
 def summary(outcomes: dict[str, list[Outcome]]) -> dict[str, object]:
     """Returns medians and spreads, and the ratio of receipts within each turn."""
-    names = ("receipts_per_s", "p50_s", "p99_s", "worst_s", "cpu_share")
+    names = ("receipts_per_s", "p50_s", "p99_s", "worst_s", "cpu_ms")
     report: dict[str, object] = {
         f"{side} {name}": spread([getattr(one, name) for one in turns])
         for side, turns in outcomes.items()
