@@ -16,6 +16,7 @@ import itertools
 import os
 import sqlite3
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -55,6 +56,7 @@ class Load(NamedTuple):
     seconds: float
     buffer: int | None  # updates of a version; None: as a fleet has it by default
     space: str | None  # in which versions are merged; None: the strategy's own
+    fsync_ms: float  # by which each of the coordinator's takes longer than this machine's disk
 
 
 class Sample(NamedTuple):
@@ -113,31 +115,44 @@ async def run_once(checkout: Path, folder: Path, load: Load) -> Outcome:
     base = make_toy_base(folder / "base", dim=DIM)
     (folder / "payload").write_bytes(make_payload())
     python = ("env", f"PYTHONPATH={packages}", sys.executable, "-P", "-W", "ignore", "-m")
+    slow = ("env", *_slow_disk(folder, load.fsync_ms), *python[1:])
     async with (
         running_mosquitto(folder / "broker") as broker,
         Children(folder / "logs", 1, python, grace_s=30.0) as children,
+        Children(folder / "logs", 1, slow, grace_s=30.0) as centre,
     ):
         options = {"fleet": FLEET, "broker": broker.url, "base": base, "state": folder / "state"}
         options |= {"rank": RANK, "attempts": 0, "buffer-size": load.buffer, "space": load.space}
         given = [
             text for name, value in options.items() if value is not None for text in (f"--{name}", value)
         ]
-        await children.start("coordinator", ["tunefleet", "serve", *map(str, given)])
+        await centre.start("coordinator", ["tunefleet", "serve", *map(str, given)])
         names = []
         for number, settings in enumerate(_settings(folder, broker.port, load)):
             names.append(f"doubles-{number}")
             line = msgspec.json.encode(settings).decode()
             await children.start(names[-1], ["benchmarks.speed.doubles.fleet", line])
         samples: list[Sample] = []
-        pid, until = children.pid("coordinator"), time.monotonic() + load.warmup_s + load.seconds
+        pid, until = centre.pid("coordinator"), time.monotonic() + load.warmup_s + load.seconds
         watching = asyncio.create_task(_watch(pid, until, samples))
         try:
             reports = [msgspec.json.decode(await children.finish(name), type=Report) for name in names]
-            children.check("coordinator")
+            centre.check("coordinator")
         finally:
             watching.cancel()
-        await children.stop("coordinator")
+        await centre.stop("coordinator")
     return _outcome(reports, samples, folder, load)
+
+
+def _slow_disk(folder: Path, fsync_ms: float) -> list[str]:
+    """Returns what a process is started with so that its disk takes longer."""
+    if not fsync_ms:
+        return []
+    source, library = Path(__file__).with_name("doubles") / "slow_disk.c", folder / "slow_disk.so"
+    done = subprocess.run(["cc", "-shared", "-fPIC", "-o", library, source, "-ldl"], capture_output=True)
+    if done.returncode:
+        raise TunefleetError(f"{source} does not compile, it takes Linux and gcc: {done.stderr.decode()}")
+    return [f"LD_PRELOAD={library.resolve()}", f"FSYNC_US={round(1000 * fsync_ms)}"]
 
 
 def _settings(folder: Path, port: int, load: Load) -> Iterator[Settings]:
@@ -249,13 +264,17 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=20.0)
     parser.add_argument("--buffer", type=int, help="updates of a version; by default as the fleet has it")
     parser.add_argument("--space", help="factors: merges take next to nothing; by default the strategy's own")
+    parser.add_argument(
+        "--fsync-ms", type=float, default=0.0, help="that the coordinator's disk takes longer"
+    )
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--folder", type=Path, help="new; keeps states and logs")
     parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args()
     load = Load(
-        options.devices, options.processes, options.warmup, options.seconds, options.buffer, options.space
-    )
+        options.devices, options.processes, options.warmup, options.seconds, options.buffer, options.space,
+        options.fsync_ms,
+    )  # fmt: skip
     sides = ({"before": options.before.resolve()} if options.before else {}) | {"after": HERE}
     try:
         with tempfile.TemporaryDirectory() as name:
