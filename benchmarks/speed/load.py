@@ -16,6 +16,7 @@ import itertools
 import os
 import sqlite3
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -55,6 +56,7 @@ class Load(NamedTuple):
     seconds: float
     buffer: int | None  # updates of a version; None: as a fleet has it by default
     space: str | None  # in which versions are merged; None: the strategy's own
+    fsync_ms: float  # by which each of the coordinator's takes longer than this machine's disk
 
 
 class Sample(NamedTuple):
@@ -80,7 +82,7 @@ class Outcome(Struct, frozen=True):
     broken: int  # connections
     lost: int  # receipted as accepted, and not in the journal
     versions: int
-    cpu_share: float  # of one core, by the coordinator
+    cpu_ms: float  # of the coordinator's, for each receipt
     memory_mb: tuple[float, ...]  # resident, in tenths of the time
 
 
@@ -113,31 +115,44 @@ async def run_once(checkout: Path, folder: Path, load: Load) -> Outcome:
     base = make_toy_base(folder / "base", dim=DIM)
     (folder / "payload").write_bytes(make_payload())
     python = ("env", f"PYTHONPATH={packages}", sys.executable, "-P", "-W", "ignore", "-m")
+    slow = ("env", *_slow_disk(folder, load.fsync_ms), *python[1:])
     async with (
         running_mosquitto(folder / "broker") as broker,
         Children(folder / "logs", 1, python, grace_s=30.0) as children,
+        Children(folder / "logs", 1, slow, grace_s=30.0) as centre,
     ):
         options = {"fleet": FLEET, "broker": broker.url, "base": base, "state": folder / "state"}
         options |= {"rank": RANK, "attempts": 0, "buffer-size": load.buffer, "space": load.space}
         given = [
             text for name, value in options.items() if value is not None for text in (f"--{name}", value)
         ]
-        await children.start("coordinator", ["tunefleet", "serve", *map(str, given)])
+        await centre.start("coordinator", ["tunefleet", "serve", *map(str, given)])
         names = []
         for number, settings in enumerate(_settings(folder, broker.port, load)):
             names.append(f"doubles-{number}")
             line = msgspec.json.encode(settings).decode()
             await children.start(names[-1], ["benchmarks.speed.doubles.fleet", line])
         samples: list[Sample] = []
-        pid, until = children.pid("coordinator"), time.monotonic() + load.warmup_s + load.seconds
+        pid, until = centre.pid("coordinator"), time.monotonic() + load.warmup_s + load.seconds
         watching = asyncio.create_task(_watch(pid, until, samples))
         try:
             reports = [msgspec.json.decode(await children.finish(name), type=Report) for name in names]
-            children.check("coordinator")
+            centre.check("coordinator")
         finally:
             watching.cancel()
-        await children.stop("coordinator")
+        await centre.stop("coordinator")
     return _outcome(reports, samples, folder, load)
+
+
+def _slow_disk(folder: Path, fsync_ms: float) -> list[str]:
+    """Returns what a process is started with so that its disk takes longer."""
+    if not fsync_ms:
+        return []
+    source, library = Path(__file__).with_name("doubles") / "slow_disk.c", folder / "slow_disk.so"
+    done = subprocess.run(["cc", "-shared", "-fPIC", "-o", library, source, "-ldl"], capture_output=True)
+    if done.returncode:
+        raise TunefleetError(f"{source} does not compile, it takes Linux and gcc: {done.stderr.decode()}")
+    return [f"LD_PRELOAD={library.resolve()}", f"FSYNC_US={round(1000 * fsync_ms)}"]
 
 
 def _settings(folder: Path, port: int, load: Load) -> Iterator[Settings]:
@@ -170,7 +185,6 @@ def _outcome(reports: list[Report], samples: list[Sample], folder: Path, load: L
         known = {update for (update,) in journal.execute("SELECT id FROM updates WHERE status != 'rejected'")}
         versions = journal.execute("SELECT max(version) FROM versions").fetchone()[0]
     verdicts = sum((Counter(report.verdicts) for report in reports), Counter[str]())
-    first, last = (samples[0], samples[-1]) if samples else (Sample(0, 0, 0), Sample(1, 0, 0))
     steps = [samples[len(samples) * tenth // 10].resident_mb for tenth in range(10)] if samples else []
     return Outcome(
         receipts_per_s=len(latencies) / load.seconds,
@@ -185,9 +199,19 @@ def _outcome(reports: list[Report], samples: list[Sample], folder: Path, load: L
         broken=sum(report.lost for report in reports),
         lost=len(accepted - known),
         versions=versions,
-        cpu_share=(last.cpu_s - first.cpu_s) / max(last.at - first.at, SAMPLE_S),
-        memory_mb=(*steps, last.resident_mb),
+        cpu_ms=_cpu_ms(samples, len(latencies), load),
+        memory_mb=(*steps, samples[-1].resident_mb) if samples else (),
     )
+
+
+def _cpu_ms(samples: list[Sample], num_receipts: int, load: Load) -> float:
+    """Returns the time of a processor that each receipt of the measured time took."""
+    measured = [one for one in samples if one.at >= samples[-1].at - load.seconds]
+    if len(measured) < 2:
+        return float("nan")
+    first, last = measured[0], measured[-1]
+    share = (last.cpu_s - first.cpu_s) / (last.at - first.at)
+    return 1000 * share * load.seconds / num_receipts
 
 
 async def measure(sides: dict[str, Path], load: Load, turns: int, folder: Path) -> dict[str, list[Outcome]]:
@@ -209,13 +233,13 @@ def shown(one: Outcome) -> str:
         f"{one.worst_s:.2f} s; {one.verdicts}; {one.headers} headers, {one.chunks} chunks, "
         f"{one.updates} updates; unanswered {one.unanswered}, lost {one.lost}, broken {one.broken}; "
         f"{one.versions} versions; "
-        f"{one.cpu_share:.2f} of a core; {', '.join(f'{mb:.0f}' for mb in one.memory_mb)} MB"
+        f"{one.cpu_ms:.2f} ms of a core for each; {', '.join(f'{mb:.0f}' for mb in one.memory_mb)} MB"
     )
 
 
 def summary(outcomes: dict[str, list[Outcome]]) -> dict[str, object]:
     """Returns medians and spreads, and the ratio of receipts within each turn."""
-    names = ("receipts_per_s", "p50_s", "p99_s", "worst_s", "cpu_share")
+    names = ("receipts_per_s", "p50_s", "p99_s", "worst_s", "cpu_ms")
     report: dict[str, object] = {
         f"{side} {name}": spread([getattr(one, name) for one in turns])
         for side, turns in outcomes.items()
@@ -240,13 +264,17 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=20.0)
     parser.add_argument("--buffer", type=int, help="updates of a version; by default as the fleet has it")
     parser.add_argument("--space", help="factors: merges take next to nothing; by default the strategy's own")
+    parser.add_argument(
+        "--fsync-ms", type=float, default=0.0, help="that the coordinator's disk takes longer"
+    )
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--folder", type=Path, help="new; keeps states and logs")
     parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args()
     load = Load(
-        options.devices, options.processes, options.warmup, options.seconds, options.buffer, options.space
-    )
+        options.devices, options.processes, options.warmup, options.seconds, options.buffer, options.space,
+        options.fsync_ms,
+    )  # fmt: skip
     sides = ({"before": options.before.resolve()} if options.before else {}) | {"after": HERE}
     try:
         with tempfile.TemporaryDirectory() as name:

@@ -33,6 +33,7 @@ class Norms:
     def __init__(self, ratio: float, known: Iterable[tuple[str, int, float]] = ()) -> None:
         self._ratio = ratio
         self._norms: dict[str, deque[float]] = {}
+        self._usual: dict[str, float] = {}  # median of each device's
         for device, rank, norm in known:
             self.add(device, rank, norm)
 
@@ -40,15 +41,16 @@ class Norms:
         """Notes an update that was accepted."""
         norms = self._norms.pop(device, deque(maxlen=PER_DEVICE))
         if len(self._norms) >= MAX_DEVICES:
-            del self._norms[next(iter(self._norms))]
+            forgotten = next(iter(self._norms))
+            del self._norms[forgotten], self._usual[forgotten]
         norms.append(norm / sqrt(rank))
-        self._norms[device] = norms
+        self._norms[device], self._usual[device] = norms, median(norms)
 
     def bound(self, rank: int) -> float | None:
         """Returns the longest norm that an update of a rank may have; None where there is no measure yet."""
         if len(self._norms) < WARM_DEVICES:
             return None
-        usual = median(median(norms) for norms in self._norms.values())
+        usual = median(self._usual.values())
         return self._ratio * usual * sqrt(rank) if usual > 0 else None
 
 

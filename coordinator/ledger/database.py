@@ -58,9 +58,10 @@ class Database:
             raise
 
     def close(self) -> None:
-        """Closes it; nothing else may be called any more."""
-        self._looking.close()
-        self._db.close()
+        """Closes it when nobody writes any more; nothing else may be called afterwards."""
+        with self._writing, self._reading:
+            self._looking.close()
+            self._db.close()
 
     def hurry(self) -> None:
         """Waits no longer than an event loop may for another process."""

@@ -19,6 +19,8 @@ from coordinator.merging.pace import PaceNews
 from coordinator.scoring import Scorer
 from edge.errors import BackendError, DiskRefused
 
+HASTE = 8  # merges in a row, after which what is known of devices is written down nevertheless
+
 
 class Waits(NamedTuple):
     """How long the loop waits, in seconds."""
@@ -58,6 +60,7 @@ class MergeLoop:
         self._waits = waits
         self._pace = PaceNews()
         self._data_version = hands.state.journal.data_version()
+        self._steps_in_haste = 0  # one merge after the other, without a pause
         self._unadopted: Version | None = None  # it is current, and the disk refused what is to follow
 
     async def run(self) -> None:
@@ -80,8 +83,11 @@ class MergeLoop:
         if self._unadopted is not None:
             await self._adopt(self._unadopted)
         await self._notice_rollback()
-        hands.roster.flush()
-        if buffer := self._ready():
+        buffer = self._ready()
+        self._steps_in_haste = self._steps_in_haste + 1 if buffer else 0
+        if self._steps_in_haste % HASTE == 0:
+            await hands.roster.flush_beside()
+        if buffer:
             await self._merge(buffer)
         elif renewed := hands.merger.renew(hands.head.version):
             await self._take(renewed)

@@ -138,23 +138,30 @@ class Merger:
             BackendError: The calibration set cannot be read with an adapter; nothing is changed.
             DiskRefused: Nothing is changed.
         """
-        load = functools.cache(self._state.versions.load)  # many updates begin from one version
-        read: list[str] = []
-        contributions = [self._contribution(update, standing, load, read) for update in buffer]
+        versions, read = self._state.versions, list[str]()
+        # Many updates begin from one version.
+        load, tiers = (
+            functools.cache(versions.load),
+            functools.cache(lambda number: versions.version(number).tiers),
+        )
+        contributions = [
+            self._contribution(update, tiers(update.base_version)[update.tier], standing, load, read)
+            for update in buffer
+        ]
         accounts = self._state.versions.accounts()
         report, files = await asyncio.to_thread(self._merge, old, accounts, contributions)
         if len(read) > len(buffer):
             LOG.info("payloads of %d updates were read %d times: memory held too few", len(buffer), len(read))
-        made = self._state.versions.add(files, old.version, report, self._clock())
+        made = await asyncio.to_thread(versions.add, files, old.version, report, self._clock())
         if made is not None:
-            self._tidy(buffer, held)
+            await asyncio.to_thread(self._tidy, buffer, held())
         return made
 
-    def _tidy(self, buffer: list[Update], held: Callable[[], Collection[int]]) -> None:
+    def _tidy(self, buffer: list[Update], held: Collection[int]) -> None:
         """Removes what the new version makes needless; what the disk refuses to goes with the next one."""
         try:
             self._state.payloads.remove(update.id for update in buffer)
-            self._state.versions.collect(self._config.keep_versions, held())
+            self._state.versions.collect(self._config.keep_versions, held)
         except DiskRefused as error:  # the version is made, and must be announced
             LOG.warning("%s", error)
 
@@ -202,10 +209,14 @@ class Merger:
         return open_update(payload, self._state.key, Context(self._config.fleet, *place)).delta
 
     def _contribution(
-        self, update: Update, standing: Standing, load: Callable[[str], LoraAdapter], read: list[str]
+        self,
+        update: Update,
+        dispatched: str,
+        standing: Standing,
+        load: Callable[[str], LoraAdapter],
+        read: list[str],
     ) -> Contribution:
         """Describes an update to the strategy; ids of those whose payload is read go to `read`."""
-        dispatched = self._state.versions.version(update.base_version).tiers[update.tier]
         like = standing.tiers[update.tier]
 
         def load_delta() -> LoraAdapter:

@@ -16,6 +16,7 @@ Everything decoded is hostile: sizes are bounded before the header is parsed, an
 taken.
 """
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -50,7 +51,7 @@ class Spec(NamedTuple):
     @property
     def num_bytes(self) -> int:
         """Size of the tensor's data."""
-        return int(np.prod(self.shape)) * np.dtype(_DTYPES[self.dtype]).itemsize
+        return math.prod(self.shape) * np.dtype(_DTYPES[self.dtype]).itemsize
 
 
 def encode_adapter(adapter: LoraAdapter, encoding: EncodingName) -> bytes:

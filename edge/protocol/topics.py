@@ -103,7 +103,9 @@ class ChunkTopic(DeviceTopic, frozen=True):
     number: Number
 
 
-FORMS: dict[type[Topic], str] = {  # below ROOT and the fleet's name
+FORMS: dict[type[Topic], str] = {  # below ROOT and the fleet's name; what comes most often first
+    HeaderTopic: "device/{device_id}/up/{update}/header",  # before all chunks
+    ChunkTopic: "device/{device_id}/up/{update}/{number}",
     CoordinatorTopic: "coordinator",
     ChallengeTopic: "coordinator/challenge",
     AnswerTopic: "coordinator/answer",
@@ -118,8 +120,6 @@ FORMS: dict[type[Topic], str] = {  # below ROOT and the fleet's name
     TelemetryTopic: "device/{device_id}/telemetry",
     DeviceChallengeTopic: "device/{device_id}/challenge",
     DeviceAnswerTopic: "device/{device_id}/answer",
-    HeaderTopic: "device/{device_id}/up/{update}/header",  # before all chunks
-    ChunkTopic: "device/{device_id}/up/{update}/{number}",
 }
 _PATTERNS = {
     kind: re.compile(re.sub(r"{(\w+)}", r"(?P<\1>[^/]+)", f"{ROOT}/{{fleet}}/{form}"))
