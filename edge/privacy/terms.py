@@ -49,6 +49,11 @@ class Terms(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_
         """Tells whether what leaves the device is noised already."""
         return self.is_on and self.at == "device"
 
+    @property
+    def deviation(self) -> float:
+        """Returns the standard deviation of a device's noise on its delta; 0 where it adds none."""
+        return self.noise * self.clip_norm if self.noised_here and self.unit == "device" else 0.0
+
     def mu(self, num_steps: int) -> float:
         """Returns what one update costs, in Gaussian differential privacy.
 
