@@ -118,7 +118,9 @@ class Coordinator:
             transport=transport, topics=topics, signer=signer, journal=journal, roster=self._roster,
             uploads=uploads, rules=rules, allowance=allowance,
             attempts=Attempts(journal, Making(config.recipe, limits.max_steps_per_s)),
-            norms=open_norms(journal, config.recipe_in_force(config.ranks[0]), limits.max_norm_ratio),
+            norms=open_norms(
+                journal, config.recipe_in_force(config.ranks[0]), limits.max_norm_ratio, config.privacy
+            ),
             head=self._head, clock=clock, tell=self._tell, complain=self._complain, timer=timer,
         )  # fmt: skip
         self._intake = Intake(desk)
@@ -225,6 +227,7 @@ def _rules(config: CoordinatorConfig, base: str, identity: bytes) -> Rules:
         max_staleness=0 if config.method_in_force.trigger == "round" else config.max_staleness,
         max_update_bytes=config.max_update_bytes,
         max_norm=config.max_norm,
+        deviation=config.privacy.deviation,
         identity=identity,
     )
 

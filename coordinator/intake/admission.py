@@ -22,6 +22,8 @@ from edge.protocol.messages import UpdateHeader
 from edge.protocol.receiving import bounded_chunks
 from edge.protocol.sealing import SEALED_BYTES, Context, open_update
 
+NOISE_SLACK = 2.0  # noise is about as long as the root of its entries; what encodings leave over comes to it
+
 
 class Rules(NamedTuple):
     """What updates are measured against."""
@@ -30,8 +32,9 @@ class Rules(NamedTuple):
     base: str  # fingerprint
     max_staleness: int
     max_update_bytes: int
-    max_norm: float  # Frobenius, increments of A and B together
+    max_norm: float  # Frobenius, increments of A and B together; what noise adds is not counted
     fleet_norm: float = math.inf  # the same, by what is usual in this fleet
+    deviation: float = 0.0  # of the noise that the fleet asks for in every entry of an update
     identity: bytes = bytes(32)  # private key of the coordinator, which sealed updates are opened by
 
 
@@ -120,14 +123,22 @@ def check_payload(header: UpdateHeader, payload: bytes, rules: Rules, standing: 
     """
     delta = decode_adapter(payload, like=standing.tiers[header.tier])
     found_norm = delta_norm(delta)
-    if not np.isfinite(found_norm) or found_norm > rules.max_norm:
-        raise Rejected("norm-too-large", f"norm {found_norm:.6g}, expected at most {rules.max_norm:.6g}")
+    most = rules.max_norm + NOISE_SLACK * rules.deviation * math.sqrt(
+        num_entries(standing.tiers[header.tier])
+    )
+    if not np.isfinite(found_norm) or found_norm > most:
+        raise Rejected("norm-too-large", f"norm {found_norm:.6g}, expected at most {most:.6g}")
     if found_norm > rules.fleet_norm:
         told = (
             f"norm {found_norm:.6g}, expected at most {rules.fleet_norm:.6g} by what is usual in this fleet"
         )
         raise Rejected("norm-too-large", told)
     return Sound(delta, found_norm, header)
+
+
+def num_entries(adapter: LoraAdapter) -> int:
+    """Counts the entries of A and B."""
+    return sum(factors.a.size + factors.b.size for _, factors in adapter)
 
 
 def delta_norm(delta: LoraAdapter) -> float:

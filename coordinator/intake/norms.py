@@ -4,7 +4,7 @@ A device's usual norm is the median of its last few, and the fleet's is the medi
 device that sends much moves it no further than one that sends little, and fewer than half of the devices
 cannot move it out of what the others send. Adam moves every entry by about as much, so norms are compared
 after division by the root of the rank. Until three devices are known there is no measure, and only
-`max_norm` holds; the same after the recipe has changed, of which norms follow.
+`max_norm` holds; the same after the recipe or the terms of privacy have changed, of which norms follow.
 """
 
 from collections import deque
@@ -13,6 +13,7 @@ from math import sqrt
 from statistics import median
 
 from coordinator.ledger.contract import Journal
+from edge.privacy.terms import NO_TERMS, Terms
 from edge.protocol.messages import Recipe, encode_message
 
 WARM_DEVICES = 3
@@ -54,18 +55,21 @@ class Norms:
         return self._ratio * usual * sqrt(rank) if usual > 0 else None
 
 
-def open_norms(journal: Journal, recipe: Recipe, ratio: float) -> Norms:
+def open_norms(journal: Journal, recipe: Recipe, ratio: float, terms: Terms = NO_TERMS) -> Norms:
     """Returns the norms that the journal remembers of the recipe in force.
 
     Args:
         journal: Notes the recipe, to see when it changes.
         recipe: Of the fleet.
         ratio: As `Norms`.
+        terms: Of the fleet's privacy: clipping and noise make updates of another length.
 
     Raises:
         DiskFull: The recipe was not noted.
     """
     text = encode_message(recipe).decode()
+    if terms.is_on:
+        text += encode_message(terms).decode()
     if journal.meta(RECIPE) != text:
         journal.note(SINCE, str(journal.last_seq() if journal.meta(RECIPE) else 0))
         journal.note(RECIPE, text)

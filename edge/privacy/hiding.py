@@ -18,5 +18,4 @@ def hide_device(delta: LoraAdapter, terms: Terms, draw: Draw, mask: LoraAdapter 
     if terms.unit != "device":
         return delta
     clipped = clip(delta, terms.clip_norm)
-    deviation = terms.noise * terms.clip_norm if terms.at == "device" else 0.0
-    return noised(clipped, deviation, draw, mask) if deviation else clipped
+    return noised(clipped, terms.deviation, draw, mask) if terms.deviation else clipped

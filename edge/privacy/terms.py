@@ -13,7 +13,8 @@ from edge.privacy.accounting import mu_of
 
 Unit = Literal["none", "device", "example"]
 Place = Literal["device", "coordinator"]
-NotNegative = Annotated[float, Meta(ge=0)]
+Noise = Annotated[float, Meta(ge=0, le=1e6)]
+ClipNorm = Annotated[float, Meta(ge=1e-9, le=1e6)]
 Delta = Annotated[float, Meta(gt=0, lt=1)]
 
 _STRENGTH: dict[Unit, int] = {"none": 0, "example": 1, "device": 2}
@@ -34,8 +35,8 @@ class Terms(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_
     """
 
     unit: Unit = "none"
-    clip_norm: Annotated[float, Meta(gt=0)] = 1.0
-    noise: NotNegative = 1.0
+    clip_norm: ClipNorm = 1.0
+    noise: Noise = 1.0
     at: Place = "device"
 
     @property
@@ -47,6 +48,11 @@ class Terms(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_
     def noised_here(self) -> bool:
         """Tells whether what leaves the device is noised already."""
         return self.is_on and self.at == "device"
+
+    @property
+    def deviation(self) -> float:
+        """Returns the standard deviation of a device's noise on its delta; 0 where it adds none."""
+        return self.noise * self.clip_norm if self.noised_here and self.unit == "device" else 0.0
 
     def mu(self, num_steps: int) -> float:
         """Returns what one update costs, in Gaussian differential privacy.
@@ -78,7 +84,7 @@ class Wishes(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """
 
     unit: Unit = "none"
-    noise: NotNegative = 0.0
+    noise: Noise = 0.0
     at: Place = "device"
     epsilon: Annotated[float, Meta(gt=0)] | None = None
     delta: Delta = 1e-5
@@ -116,9 +122,6 @@ def terms_faults(terms: Terms, *, steps: int) -> Iterator[str]:
         terms: Of the coordinator's settings.
         steps: Of the recipe; 0 where time bounds it.
     """
-    for name in ("clip_norm", "noise"):
-        if not math.isfinite(getattr(terms, name)):
-            yield f"privacy.{name} is {getattr(terms, name)}, expected a finite number"
     if terms.unit == "example" and terms.at == "coordinator":
         yield 'privacy.unit example needs noise in every step, on the device: set privacy.at = "device"'
     if terms.unit == "example" and steps == 0:

@@ -1,3 +1,5 @@
+import tracemalloc
+
 import numpy as np
 import pytest
 
@@ -15,6 +17,7 @@ from edge.errors import Rejected
 from edge.protocol.codec import encode_adapter, max_payload_bytes
 from edge.protocol.messages import Facts
 from edge.protocol.sealing import SEALED_BYTES, Context, seal_update, sealing_public_key
+from edge.storage.mapping import map_file
 
 BASE = "ab" * 32
 RULES = Rules(fleet="home", base=BASE, max_staleness=2, max_update_bytes=10_000, max_norm=10.0)
@@ -189,3 +192,25 @@ def test_a_sealed_update_may_be_longer_by_its_seal_and_no_byte_more(header):
 
 def test_the_norm_is_of_all_increments_together():
     assert delta_norm(adapter(0.5)) == pytest.approx(np.sqrt(12 * 0.25))
+
+
+def test_a_large_sealed_update_is_opened_into_one_piece_of_memory(header, tmp_path):
+    rules, delta = RULES._replace(identity=IDENTITY), bytes(1 << 24)
+    context = Context("home", "lamp", 6, 0, f"{6:064x}")
+    path = tmp_path / "payload"
+    path.write_bytes(seal_update(FACTS, delta, sealing_public_key(IDENTITY), context))
+    sent = {"device_id": "lamp", "attempt": 0, "base_sha256": f"{6:064x}", "is_sealed": True}
+    head = header(path.read_bytes(), **sent)
+    tracemalloc.start()
+    try:
+        assert len(unseal_payload(head, map_file(path), rules).delta) == len(delta)
+        assert tracemalloc.get_traced_memory()[1] < 1.1 * len(delta)
+    finally:
+        tracemalloc.stop()
+
+
+def test_noise_that_the_fleet_asks_for_makes_no_update_too_long(header):
+    noised = encode_adapter(adapter(40.0), "f32")
+    head, rules = header(noised), RULES._replace(deviation=40.0)
+    assert check_payload(head, noised, rules, STANDING).norm > RULES.max_norm
+    assert reason(check_payload, head, noised, rules._replace(deviation=1.0), STANDING) == "norm-too-large"

@@ -4,6 +4,7 @@ import pytest
 
 from coordinator.intake.norms import Norms, open_norms
 from coordinator.ledger.sqlite import SqliteJournal
+from edge.privacy.terms import Terms
 from edge.protocol.messages import Recipe
 
 
@@ -30,6 +31,15 @@ def test_fewer_than_half_of_the_devices_move_it_nowhere_however_much_they_send()
 
 def test_a_fleet_whose_updates_are_all_zero_bounds_nothing():
     assert Norms(10.0, [(name, 4, 0.0) for name in "abc"]).bound(4) is None
+
+
+def test_noise_that_a_fleet_asks_for_from_now_on_is_not_measured_by_updates_without(tmp_path, make_header):
+    recipe, terms = Recipe(steps=20), Terms(unit="device")
+    with closing(SqliteJournal(tmp_path, "home")) as journal:
+        open_norms(journal, recipe, 10.0)
+        for name in "abc":
+            journal.record(make_header(device_id=name), 0.0, norm=1.0)
+        assert open_norms(journal, recipe, 10.0, terms).bound(4) is None
 
 
 @pytest.mark.parametrize("is_changed", [False, True])

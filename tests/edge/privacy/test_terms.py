@@ -1,7 +1,13 @@
 import math
+import os
 
+import msgspec
+import numpy as np
 import pytest
 
+from converters.adapter import Factors, LoraAdapter
+from edge.privacy.clipping import exact_norm
+from edge.privacy.hiding import hide_device
 from edge.privacy.terms import Terms, Wishes, terms_faults
 
 DEVICE, EXAMPLE = Terms(unit="device", noise=2.0), Terms(unit="example", noise=2.0)
@@ -40,7 +46,20 @@ def test_an_update_costs_once_for_a_device_and_every_step_for_an_example():
     assert Terms().mu(num_steps=1) == math.inf
 
 
+@pytest.mark.parametrize("field", ["clip_norm", "noise"])
+@pytest.mark.parametrize("value", [math.inf, 1e300, -1.0])
+def test_terms_that_no_float_could_follow_are_no_terms(field, value):
+    with pytest.raises(msgspec.ValidationError):
+        msgspec.convert({"unit": "device", field: value}, Terms)
+
+
+def test_the_largest_and_the_least_terms_can_be_followed():
+    delta = LoraAdapter({"q": Factors(np.ones((2, 4), "f4"), np.ones((4, 2), "f4"), 1.0)})
+    for clip_norm, noise in ((1e6, 1e6), (1e-9, 1e-9), (1e-9, 0.0)):
+        hidden = hide_device(delta, Terms(unit="device", clip_norm=clip_norm, noise=noise), os.urandom)
+        assert np.isfinite(exact_norm(hidden))
+
+
 def test_terms_that_cannot_be_followed_are_told():
     assert list(terms_faults(DEVICE, steps=0)) == []
     assert len(list(terms_faults(Terms(unit="example", at="coordinator"), steps=0))) == 2
-    assert "clip_norm is inf" in next(terms_faults(Terms(clip_norm=math.inf), steps=1))
