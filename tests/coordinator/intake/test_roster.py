@@ -1,11 +1,14 @@
 """Whom a fleet takes in, and whose place goes to whom."""
 
+import asyncio
+
 import msgspec
+import pytest
 
 from coordinator.intake.roster import Roster
 from coordinator.ledger.sqlite import SqliteJournal
 from coordinator.limits import Limits
-from edge.errors import Rejected
+from edge.errors import DiskFull, Rejected
 
 
 class Door:
@@ -124,3 +127,33 @@ def test_who_comes_and_loses_its_place_before_it_is_written_down_leaves_nothing(
     assert door.names() == ["c"]
     assert not door.come("a", at=5.0)
     assert door.names() == ["a"]
+
+
+def test_what_changes_while_it_is_written_beside_the_loop_or_is_refused_is_written_the_next_time():
+    door = Door()
+    for name in "ab":
+        door.come(name)
+    door.roster.flush()
+
+    class Refusing:
+        """A journal that takes nothing while the disk is full, and meanwhile a device is heard."""
+
+        is_full = True
+
+        def __getattr__(self, name):
+            return getattr(door.journal, name)
+
+        def save(self, devices):
+            if self.is_full:
+                roster.count_unlisted("b")
+                raise DiskFull("no room")
+            door.journal.save(devices)
+
+    refusing = Refusing()
+    roster = Roster(refusing, {}, is_open=True, limits=door.limits, timer=lambda: door.now)
+    roster.count_unlisted("a")
+    with pytest.raises(DiskFull):
+        asyncio.run(roster.flush_beside())
+    refusing.is_full = False
+    asyncio.run(roster.flush_beside())
+    assert [device.num_unlisted for device in door.journal.devices()] == [1, 1]

@@ -179,7 +179,7 @@ def test_an_update_whose_version_is_gone_from_the_disk_leaves_the_buffer_alone(f
 @pytest.mark.parametrize("content", [None, b"damaged"])
 def test_an_update_whose_payload_is_gone_from_the_disk_leaves_the_buffer_alone(fleet, content):
     async def scenario():
-        async with fleet.serving(), fleet.device("x").joined() as x:
+        async with fleet.serving(limits={"small_bytes": 0}), fleet.device("x").joined() as x:
             await x.teach(seed=1, attempt=1)
             (payload,) = (fleet.folder / "updates").iterdir()
             if content is None:

@@ -198,12 +198,12 @@ def test_a_round_without_a_cohort_waits_for_those_online_until_its_deadline(flee
 def test_a_device_whose_accepted_update_is_lost_gets_a_version_to_go_on_from(fleet):
     async def scenario():
         async with fleet.device("x").joined() as x:
-            async with fleet.serving(buffer_size=2):
+            async with fleet.serving(buffer_size=2, limits={"small_bytes": 0}):
                 await x.teach(seed=1)
             (payload,) = (fleet.folder / "updates").iterdir()
             payload.write_bytes(b"damaged")
             first = x.manifests["r4"]
-            async with fleet.serving(buffer_size=2):
+            async with fleet.serving(buffer_size=2, limits={"small_bytes": 0}):
                 manifest = await x.manifest(version=1)
                 assert manifest.sha256 == first.sha256
                 await asyncio.sleep(0.3)
