@@ -9,7 +9,7 @@ text only, pages escape their own.
 import json
 import unicodedata
 
-_TURNS = frozenset(map(chr, (*range(0x202A, 0x202F), *range(0x2066, 0x206A))))  # until they are ended
+_TURNS = frozenset(map(chr, (*range(0x202A, 0x202F), *range(0x2066, 0x206A))))  # overrides of direction
 
 
 def plain(text: object, most: int | None = None) -> str:

@@ -32,5 +32,5 @@ def test_json_is_escaped_as_json_does_and_says_the_same(text):
 
 def test_what_a_model_says_keeps_its_letters_and_steers_nothing():
     assert harmless("a\n\tb\x1b[2J\x9b\u202edcba\u2066") == "a\n\tb\ufffd[2J\ufffd\ufffddcba\ufffd"
-    for written in ("👩\u200d💻", "می\u200cخواهم", "naïve 水"):
+    for written in ("👩\u200d💻", "\u0645\u06cc\u200c\u062e", "naïve 水"):
         assert harmless(written) == written
