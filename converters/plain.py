@@ -24,15 +24,6 @@ def plain(text: object, most: int | None = None) -> str:
     return cut if cut.isprintable() else "".join(map(_escaped, cut))
 
 
-def _steers(letter: str) -> bool:
-    is_control = unicodedata.category(letter) in ("Cc", "Cs") and letter not in "\n\t"
-    return is_control or letter in _TURNS
-
-
-def _escaped(letter: str) -> str:
-    return letter if letter.isprintable() else ascii(letter)[1:-1]
-
-
 def plain_lines(text: str) -> str:
     """Writes a text of several lines in printable characters; its line breaks stay."""
     return "\n".join(map(plain, text.split("\n")))
@@ -49,6 +40,15 @@ def harmless(text: str) -> str:
 def plain_json(text: str) -> str:
     """Writes JSON in printable characters: what is none stands in strings, and is escaped as JSON does."""
     return text if text.isprintable() else "".join(map(_escaped_json, text))
+
+
+def _steers(letter: str) -> bool:
+    is_control = unicodedata.category(letter) in ("Cc", "Cs") and letter not in "\n\t"
+    return is_control or letter in _TURNS
+
+
+def _escaped(letter: str) -> str:
+    return letter if letter.isprintable() else ascii(letter)[1:-1]
 
 
 def _escaped_json(letter: str) -> str:
