@@ -7,6 +7,9 @@ text only, pages escape their own.
 """
 
 import json
+import unicodedata
+
+_TURNS = frozenset(map(chr, (*range(0x202A, 0x202F), *range(0x2066, 0x206A))))  # overrides of direction
 
 
 def plain(text: object, most: int | None = None) -> str:
@@ -21,18 +24,31 @@ def plain(text: object, most: int | None = None) -> str:
     return cut if cut.isprintable() else "".join(map(_escaped, cut))
 
 
-def _escaped(letter: str) -> str:
-    return letter if letter.isprintable() else ascii(letter)[1:-1]
-
-
 def plain_lines(text: str) -> str:
     """Writes a text of several lines in printable characters; its line breaks stay."""
     return "\n".join(map(plain, text.split("\n")))
 
 
+def harmless(text: str) -> str:
+    """Writes what a model says for a terminal: all but what that would obey, or what turns writing around.
+
+    Line breaks and tabs stay, and so do the joiners and marks that scripts and emoji are written with.
+    """
+    return "".join("\N{REPLACEMENT CHARACTER}" if _steers(letter) else letter for letter in text)
+
+
 def plain_json(text: str) -> str:
     """Writes JSON in printable characters: what is none stands in strings, and is escaped as JSON does."""
     return text if text.isprintable() else "".join(map(_escaped_json, text))
+
+
+def _steers(letter: str) -> bool:
+    is_control = unicodedata.category(letter) in ("Cc", "Cs") and letter not in "\n\t"
+    return is_control or letter in _TURNS
+
+
+def _escaped(letter: str) -> str:
+    return letter if letter.isprintable() else ascii(letter)[1:-1]
 
 
 def _escaped_json(letter: str) -> str:

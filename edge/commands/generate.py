@@ -11,7 +11,7 @@ import typer
 from typer import Argument, Option
 
 from converters.command import OUTPUT, examples
-from converters.plain import plain_json
+from converters.plain import harmless, plain_json
 from edge.choices import MAX_TOKENS
 from edge.commands.options import AdapterOption, BackendOption, BaseOption, PrecisionOption
 
@@ -217,22 +217,12 @@ async def _print_text(worker: "Worker", request: "Generation") -> None:
     is_terminal = sys.stdout.isatty()
 
     def show(_: int, text: str) -> None:
-        typer.echo(_harmless(text) if is_terminal else text, nl=False)
+        typer.echo(harmless(text) if is_terminal else text, nl=False)
 
     (found,) = await worker.generate(request, show)
     if not found.text.endswith("\n"):
         typer.echo()
     _tell_end(found, request.sampling.max_tokens)
-
-
-def _harmless(text: str) -> str:
-    """Takes out what a terminal would obey: control characters other than line breaks and tabs."""
-    return "".join(
-        letter
-        if letter in "\n\t" or letter.isprintable() or ord(letter) > 0x9F
-        else "\N{REPLACEMENT CHARACTER}"
-        for letter in text
-    )
 
 
 def _tell_end(found: "Completion", max_tokens: int) -> None:

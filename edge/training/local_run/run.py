@@ -111,19 +111,20 @@ def prepare_folder(run: Run, adapter: LoraAdapter) -> Path:
     """Makes the folder of a run's checkpoints, and writes there what training begins with.
 
     Raises:
-        ConfigError: It cannot be written.
-        DiskRefused: There is no room.
+        ConfigError: It cannot be made.
+        DiskRefused: There is no room, or nothing can be written in it.
     """
     folder = Path(run.out) / CHECKPOINT
     if run.overwrite and not run.resume:
         shutil.rmtree(folder, ignore_errors=True)
     path = folder / "begin.safetensors"
-    try:
-        with room_for("a checkpoint", folder):
+    with room_for("a checkpoint", folder):
+        try:
             folder.mkdir(parents=True, exist_ok=True)
-            save_adapter(adapter, path)
-    except OSError as error:
-        raise ConfigError(f"{folder}: cannot be written: {error.strerror}; choose another --out") from error
+        except (FileExistsError, NotADirectoryError, PermissionError) as error:
+            told = f"{folder}: cannot be written: {error.strerror}; choose another --out"
+            raise ConfigError(told) from error
+        save_adapter(adapter, path)
     return path
 
 
