@@ -109,7 +109,7 @@ class Member:
         self.client.loop_stop()
 
     def leave(self):
-        """Ends it, also again; a client that nothing refers to closes the pair of sockets that it wakes by."""
+        """Ends it, also again; a client that nothing refers to closes the sockets that it wakes by."""
         client, self.client = self.client, None
         if client is not None:
             client.disconnect()
