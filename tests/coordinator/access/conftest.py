@@ -109,8 +109,13 @@ class Member:
         self.client.loop_stop()
 
     def leave(self):
-        self.client.disconnect()
-        self.client.loop_stop()
+        """Ends it, also again; a client that nothing refers to closes the sockets that it wakes by."""
+        client, self.client = self.client, None
+        if client is not None:
+            client.disconnect()
+            client.loop_stop()
+            client.on_connect = client.on_disconnect = client.on_publish = None
+            client.on_message = client.on_subscribe = None
 
 
 class Site:

@@ -12,8 +12,6 @@ from edge.protocol.rights import ROOT
 pytestmark = [
     pytest.mark.broker,
     pytest.mark.timeout(120),
-    # paho leaves a socket that a broker has refused to the garbage collector.
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
 
 HOME = f"{ROOT}/home"

@@ -18,8 +18,6 @@ pytestmark = [
     pytest.mark.broker,
     pytest.mark.torch,
     pytest.mark.timeout(240),
-    # paho leaves a socket that a broker has refused to the garbage collector.
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
 
 UPDATE, SHA = "0" * 32, "0" * 64
