@@ -4,6 +4,7 @@ import msgspec
 import pytest
 
 from edge.errors import ProtocolError
+from edge.privacy.terms import Terms
 from edge.protocol.messages import (
     Answer,
     Blob,
@@ -235,3 +236,16 @@ def test_every_text_and_every_list_is_bounded(kind, field, one, most):
 def test_what_is_long_is_not_looked_into():
     with pytest.raises(ProtocolError, match="Hello: 65537 bytes, expected at most 65536"):
         decode_message(b" " * 65537, Hello)
+
+
+def test_privacy_and_seals_stand_in_a_manifest_only_where_there_are_some():
+    manifest, header = (
+        next(one for one, _ in GOLDEN if isinstance(one, k)) for k in (Manifest, UpdateHeader)
+    )
+    assert b"privacy" not in encode_message(manifest)
+    told = msgspec.structs.replace(manifest, privacy=Terms(unit="device", noise=0.5), seal=SHA)
+    end = b',"privacy":{"unit":"device","noise":0.5},"seal":"' + SHA.encode() + b'"}'
+    assert encode_message(told) == encode_message(manifest)[:-1] + end
+    assert decode_message(encode_message(told), Manifest) == told
+    sealed = msgspec.structs.replace(header, is_sealed=True)
+    assert encode_message(sealed) == encode_message(header)[:-1] + b',"is_sealed":true}'

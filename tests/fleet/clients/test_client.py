@@ -201,7 +201,7 @@ def test_a_stopped_task_goes_on_from_its_checkpoint(home):
     recipe = {"steps": 30, "seq_tokens": 64, "batch_tokens": 128}
 
     async def way():
-        async with home.coordinator(recipe=recipe):
+        async with home.coordinator(recipe=recipe, sealing="off"):
             async with home.running(slowdown=200.0) as device:
                 await device.until("training", 3)
             assert kinds(device) == ["joined", "stopped"]
@@ -215,11 +215,11 @@ def test_a_stopped_task_goes_on_from_its_checkpoint(home):
     async def uninterrupted():
         home.folder = home.folder / "anew"
         home.broker = MemoryBroker()
-        async with home.coordinator(recipe=recipe), home.device(max_tasks=1) as device:
+        async with home.coordinator(recipe=recipe, sealing="off"), home.device(max_tasks=1) as device:
             await device.client.run()
         return device.of("spooled")[0].facts["update"]
 
-    # The id holds the hash of the payload: the same id is the same delta, bit for bit.
+    # The id holds the hash of the payload: unsealed, the same id is the same delta, bit for bit.
     assert asyncio.run(way()) == asyncio.run(uninterrupted())
 
 
