@@ -27,6 +27,7 @@ from benchmarks.faults.model.world import (
     Spooled,
     spooled,
 )
+from edge.protocol.chunks import num_chunks
 from edge.protocol.messages import WINDOW, Receipt
 from edge.protocol.patience import MAX_BACKOFF
 from edge.protocol.signing import Signer
@@ -132,6 +133,19 @@ class Protocol(RuleBasedStateMachine):
         """A message never arrives."""
         self._taken(self.down, place, False)
 
+    @rule(count=st.integers(1, 6))
+    def the_wire_works(self, count: int) -> None:
+        """Some parts are sent, arrive and are acknowledged: else few walks would come to a verdict."""
+        for _ in range(count):
+            if message := self.device.send(self.now, WINDOW):
+                self._onto(self.up, message)
+            if self.device.flying:
+                self.device.acknowledge(0, self.now)
+            if self.up:
+                self._hear_up(self.up.pop(0))
+            if self.down:
+                self.device.hear(self.down.pop(0), self.now)
+
     @rule(seconds=SECONDS)
     def time_passes(self, seconds: float) -> None:
         """Nothing happens for a while."""
@@ -200,9 +214,11 @@ class Protocol(RuleBasedStateMachine):
     @precondition(lambda self: self.known)
     @rule(place=PLACES, number=st.integers(0, 30), junk=st.binary(max_size=40))
     def stranger_sends_junk(self, place: int, number: int, junk: bytes) -> None:
-        """Somebody sends a chunk of an update that is none."""
-        update = list(self.known)[place % len(self.known)]
-        self._to_both(Message(TOPICS.up(DEVICE, update, number), junk * 60))
+        """Somebody sends a chunk of an update that is none, of one under way where there is one."""
+        updates = list(self.coordinator.open or self.known)
+        update = updates[place % len(updates)]
+        total = num_chunks(len(self.known[update].payload), CHUNK_BYTES)
+        self._to_both(Message(TOPICS.up(DEVICE, update, number % (total + 1)), junk * 60))
         self._to_both(Message(TOPICS.up(DEVICE, update, "header"), junk))
 
     @precondition(lambda self: self.known)

@@ -8,7 +8,7 @@ from contextlib import closing
 
 import pytest
 
-from coordinator.ledger.records import Carried, Verdict
+from coordinator.ledger.records import Carried, Device, Verdict
 from coordinator.ledger.sqlite import FILE, SqliteJournal
 from coordinator.ledger.state import CoordinatorState, open_ledger
 from coordinator.strategies.contract import Account
@@ -34,6 +34,27 @@ def test_another_process_sees_what_was_committed(tmp_path, journal, header):
         other.discard([header().update], "rolled-back", "gone")
     assert journal.data_version() != before
     assert journal.update(header().update).status == "discarded"
+
+
+def test_a_newcomer_costs_no_fsync_and_the_verdict_after_it_does(tmp_path, header):
+    said = []
+
+    def connect(*arguments, **settings):
+        db = sqlite3.connect(*arguments, **settings)
+        db.set_trace_callback(said.append)
+        return db
+
+    def durability():
+        found = [line for line in said if line.startswith(("PRAGMA synchronous", "COMMIT"))]
+        said.clear()
+        return found
+
+    with closing(SqliteJournal(tmp_path, "home", connect)) as journal:
+        durability()
+        journal.enrol(Device("lamp", "ab", 1.0, 1.0))
+        assert durability() == ["PRAGMA synchronous = NORMAL", "COMMIT", "PRAGMA synchronous = FULL"]
+        journal.record(header(), at=1.0)
+        assert durability() == ["COMMIT"]
 
 
 def test_who_reads_waits_for_nobody_who_writes(tmp_path, header):
