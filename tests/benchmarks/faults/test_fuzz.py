@@ -12,7 +12,7 @@ from benchmarks.faults.fuzz.mutation import mutate
 from benchmarks.faults.fuzz.target import Target, arm, attempt
 from converters.errors import AdapterError
 
-SEED, FAST, SLOW = 11, 150, 40  # inputs for each decoder: of bytes, and of files
+SEED, FAST, SLOW = 11, 150, 25  # inputs for each decoder: of bytes, and of files
 ROOMS = ("access", "wire", "adapter", "base", "tokenizer", "data", "state", "ledger", "settings", "path")
 CORPUS = Path(__file__).parent / "corpus"
 
