@@ -29,6 +29,9 @@ def fleet(home, **settings):
         listening = asyncio.create_task(listen())
         async with home.coordinator(max_versions=1, **settings), home.device(max_tasks=1) as device:
             await device.client.run()
+            async with asyncio.timeout(30):  # its receipt comes before the version
+                while not any(text.startswith("version 1") for text in home.said):
+                    await asyncio.sleep(0.01)
         listening.cancel()
         await asyncio.gather(listening, return_exceptions=True)
         return device
