@@ -65,11 +65,14 @@ class Announcer:
 
     async def announce(self) -> None:
         """Publishes a manifest for every rank tier, retained."""
-        at = self._timer()
-        async for manifest in self._manifests():
-            topic = self._topics.version(manifest.tier)
-            await self._transport.publish(topic, self._signer.seal(topic, manifest), retain=True)
-        self._announced_at = at
+        before, self._announced_at = self._announced_at, self._timer()  # at once: `repeat` may come meanwhile
+        try:
+            async for manifest in self._manifests():
+                topic = self._topics.version(manifest.tier)
+                await self._transport.publish(topic, self._signer.seal(topic, manifest), retain=True)
+        except BaseException:
+            self._announced_at = before
+            raise
 
     async def repeat(self, every_s: float = EVERY_S) -> bool:
         """Announces again where the last time was `every_s` ago or more; returns whether it was."""
