@@ -77,6 +77,15 @@ def as_json(report: object) -> str:
     return msgspec.json.format(msgspec.json.encode(report), indent=2).decode()
 
 
+def print_report(report: Mapping[str, object], in_json: bool) -> None:
+    """Prints a report as JSON, or a line for each of its figures."""
+    if in_json:
+        print(as_json(report))
+        return
+    for name, value in report.items():
+        print(f"{name:18} {value.shown() if isinstance(value, Spread) else value}")
+
+
 def last_line(text: str) -> str:
     """Returns the last line that is not empty; where all are, nothing."""
     return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "")

@@ -25,7 +25,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import NamedTuple
 
-from benchmarks.measuring import Spread, as_json, spread
+from benchmarks.measuring import print_report, spread
 from benchmarks.mosquitto import running_mosquitto
 from converters.errors import TunefleetError
 from edge.protocol.chunks import CHUNK_BYTES, num_chunks
@@ -224,11 +224,7 @@ def main() -> None:
         report = asyncio.run(measure(options.repeats, int(options.size_mb * 1e6)))
     except TunefleetError as error:
         sys.exit(f"proven: {error}")
-    if options.json:
-        print(as_json(report))
-        return
-    for name, value in report.items():
-        print(f"{name:18} {value.shown() if isinstance(value, Spread) else value}")
+    print_report(report, options.json)
 
 
 if __name__ == "__main__":

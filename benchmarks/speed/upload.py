@@ -29,7 +29,7 @@ import numpy as np
 from paho.mqtt.client import Client, MQTTMessage
 from paho.mqtt.enums import CallbackAPIVersion
 
-from benchmarks.measuring import Spread, as_json, last_line, run_module, spread
+from benchmarks.measuring import last_line, print_report, run_module, spread
 from benchmarks.mosquitto import running_mosquitto
 from converters.adapter import Factors, LoraAdapter
 from converters.errors import TunefleetError
@@ -250,11 +250,7 @@ def main() -> None:
         report = measure_memory() if options.memory else asyncio.run(measure_goodput(options.repeats))
     except TunefleetError as error:
         sys.exit(f"upload: {error}")
-    if options.json:
-        print(as_json(report))
-        return
-    for name, value in report.items():
-        print(f"{name:18} {value.shown() if isinstance(value, Spread) else value}")
+    print_report(report, options.json)
 
 
 if __name__ == "__main__":
